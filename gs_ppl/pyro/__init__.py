@@ -1,0 +1,35 @@
+"""Gumbel-Softmax and straight-through Gumbel-Softmax for Pyro.
+
+Example:
+    >>> import pyro, torch
+    >>> import gs_ppl.pyro as gs
+    >>> with pyro.plate("data", 4):
+    ...     z = pyro.sample("z", gs.GumbelSoftmax(0.5, logits=torch.zeros(3)))
+    >>> z.shape
+    torch.Size([4, 3])
+"""
+
+from gs_ppl.pyro import constraints, functional, kl
+from gs_ppl.pyro.distributions import (
+    ExpGumbelSoftmax,
+    GumbelSigmoid,
+    GumbelSoftmax,
+    OneHotCategorical,
+    SoftBernoulli,
+    SoftOneHotCategorical,
+)
+from gs_ppl.pyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
+
+__all__ = [
+    "ExpGumbelSoftmax",
+    "GumbelSigmoid",
+    "GumbelSoftmax",
+    "OneHotCategorical",
+    "STGumbelSigmoid",
+    "STGumbelSoftmax",
+    "SoftBernoulli",
+    "SoftOneHotCategorical",
+    "constraints",
+    "functional",
+    "kl",
+]

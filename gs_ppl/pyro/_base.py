@@ -1,0 +1,208 @@
+"""What all classes here share: parameters and their checks, and the record of an own sample."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar, Self
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from gs_ppl.pyro.functional import Temperature
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def read(*scalars: Tensor) -> list[float] | None:
+    """Values as Python numbers; None where they cannot be read: vmap, tracing, compiling."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return None
+    try:
+        return [scalar.item() for scalar in scalars]
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return None
+
+
+def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_dims: int) -> Tensor:
+    """Logits from whichever of probs and logits was given; types and shapes are always checked."""
+    if (probs is None) == (logits is None):
+        got = "both" if probs is not None else "neither"
+        raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
+    what, given = ("probs", probs) if logits is None else ("logits", logits)
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"{name}: {what} must be a floating-point torch.Tensor, got {got}")
+    if event_dims and (given.dim() == 0 or given.shape[-1] == 0):
+        raise ValueError(
+            f"{name}: {what} must have a last axis of categories, got shape {tuple(given.shape)}"
+        )
+    if logits is not None:
+        return logits
+    if not event_dims:
+        return probs.log() - (-probs).log1p()
+    zero = probs == 0  # masked categories; log(1) in their place keeps the gradient finite
+    return probs.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf)
+
+
+def check_logits(name: str, what: str, given: Tensor, logits: Tensor, event_dims: int) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument that was given."""
+    limits = read(*given.detach().aminmax()) if given.numel() else None
+    if limits is None:
+        return
+    low, high = limits
+    if what == "probs":
+        wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
+        bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
+    else:
+        wanted = "neither NaN nor +inf" if event_dims else "finite"
+        bad = not high < math.inf or (not event_dims and low == -math.inf)
+    if bad:
+        raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
+    if event_dims and low in (0.0, -math.inf):
+        (empty,) = read(logits.detach().amax(-1).isneginf().any())
+        if empty:
+            lacking = "all-zero probs" if what == "probs" else "all logits -inf"
+            raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
+
+
+def check_temperature(name: str, temperature: Temperature, batch_shape: Size, validate: bool) -> Size:
+    """The batch shape with the temperature broadcast in; Python numbers are always checked."""
+    if isinstance(temperature, Tensor) and temperature.is_floating_point():
+        try:
+            shape = torch.broadcast_shapes(temperature.shape, batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: temperature must broadcast against the batch shape {tuple(batch_shape)}, "
+                f"got shape {tuple(temperature.shape)}"
+            ) from None
+        limits = read(*temperature.detach().aminmax()) if validate and temperature.numel() else None
+    elif isinstance(temperature, Real) and not isinstance(temperature, bool):
+        shape, limits = batch_shape, [temperature, temperature]
+    else:
+        got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
+        raise TypeError(f"{name}: temperature must be a number or a floating tensor, got {got}")
+    if limits is not None and not (limits[0] > 0 and limits[1] < math.inf):
+        got = limits[0] if limits[0] == limits[1] else f"values from {limits[0]} to {limits[1]}"
+        raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
+    return shape
+
+
+class LogitsDistribution(TorchDistribution):
+    """Temperature (None where the class has none) and logits, with `event_dims` axes an event.
+
+    `a` and `tau` are what the formulas take: logits in at least float32, and the temperature as
+    it was given, or cast to the dtype and device of `a`. `finite` marks the categories that exist,
+    None meaning all of them.
+    """
+
+    arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
+    has_rsample = True
+    event_dims: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        temperature: Temperature | None,
+        probs: Tensor | None,
+        logits: Tensor | None,
+        validate_args: bool | None,
+    ) -> None:
+        name = type(self).__name__
+        validate = self._validate_args if validate_args is None else validate_args
+        self.logits = parse_logits(name, probs, logits, self.event_dims)
+        if validate:
+            what, given = ("probs", probs) if logits is None else ("logits", logits)
+            check_logits(name, what, given, self.logits, self.event_dims)
+        self.temperature = temperature
+        batch_shape = self.logits.shape[: self.logits.dim() - self.event_dims]
+        if temperature is not None:
+            batch_shape = check_temperature(name, temperature, batch_shape, validate)
+        self.finite = self._find_finite()
+        self._expand(batch_shape)
+        self._validate_args = validate  # the checks above say more than those of the base class
+
+    def _find_finite(self) -> Tensor | None:
+        if not self.event_dims or not self.logits.numel():
+            return None
+        low = read(self.logits.detach().amin())
+        return None if low is not None and low[0] > -math.inf else self.logits.detach() > -math.inf
+
+    def _expand(self, batch_shape: Size) -> None:
+        event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
+        self.logits = self.logits.expand(batch_shape + event_shape)
+        super().__init__(batch_shape, event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
+        new = self._get_checked_instance(type(self), _instance)
+        new.logits, new.temperature, new.finite = self.logits, self.temperature, self.finite
+        new._expand(Size(batch_shape))
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def probs(self) -> Tensor:
+        """pi = softmax(a), or sigmoid(a) for a bit."""
+        return self.logits.softmax(-1) if self.event_dims else self.logits.sigmoid()
+
+    @property
+    def a(self) -> Tensor:
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+
+    @property
+    def tau(self) -> Temperature:
+        tau = self.temperature
+        return tau.to(self.a) if isinstance(tau, Tensor) else tau
+
+    def __repr__(self) -> str:
+        tau = self.temperature
+        tau = tuple(tau.shape) if isinstance(tau, Tensor) and tau.dim() else tau
+        shown = "" if tau is None else f"temperature: {tau}, "
+        return f"{type(self).__name__}({shown}logits: {tuple(self.logits.shape)})"
+
+
+# --- own samples ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """How a relaxed sample came about: it rides on the tensor, which plates and replay hand on.
+
+    Clones, slices, detached and saved copies do not have it and are scored by their value alone.
+    """
+
+    owner: LogitsDistribution
+    log_value: Tensor  # l, or the logit of a relaxed bit
+    noise: Tensor
+    version: int | None
+
+    @staticmethod
+    def attach(value: Tensor, owner: LogitsDistribution, log_value: Tensor, noise: Tensor) -> Tensor:
+        version = None if value.is_inference() else value._version
+        value._gs_ppl_draw = Draw(owner, log_value, noise, version)
+        return value
+
+    @staticmethod
+    def of(value: Tensor) -> "Draw | None":
+        draw = getattr(value, "_gs_ppl_draw", None)
+        if not isinstance(draw, Draw):
+            return None
+        if draw.version is not None and value._version != draw.version:
+            return None  # written to since it was drawn
+        if value.requires_grad and value.is_leaf:
+            return None  # the caller wants the gradient at the value itself
+        return draw
+
+    def scored_by_noise(self, distribution: LogitsDistribution) -> bool:
+        """An own sample still attached to its parameters: in its score the logits cancel."""
+        if self.owner is not distribution:
+            return False
+        parameters = (distribution.logits, distribution.temperature)
+        differentiable = any(isinstance(p, Tensor) and p.requires_grad for p in parameters)
+        return self.log_value.requires_grad or not differentiable
+
+    def __reduce__(self) -> tuple:
+        return OrderedDict, ()  # a saved sample forgets it, and loads with weights_only=True

@@ -1,0 +1,125 @@
+"""Supports of the relaxed laws and the bijections from R^(K-1), registered with torch's registry.
+
+The bijection is the isometric log-ratio: x in R^(K-1) becomes a zero-sum vector z of the same
+length |z| = |x|, and l = log_softmax(z). Unlike stick breaking it treats the categories alike.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, biject_to, constraints, transform_to
+
+from gs_ppl.pyro import functional as F
+
+
+def _tolerance(value: Tensor) -> float:
+    """Rounding of y = exp(l) in its dtype: eps times 1 + sum y |log y|, with room to spare."""
+    return 8 * torch.finfo(value.dtype).eps * (1 + math.log(value.shape[-1]))
+
+
+class _Simplex(constraints.Constraint):
+    """y >= 0 with sum 1, to a tolerance that follows the dtype."""
+
+    is_discrete = False
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        total = value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))
+        return (value.amin(-1) >= 0) & ((total - 1).abs() <= _tolerance(value))
+
+
+class _LogSimplex(constraints.Constraint):
+    """l with logsumexp 0, to a tolerance that follows the dtype."""
+
+    is_discrete = False
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        return wide.logsumexp(-1).abs() <= _tolerance(value)
+
+
+class _OpenUnitInterval(constraints.Constraint):
+    """0 < y < 1."""
+
+    is_discrete = False
+    event_dim = 0
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+
+simplex = _Simplex()
+log_simplex = _LogSimplex()
+open_unit_interval = _OpenUnitInterval()
+
+
+def _zero_sum(x: Tensor) -> Tensor:
+    """Isometry from R^(K-1) onto the zero-sum vectors of R^K."""
+    K = x.shape[-1] + 1
+    total = x.sum(-1, keepdim=True)
+    shift = total / (math.sqrt(K) + K)
+    return torch.cat([x - shift, -total / math.sqrt(K)], -1)
+
+
+def _zero_sum_inverse(z: Tensor) -> Tensor:
+    K = z.shape[-1]
+    return z[..., :-1] - z[..., -1:] / (1 + math.sqrt(K))
+
+
+class LogSimplexTransform(Transform):
+    """Bijection x -> l = log_softmax(zero_sum(x)) from R^(K-1) to the log-simplex.
+
+    Its log Jacobian log(K) / 2 is with respect to dl_1 ... dl_{K-1} / y_K, the measure in which
+    ExpGumbelSoftmax has its density.
+    """
+
+    domain = constraints.real_vector
+    codomain = log_simplex
+    bijective = True
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    __hash__ = Transform.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        return F.log_softmax(_zero_sum(x))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return _zero_sum_inverse(y - y.mean(-1, keepdim=True))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.new_full((), 0.5 * math.log(y.shape[-1])).expand(x.shape[:-1])
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] + 1))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] - 1))
+
+
+class SimplexTransform(LogSimplexTransform):
+    """Bijection x -> y = softmax(zero_sum(x)) from R^(K-1) to the open simplex.
+
+    Its log Jacobian sum(l) + log(K) / 2 is with respect to Lebesgue measure on the first K - 1
+    coordinates.
+    """
+
+    codomain = simplex
+
+    def _call(self, x: Tensor) -> Tensor:
+        return F.to_simplex(super()._call(x), x.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return super()._inverse(y.clamp(*F.open_unit_interval(y.dtype)).log())
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_abs_det_jacobian(x, y) + LogSimplexTransform._call(self, x).sum(-1)
+
+
+for registry in (biject_to, transform_to):
+    registry.register(_LogSimplex, lambda constraint: LogSimplexTransform())
+    registry.register(_Simplex, lambda constraint: SimplexTransform())
+    registry.register(_OpenUnitInterval, lambda constraint: torch.distributions.SigmoidTransform())

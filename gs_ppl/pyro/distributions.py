@@ -1,0 +1,376 @@
+"""The Gumbel-Softmax family for Pyro: is the sample soft or hard, is it scored as density or mass?"""
+
+from typing import NoReturn
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import constraints as torch_constraints
+
+from gs_ppl.pyro import constraints
+from gs_ppl.pyro import functional as F
+from gs_ppl.pyro._base import Draw, LogitsDistribution
+from gs_ppl.pyro.functional import Temperature
+
+__all__ = [
+    "ExpGumbelSoftmax",
+    "GumbelSigmoid",
+    "GumbelSoftmax",
+    "OneHotCategorical",
+    "SoftBernoulli",
+    "SoftOneHotCategorical",
+]
+
+
+class Relaxed(LogitsDistribution):
+    """A law with a temperature; draws the log of a relaxed sample and the noise behind it."""
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args)
+
+    def _draw(self, sample_shape: Size) -> tuple[Tensor, Tensor]:
+        shape = self._extended_shape(sample_shape)
+        a, tau, finite = self.a, self.tau, self.finite
+        if not self.event_dims:
+            noise = F.logistic_noise(shape, dtype=a.dtype, device=a.device)
+            return F.gumbel_sigmoid_sample(tau, a, noise), noise
+        noise = F.exponential_noise(shape, dtype=a.dtype, device=a.device)
+        return F.exp_gumbel_softmax_sample(tau, a, noise, finite), noise
+
+
+class DensityScored(Relaxed):
+    """Relaxed in law: scored as a density; own samples from their noise, others from their log."""
+
+    has_enumerate_support = False  # with True, NUTS would drop the site without a word
+
+    def _recall(self, value: Tensor) -> Draw | None:
+        draw = Draw.of(value)
+        if draw is None and self._validate_args:
+            self._validate_sample(value)
+        return draw
+
+    def _log_simplex_density(self, draw: Draw | None, log_value: Tensor) -> Tensor:
+        """Density of l with respect to the symmetric measure."""
+        if draw is not None and draw.scored_by_noise(self):
+            density = F.exp_gumbel_softmax_noise_log_prob(self.tau, draw.noise, self.finite)
+            # the logits cancel, but stay in the graph: their gradient is an honest zero
+            return density + 0.0 * log_value.amax(-1)
+        return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
+
+    def _refuse(self, what: str, why: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
+
+    @property
+    def mean(self) -> Tensor:
+        self._refuse("mean", "it is an integral over the simplex; average samples instead")
+
+    @property
+    def variance(self) -> Tensor:
+        self._refuse("variance", "it is an integral over the simplex; use samples instead")
+
+    @property
+    def mode(self) -> Tensor:
+        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
+
+    def entropy(self) -> Tensor:
+        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
+
+
+class ExpGumbelSoftmax(DensityScored):
+    """Log of a Gumbel-Softmax sample: l = log_softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
+    with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
+    outside of it and is scored by its log mass.
+
+    Args:
+        temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
+        probs: unnormalised probabilities, shape batch + (K,).
+        logits: unnormalised log-probabilities a, shape batch + (K,), nats; -inf masks a category.
+        validate_args: check values (default: Pyro's setting).
+
+    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
+
+    Raises:
+        ValueError: for a temperature that is not positive and finite or does not broadcast, for
+            NaN or all -inf logits, and unless exactly one of probs and logits is given.
+        TypeError: for parameters that are not floating-point.
+
+    Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
+
+    Example:
+        >>> d = ExpGumbelSoftmax(0.5, logits=torch.zeros(3))
+        >>> d.rsample((4,)).shape
+        torch.Size([4, 3])
+        >>> d.entropy()
+        tensor(5.1931)
+    """
+
+    support = constraints.log_simplex
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        l, noise = self._draw(sample_shape)
+        return Draw.attach(l.to(self.logits.dtype), self, l, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        draw = self._recall(value)
+        l = value.to(self.a.dtype) if draw is None else draw.log_value
+        density = self._log_simplex_density(draw, l)
+        if draw is not None:
+            return density
+        vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)
+        return density.where(~vertex, F.categorical_log_prob(self.a, l.exp()))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return one_hot_support(self, expand).log()
+
+    @property
+    def mode(self) -> Tensor:
+        return F.exp_gumbel_softmax_mode(self.tau, self.a)
+
+    def entropy(self) -> Tensor:
+        return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
+
+
+class GumbelSoftmax(DensityScored):
+    """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
+    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
+    scored from their l; a value without one is scored at the nearest point inside. An exact vertex
+    lies outside and is scored by its log mass log pi_k; `enumerate_support` gives the vertices.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Jang, Gu, Poole 2016, eq. 3; Maddison, Mnih, Teh 2016.
+
+    Example:
+        >>> d = GumbelSoftmax(torch.tensor(0.5), probs=torch.tensor([0.7, 0.2, 0.1]))
+        >>> d.rsample((4,)).shape
+        torch.Size([4, 3])
+        >>> d.log_prob(torch.tensor([0.5, 0.25, 0.25]))
+        tensor(-1.1543)
+    """
+
+    support = constraints.simplex
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        l, noise = self._draw(sample_shape)
+        y = F.to_simplex(l, self.logits.dtype, self.finite)
+        return Draw.attach(y, self, l, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        draw = self._recall(value)
+        l = F.from_simplex(value.to(self.a.dtype), self.finite) if draw is None else draw.log_value
+        density = self._log_simplex_density(draw, l) - F.sum_finite(l, self.finite)
+        if draw is not None:
+            return density
+        vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
+        return density.where(~vertex, F.categorical_log_prob(self.a, value.to(self.a.dtype)))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return one_hot_support(self, expand)
+
+
+class GumbelSigmoid(DensityScored):
+    """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
+
+    x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
+    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
+    must lie inside too.
+
+    Args:
+        temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
+        probs: probability of one, strictly between 0 and 1, shape batch.
+        logits: log-odds a, finite, shape batch, nats.
+        validate_args: check values (default: Pyro's setting).
+
+    Shapes: sample, log_prob: sample + batch.
+
+    Raises: as ExpGumbelSoftmax.
+
+    Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
+
+    Example:
+        >>> GumbelSigmoid(1.0, logits=torch.tensor(0.0)).log_prob(torch.tensor(0.25))
+        tensor(0.)
+    """
+
+    arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
+    event_dims = 0
+    support = constraints.open_unit_interval
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        x, noise = self._draw(sample_shape)
+        return Draw.attach(F.to_unit_interval(x, self.logits.dtype), self, x, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        draw = self._recall(value)
+        x = value.to(self.a.dtype).logit() if draw is None else draw.log_value
+        noise = draw.noise if draw is not None and draw.scored_by_noise(self) else None
+        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
+
+    def enumerate_support(self, expand: bool = True) -> NoReturn:
+        raise NotImplementedError(
+            "GumbelSigmoid is a density on the open interval: 0 and 1 have no score, since a"
+            " float32 sigmoid reaches them; enumerate SoftBernoulli or STGumbelSigmoid instead"
+        )
+
+    def entropy(self) -> Tensor:
+        self._refuse("entropy", "E[log y (1 - y)] has none")
+
+
+# --- mass-scored ----------------------------------------------------------------------------------
+
+
+def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
+    """The K vertices, shape (K,) + batch + (K,), batch all ones unless `expand`."""
+    K, batch_shape = distribution.logits.shape[-1], distribution.batch_shape
+    values = torch.eye(K, dtype=distribution.logits.dtype, device=distribution.logits.device)
+    values = values.reshape(K, *(1,) * len(batch_shape), K)
+    return values.expand(K, *batch_shape, K) if expand else values
+
+
+class CategoricalScored(LogitsDistribution):
+    """Scored as the categorical law: log mass sum(value log pi), linear in the value."""
+
+    has_enumerate_support = True
+    support = torch_constraints.one_hot
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return F.categorical_log_prob(self.a, value.to(self.a.dtype))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return one_hot_support(self, expand)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        return self.probs * (1 - self.probs)
+
+    @property
+    def mode(self) -> Tensor:
+        return F.one_hot_argmax(self.logits)
+
+    def entropy(self) -> Tensor:
+        return F.categorical_entropy(self.a)
+
+
+class BernoulliScored(LogitsDistribution):
+    """Scored as the Bernoulli law: value log p + (1 - value) log(1 - p), linear in the value."""
+
+    arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
+    event_dims = 0
+    has_enumerate_support = True
+    support = torch_constraints.boolean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return F.bernoulli_log_prob(self.a, value.to(self.a.dtype))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = self.logits.new_tensor([0.0, 1.0]).reshape(2, *(1,) * len(self.batch_shape))
+        return values.expand(2, *self.batch_shape) if expand else values
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        return self.probs * (1 - self.probs)
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def entropy(self) -> Tensor:
+        return F.bernoulli_entropy(self.a)
+
+
+class OneHotCategorical(CategoricalScored):
+    """One-hot categorical: one_hot(k) with probability pi_k; samples have no gradient.
+
+    log p(value) = sum(value log pi), linear in the value, so that a straight-through sample scored
+    by it has a gradient; Pyro's own class scores by argmax, which has none.
+
+    Args:
+        probs, logits, validate_args: as ExpGumbelSoftmax.
+
+    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
+
+    Example:
+        >>> d = OneHotCategorical(logits=torch.zeros(4))
+        >>> d.log_prob(d.sample())
+        tensor(-1.3863)
+    """
+
+    arg_constraints = {"logits": torch_constraints.real_vector}
+    has_rsample = False
+
+    def __init__(
+        self,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(None, probs, logits, validate_args)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        a = self.a
+        noise = F.exponential_noise(
+            self._extended_shape(sample_shape), dtype=a.dtype, device=a.device
+        )
+        return F.one_hot_argmax(a - noise.log()).to(self.logits.dtype)
+
+
+class SoftOneHotCategorical(CategoricalScored, Relaxed):
+    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
+
+    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
+    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Jang, Gu, Poole 2016, section 3.
+
+    Example:
+        >>> d = SoftOneHotCategorical(0.5, logits=torch.zeros(4))
+        >>> d.log_prob(d.rsample())
+        tensor(-1.3863)
+    """
+
+    support = constraints.simplex
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        return F.to_simplex(self._draw(sample_shape)[0], self.logits.dtype, self.finite)
+
+
+class SoftBernoulli(BernoulliScored, Relaxed):
+    """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Example:
+        >>> d = SoftBernoulli(0.5, logits=torch.tensor(0.0))
+        >>> d.log_prob(d.rsample())
+        tensor(-0.6931)
+    """
+
+    support = torch_constraints.unit_interval
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        return F.to_unit_interval(self._draw(sample_shape)[0], self.logits.dtype)

@@ -1,0 +1,358 @@
+"""The Gumbel-Softmax family as pure functions of temperature, logits and noise.
+
+Letters: a = logits, tau = temperature, E = standard exponential noise (-log E is standard Gumbel),
+l = log of the relaxed sample, y = exp(l), K = number of categories, which is the last axis. A
+logit of -inf masks its category; `finite` marks the categories that exist, None meaning all.
+Everything is in nats.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gs_ppl import quadrature
+
+Temperature = float | Tensor
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+def uniform_noise(
+    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Uniform noise that is never 0 and never 1.
+
+    u = max(k 2^-p, 2^-(p + 1)) with k uniform on {0, ..., 2^p - 1}; p = 24 in float32, 53 in
+    float64. The distance from the uniform law is at most 2^-p.
+    """
+    bits = 53 if dtype == torch.float64 else 24
+    return torch.rand(shape, dtype=dtype, device=device).clamp_(min=2.0 ** -(bits + 1))
+
+
+def exponential_noise(
+    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Standard exponential noise E = -log u, finite and never 0.
+
+    In float32 E lies in [2^-24, 17.33], so the Gumbel noise -log E lies in [-2.853, 16.636]; in
+    float64 E lies in [2^-53, 37.43], -log E in [-3.623, 36.737].
+
+    Args:
+        shape: shape of the result.
+        dtype: torch.float32 or torch.float64.
+        device: device of the result.
+
+    Example:
+        >>> noise = exponential_noise((1000,))
+        >>> bool((noise >= 2.0**-24).all() and (noise < 17.33).all())
+        True
+    """
+    return uniform_noise(shape, dtype=dtype, device=device).log_().neg_()
+
+
+def logistic_noise(
+    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Standard logistic noise L = log u - log(1 - u), finite: in float32 in [-17.33, 16.636]."""
+    u = uniform_noise(shape, dtype=dtype, device=device)
+    return u.log() - (-u).log1p()
+
+
+# --- categories -----------------------------------------------------------------------------------
+
+
+def log_softmax(a: Tensor) -> Tensor:
+    """log_softmax over the last axis; on a short axis several times faster than torch's kernel."""
+    a = a - a.detach().amax(-1, keepdim=True)
+    return a - a.exp().sum(-1, keepdim=True).log()
+
+
+def sum_finite(x: Tensor, finite: Tensor | None) -> Tensor:
+    """Sum over the categories that exist."""
+    return (x if finite is None else x.where(finite, 0.0)).sum(-1)
+
+
+def _category_term(log_temperature: Tensor | float, like: Tensor, finite: Tensor | None) -> tuple:
+    """K, and lgamma(K) - K log K + (K - 1) log tau: what the density has before its sums."""
+    if finite is None:
+        K = like.shape[-1]
+        return K, math.lgamma(K) - K * math.log(K) + (K - 1) * log_temperature
+    K = finite.sum(-1).double()
+    constant = torch.lgamma(K) - K * K.log()
+    return K.to(like.dtype), constant.to(like.dtype) + (K.to(like.dtype) - 1) * log_temperature
+
+
+def _log(temperature: Temperature) -> Tensor | float:
+    return temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+
+
+def _column(temperature: Temperature) -> Temperature:
+    return temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
+
+
+# --- the relaxed law ------------------------------------------------------------------------------
+
+
+def exp_gumbel_softmax_sample(
+    temperature: Temperature, logits: Tensor, noise: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """Log of a relaxed sample, l = log_softmax((a - log E) / tau).
+
+    Args:
+        temperature: tau > 0, shape broadcastable to the batch shape.
+        logits: a, shape batch + (K,), nats.
+        noise: E, standard exponential, shape sample + batch + (K,).
+        finite: the categories that exist; None: all.
+
+    Source: Jang, Gu, Poole 2016, eq. 2; in log-space Maddison, Mnih, Teh 2016.
+
+    Example:
+        >>> l = exp_gumbel_softmax_sample(0.5, torch.zeros(2), torch.tensor([1.0, 2.0]))
+        >>> l.exp()
+        tensor([0.8000, 0.2000])
+    """
+    if finite is None:
+        return log_softmax((logits - noise.log()) / _column(temperature))
+    z = (logits.where(finite, 0.0) - noise.log()) / _column(temperature)
+    z = z - z.detach().where(finite, -math.inf).amax(-1, keepdim=True)
+    # exp of a masked z could overflow, and its zero-weighted gradient would then be NaN
+    log_total = z.where(finite, -math.inf).exp().sum(-1, keepdim=True).log()
+    return (z - log_total).where(finite, -math.inf)
+
+
+def exp_gumbel_softmax_log_prob(
+    temperature: Temperature, logits: Tensor, log_value: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """Log density of l with respect to dl_1 ... dl_{K-1} / y_K.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l).
+
+    It is -inf where a masked category has weight and where an existing one has none.
+
+    Example:
+        >>> exp_gumbel_softmax_log_prob(1.0, torch.zeros(2), torch.tensor([0.5, 0.5]).log())
+        tensor(-1.3863)
+    """
+    tau = _column(temperature)
+    if finite is None:
+        r = logits - tau * log_value
+        inside = None
+    else:
+        r = logits.where(finite, 0.0) - tau * log_value.where(finite, 0.0)
+        inside = (finite | log_value.isneginf()).all(-1)
+        finite = finite.expand(r.shape)
+    K, constant = _category_term(_log(temperature), r, finite)
+    log_mean = (r if finite is None else r.where(finite, -math.inf)).logsumexp(-1) - (
+        math.log(K) if finite is None else K.log()
+    )
+    log_prob = constant + sum_finite(r, finite) - K * log_mean
+    outside = log_mean.isposinf() if inside is None else log_mean.isposinf() | ~inside
+    return log_prob.masked_fill(outside, -math.inf)
+
+
+def exp_gumbel_softmax_noise_log_prob(
+    temperature: Temperature, noise: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """Log density of the sample that the noise gives: the logits cancel.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum log E - K log sum E.
+
+    Example:
+        >>> exp_gumbel_softmax_noise_log_prob(1.0, torch.tensor([1.0, 1.0]))
+        tensor(-1.3863)
+    """
+    K, constant = _category_term(_log(temperature), noise, finite)
+    return constant + sum_finite(noise.log(), finite) - K * (sum_finite(noise, finite) / K).log()
+
+
+def exp_gumbel_softmax_mode(temperature: Temperature, logits: Tensor) -> Tensor:
+    """Mode of the log-space density, log_softmax(a / tau)."""
+    return log_softmax(logits / _column(temperature))
+
+
+def exp_gumbel_softmax_entropy(
+    temperature: Temperature, logits: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """Entropy -lgamma(K) - (K - 1) log tau + K euler_gamma + K digamma(K), whatever the logits.
+
+    Example:
+        >>> exp_gumbel_softmax_entropy(0.1, torch.zeros(2))
+        tensor(4.3026)
+    """
+    K = torch.tensor(logits.shape[-1]) if finite is None else finite.sum(-1)
+    K = K.to(logits.device, torch.float64)
+    constant = (K * (np.euler_gamma + K.digamma()) - K.lgamma()).to(logits.dtype)
+    entropy = constant - (K.to(logits.dtype) - 1) * _log(temperature)
+    return entropy.expand(torch.broadcast_shapes(entropy.shape, logits.shape[:-1]))
+
+
+def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p || q) of two relaxed laws at the same temperature, on which it does not depend.
+
+    KL = sum(lp - lq) - K (digamma(K) - E log sum_i w_i E_i), with lp, lq the log_softmax of the
+    logits and w_i = exp(lq_i - lp_i). The expectation is a one-dimensional integral,
+    E log S = integral (exp(-t) - prod_i 1 / (1 + w_i t)) / t dt. Infinite where the masks differ.
+
+    Example:
+        >>> exp_gumbel_softmax_kl(torch.tensor([3.0, -2.0, 0.5]), torch.zeros(3))
+        tensor(3.7216)
+    """
+    p_logits, q_logits = torch.broadcast_tensors(p_logits, q_logits)
+    p_finite, q_finite = p_logits > -math.inf, q_logits > -math.inf
+    both = p_finite & q_finite
+    difference = log_softmax(q_logits).where(both, 0.0) - log_softmax(p_logits).where(both, 0.0)
+    log_w = difference.where(both, -math.inf)
+    shift = log_w.detach().amax(-1, keepdim=True)
+    w = (difference - shift).where(both, -math.inf).exp()
+    K = both.sum(-1).to(w.dtype)
+    expectation = shift.squeeze(-1) + _expected_log_sum(w)
+    digamma = both.sum(-1).double().digamma().to(w.dtype)
+    kl = K * (expectation - digamma) - difference.sum(-1)
+    return kl.masked_fill((p_finite ^ q_finite).any(-1), math.inf)
+
+
+def _expected_log_sum(w: Tensor) -> Tensor:
+    """E log sum_i w_i E_i for weights whose maximum is 1: trapezoid in s = log t."""
+    t, step = quadrature.log_nodes(w.shape[-1], double=w.dtype == torch.float64)
+    t = torch.as_tensor(t, dtype=w.dtype, device=w.device)
+    log_laplace = -(w.unsqueeze(-2) * t.unsqueeze(-1)).log1p().sum(-1)
+    return step * ((-t).expm1() - log_laplace.expm1()).sum(-1)
+
+
+def to_simplex(log_value: Tensor, dtype: torch.dtype, finite: Tensor | None = None) -> Tensor:
+    """y = exp(l), moved inside the open simplex where it rounds to its boundary.
+
+    The gradient is that of exp. Masked categories stay 0.
+    """
+    y = log_value.exp()
+    low, high = open_unit_interval(dtype)
+    inner = y.detach().clamp(low, high)
+    if finite is not None:
+        inner = inner.where(finite, 0.0)
+    return (y + (inner - y.detach())).to(dtype)
+
+
+def from_simplex(value: Tensor, finite: Tensor | None = None) -> Tensor:
+    """l = log(y) of the nearest point inside the open simplex; -inf for masked categories at 0."""
+    l = value.clamp(*open_unit_interval(value.dtype)).log()
+    return l if finite is None else l.where(finite | (value != 0), -math.inf)
+
+
+def open_unit_interval(dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest and the largest float inside (0, 1); in float16 the smallest is subnormal."""
+    info = torch.finfo(dtype)
+    return (2.0**-24 if dtype == torch.float16 else info.tiny), 1.0 - info.eps / 2
+
+
+# --- the categorical law --------------------------------------------------------------------------
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard`, bit for bit, with the gradient of `soft`."""
+    return hard + (soft - soft.detach())
+
+
+def one_hot_argmax(log_value: Tensor) -> Tensor:
+    """One-hot vector of the largest coordinate."""
+    index = log_value.argmax(-1, keepdim=True)
+    return torch.zeros_like(log_value).scatter(-1, index, 1.0)
+
+
+def categorical_log_prob(logits: Tensor, value: Tensor) -> Tensor:
+    """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
+
+    Example:
+        >>> categorical_log_prob(torch.zeros(2), torch.tensor([0.25, 0.75]))
+        tensor(-0.6931)
+    """
+    log_pi = log_softmax(logits)
+    masked = log_pi.isneginf()
+    log_prob = (value * log_pi.masked_fill(masked, 0.0)).sum(-1)
+    return log_prob.masked_fill((masked & (value != 0)).any(-1), -math.inf)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Entropy -sum pi log pi."""
+    log_pi = log_softmax(logits)
+    return -(log_pi.exp() * log_pi.masked_fill(log_pi.isneginf(), 0.0)).sum(-1)
+
+
+def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has."""
+    lp, lq = torch.broadcast_tensors(log_softmax(p_logits), log_softmax(q_logits))
+    p_masked, q_masked = lp.isneginf(), lq.isneginf()
+    difference = lp.masked_fill(p_masked, 0.0) - lq.masked_fill(q_masked, 0.0)
+    kl = (lp.exp() * difference).sum(-1)
+    return kl.masked_fill((q_masked & ~p_masked).any(-1), math.inf)
+
+
+# --- the binary laws ------------------------------------------------------------------------------
+
+
+def _log_odds_term(x: Tensor) -> Tensor:
+    """softplus(x) + softplus(-x) = -log(y (1 - y)) for y = sigmoid(x)."""
+    magnitude = x.abs()
+    return magnitude + 2 * (-magnitude).exp().log1p()
+
+
+def gumbel_sigmoid_sample(temperature: Temperature, logits: Tensor, noise: Tensor) -> Tensor:
+    """Logit of a relaxed bit, x = (a + L) / tau, L standard logistic noise.
+
+    Example:
+        >>> gumbel_sigmoid_sample(0.5, torch.tensor(1.0), torch.tensor(0.5))
+        tensor(3.)
+    """
+    return (logits + noise) / temperature
+
+
+def gumbel_sigmoid_log_prob(
+    temperature: Temperature, logits: Tensor, logit_value: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Log density of y = sigmoid(x) on (0, 1), from x.
+
+    log p(y) = log tau - c(tau x - a) + c(x) with c(x) = softplus(x) + softplus(-x). For an own
+    sample tau x - a is its noise, and the logits cancel.
+
+    Example:
+        >>> gumbel_sigmoid_log_prob(1.0, torch.tensor(0.0), torch.tensor(2.0))
+        tensor(0.)
+    """
+    residual = temperature * logit_value - logits if noise is None else noise
+    return _log(temperature) - _log_odds_term(residual) + _log_odds_term(logit_value)
+
+
+def gumbel_sigmoid_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0)."""
+    p, q = (torch.stack([a, torch.zeros_like(a)], -1) for a in (p_logits, q_logits))
+    return exp_gumbel_softmax_kl(p, q)
+
+
+def to_unit_interval(logit_value: Tensor, dtype: torch.dtype) -> Tensor:
+    """y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1; the gradient of sigmoid."""
+    y = logit_value.sigmoid()
+    inner = y.detach().clamp(*open_unit_interval(dtype))
+    return (y + (inner - y.detach())).to(dtype)
+
+
+def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
+    """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
+
+    Example:
+        >>> bernoulli_log_prob(torch.tensor(0.0), torch.tensor(0.3))
+        tensor(-0.6931)
+    """
+    softplus = logits.clamp(min=0) + (-logits.abs()).exp().log1p()
+    return value * logits - softplus
+
+
+def bernoulli_entropy(logits: Tensor) -> Tensor:
+    """Entropy -p log p - (1 - p) log(1 - p)."""
+    return -bernoulli_log_prob(logits, logits.sigmoid())
+
+
+def bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))."""
+    p = p_logits.sigmoid()
+    return bernoulli_log_prob(p_logits, p) - bernoulli_log_prob(q_logits, p)

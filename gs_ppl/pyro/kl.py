@@ -1,0 +1,110 @@
+"""KL divergences in torch's registry: mass against mass, density against density; mixed refused."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
+    register_kl,
+)
+from torch.distributions import OneHotCategorical as TorchOneHotCategorical
+
+from gs_ppl.pyro import functional as F
+from gs_ppl.pyro._base import LogitsDistribution, read
+from gs_ppl.pyro.distributions import (
+    BernoulliScored,
+    CategoricalScored,
+    DensityScored,
+    ExpGumbelSoftmax,
+    GumbelSigmoid,
+    GumbelSoftmax,
+)
+
+
+def _logits(distribution: Distribution) -> Tensor:
+    """Logits in at least float32, of our classes and of torch's."""
+    own = isinstance(distribution, LogitsDistribution)
+    return distribution.a if own else distribution.logits
+
+
+# --- mass against mass ----------------------------------------------------------------------------
+
+
+@register_kl(CategoricalScored, CategoricalScored)
+@register_kl(CategoricalScored, TorchOneHotCategorical)
+@register_kl(TorchOneHotCategorical, CategoricalScored)
+def _kl_categorical(p: Distribution, q: Distribution) -> Tensor:
+    return F.categorical_kl(_logits(p), _logits(q))
+
+
+@register_kl(BernoulliScored, BernoulliScored)
+@register_kl(BernoulliScored, Bernoulli)
+@register_kl(Bernoulli, BernoulliScored)
+def _kl_bernoulli(p: Distribution, q: Distribution) -> Tensor:
+    return F.bernoulli_kl(_logits(p), _logits(q))
+
+
+# --- density against density ----------------------------------------------------------------------
+
+
+def _require_equal_temperature(p: DensityScored, q: DensityScored) -> None:
+    """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
+    if p.temperature is q.temperature:
+        return
+    differentiable = any(
+        isinstance(t, Tensor) and t.requires_grad for t in (p.temperature, q.temperature)
+    )
+    if not differentiable:
+        equal = read((torch.as_tensor(p.tau) == torch.as_tensor(q.tau)).all())
+        if equal is not None and equal[0]:
+            return
+    raise NotImplementedError(
+        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
+        " both the same object, or equal numbers"
+    )
+
+
+@register_kl(ExpGumbelSoftmax, ExpGumbelSoftmax)
+@register_kl(GumbelSoftmax, GumbelSoftmax)
+def _kl_relaxed(p: DensityScored, q: DensityScored) -> Tensor:
+    _require_equal_temperature(p, q)
+    return F.exp_gumbel_softmax_kl(p.a, q.a)
+
+
+@register_kl(GumbelSigmoid, GumbelSigmoid)
+def _kl_relaxed_bit(p: GumbelSigmoid, q: GumbelSigmoid) -> Tensor:
+    _require_equal_temperature(p, q)
+    return F.gumbel_sigmoid_kl(p.a, q.a)
+
+
+# --- mixed measures -------------------------------------------------------------------------------
+
+
+def _refuse_mixed(p: Distribution, q: Distribution) -> NoReturn:
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
+        " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
+        " both (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
+    )
+
+
+_DENSITIES = (DensityScored, RelaxedOneHotCategorical, RelaxedBernoulli)
+_MASSES = (CategoricalScored, BernoulliScored, TorchOneHotCategorical, Bernoulli)
+for density in _DENSITIES:
+    for mass in _MASSES:
+        if issubclass(density, LogitsDistribution) or issubclass(mass, LogitsDistribution):
+            register_kl(density, mass)(_refuse_mixed)
+            register_kl(mass, density)(_refuse_mixed)
+
+
+@register_kl(ExpGumbelSoftmax, GumbelSoftmax)
+@register_kl(GumbelSoftmax, ExpGumbelSoftmax)
+def _refuse_spaces(p: Distribution, q: Distribution) -> NoReturn:
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
+        " one of the two classes on both sides"
+    )
