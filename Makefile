@@ -1,0 +1,34 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11 and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint wheel-test clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
+
+# Two workers with one thread each: more threads than cores would slow them down.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(BIN)/pytest --doctest-modules --doctest-glob=README.md gs_ppl models README.md
+	$(MAKE) lint
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+wheel-test: $(INSTALLED)
+	tests/wheel/run.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist results *.egg-info .pytest_cache .ruff_cache
+	find gs_ppl models tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+# Exact versions, since an open range can bring gigabytes of CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@

@@ -1,0 +1,197 @@
+"""The package as a whole: what is shipped, what an import loads, and how the two sides mirror."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import gs_ppl
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDES = ["pyro", "numpyro"]
+FRAMEWORKS = {"pyro": {"pyro", "torch"}, "numpyro": {"numpyro", "jax"}}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# Made by tools, not by hand; hidden folders other than .ci are not ours either.
+GENERATED = {"build", "dist", "results", "__pycache__", "gs_ppl.egg-info"}
+
+
+def source_paths() -> list[Path]:
+    """Files and folders of the checkout, relative to its root."""
+    found = []
+    for folder, subfolders, files in os.walk(ROOT):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in GENERATED and (name == ".ci" or not name.startswith("."))
+        ]
+        found += [(Path(folder) / name).relative_to(ROOT) for name in subfolders + files]
+    return found
+
+
+def python(code: str) -> str:
+    """What the code prints in a fresh interpreter, where every warning is an error."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+# What is shipped
+
+
+def test_package_list_equals_the_tree():
+    packages = {
+        ".".join(path.parent.parts)
+        for path in source_paths()
+        if path.name == "__init__.py" and path.parts[0] == "gs_ppl"
+    }
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"gs_ppl.models"}
+    assert not (ROOT / "gs_ppl" / "models").exists()
+
+
+def test_typed():
+    assert (ROOT / "gs_ppl" / "py.typed").exists()
+    assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"]["gs_ppl"]
+
+
+def test_one_version():
+    for name, pattern in (
+        ("CITATION.cff", r"^version: (\S+)$"),
+        ("CHANGELOG.md", r"^## \[([0-9.]+)\]"),
+    ):
+        match = re.search(pattern, (ROOT / name).read_text(), re.MULTILINE)
+        assert match is not None, name
+        assert match.group(1) == gs_ppl.__version__, name
+
+
+def requirement_names(lines: list[str]) -> set[str]:
+    return {match.group() for line in lines if (match := re.match(r"[\w-]+", line))}
+
+
+def test_constraints_name_every_dependency():
+    project = PYPROJECT["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    wanted = requirement_names(project["dependencies"] + extras) - {project["name"]}
+    assert requirement_names((ROOT / "constraints.txt").read_text().splitlines()) == wanted
+
+
+def test_no_file_shadows_a_framework():
+    # A script is run with its own folder first on the path: `import pyro` would find the namesake.
+    shadows = {"pyro", "numpyro", "torch", "jax"}
+    outside = [path for path in source_paths() if path.parts[0] != "gs_ppl"]
+    assert [path for path in outside if path.name.split(".")[0] in shadows] == []
+
+
+def test_no_machine_paths():
+    pattern = re.compile(rb"(?<![\w.~/-])/(work|root|home|Users|tmp)/[\w.-]")
+    files = [path for path in source_paths() if (ROOT / path).is_file()]
+    assert [path for path in files if pattern.search((ROOT / path).read_bytes())] == []
+
+
+# What an import loads and changes
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("gs_ppl", {"torch", "jax", "pyro", "numpyro"}),
+        ("gs_ppl.reference", {"torch", "jax", "pyro", "numpyro", "scipy"}),
+        ("gs_ppl.models", {"torch", "jax", "pyro", "numpyro"}),
+        ("gs_ppl.pyro", FRAMEWORKS["numpyro"]),
+        ("gs_ppl.numpyro", FRAMEWORKS["pyro"]),
+    ],
+)
+def test_import_leaves_other_frameworks_alone(module, absent):
+    loaded = python(f"import sys, {module}; print(*sys.modules)").split()
+    assert absent.isdisjoint(loaded)
+
+
+GLOBAL_STATE = {
+    "pyro": """
+        import torch, pyro, pyro.infer, pyro.infer.autoguide
+
+        def framework_state():
+            return dict(
+                settings=pyro.settings.get(),
+                torch_validation=torch.distributions.Distribution._validate_args,
+                dtype=torch.get_default_dtype(),
+                device=torch.get_default_device(),
+                threads=torch.get_num_threads(),
+                grad=torch.is_grad_enabled(),
+                deterministic=torch.are_deterministic_algorithms_enabled(),
+                rng=torch.get_rng_state().tolist(),
+                params=list(pyro.get_param_store()),
+            )
+        """,
+    "numpyro": """
+        import jax, numpyro, numpyro.infer, numpyro.infer.autoguide
+
+        def framework_state():
+            return dict(
+                config=dict(jax.config.values),
+                validation=numpyro.distributions.Distribution._validate_args,
+                stack=list(numpyro.primitives._PYRO_STACK),
+                # Its import sets the backend of funsor, for Pyro too.
+                funsor="numpyro.contrib.funsor" in sys.modules,
+            )
+        """,
+}
+
+COMPARE_STATE = """
+import os, random, sys, warnings
+import numpy as np
+
+def state():
+    return dict(
+        framework_state(),
+        warnings=list(warnings.filters),
+        environment=dict(os.environ),
+        printing=np.get_printoptions(),
+        errors=np.geterr(),
+        random=random.getstate(),
+        numpy_random=repr(np.random.get_state()),
+    )
+
+before = state()
+import gs_ppl.{side}
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_import_changes_nothing_global(side):
+    code = textwrap.dedent(GLOBAL_STATE[side]) + COMPARE_STATE.format(side=side)
+    assert python(code) == "[]"
+
+
+# The two sides mirror each other
+
+
+def test_same_files():
+    pyro, numpyro = (
+        {path.relative_to(folder) for path in folder.rglob("*.py")}
+        for folder in (ROOT / "gs_ppl" / side for side in SIDES)
+    )
+    assert pyro == numpyro
+
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "gs_ppl" / "pyro").with_suffix("").parts)
+    for path in (ROOT / "gs_ppl" / "pyro").rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_same_public_names(module):
+    suffix = "" if module == "__init__" else f".{module}"
+    pyro, numpyro = (importlib.import_module(f"gs_ppl.{side}{suffix}") for side in SIDES)
+    assert getattr(pyro, "__all__", None) == getattr(numpyro, "__all__", None)
+    for name in getattr(pyro, "__all__", []):
+        assert hasattr(pyro, name), name
+        assert hasattr(numpyro, name), name
