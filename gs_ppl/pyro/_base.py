@@ -70,7 +70,9 @@ def check_logits(name: str, what: str, given: Tensor, logits: Tensor, event_dims
             raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
 
 
-def check_temperature(name: str, temperature: Temperature, batch_shape: Size, validate: bool) -> Size:
+def check_temperature(
+    name: str, temperature: Temperature, batch_shape: Size, validate: bool
+) -> Size:
     """The batch shape with the temperature broadcast in; Python numbers are always checked."""
     if isinstance(temperature, Tensor) and temperature.is_floating_point():
         try:
@@ -93,7 +95,7 @@ def check_temperature(name: str, temperature: Temperature, batch_shape: Size, va
 
 
 class LogitsDistribution(TorchDistribution):
-    """Temperature (None where the class has none) and logits, with `event_dims` axes an event.
+    """Temperature (if the class has one) and logits, with `event_dims` axes an event.
 
     `a` and `tau` are what the formulas take: logits in at least float32, and the temperature as
     it was given, or cast to the dtype and device of `a`. `finite` marks the categories that exist,
@@ -102,6 +104,7 @@ class LogitsDistribution(TorchDistribution):
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
     has_rsample = True
+    has_temperature: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
 
     def __init__(
@@ -119,7 +122,7 @@ class LogitsDistribution(TorchDistribution):
             check_logits(name, what, given, self.logits, self.event_dims)
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.dim() - self.event_dims]
-        if temperature is not None:
+        if self.has_temperature:
             batch_shape = check_temperature(name, temperature, batch_shape, validate)
         self.finite = self._find_finite()
         self._expand(batch_shape)
@@ -160,11 +163,16 @@ class LogitsDistribution(TorchDistribution):
     def __repr__(self) -> str:
         tau = self.temperature
         tau = tuple(tau.shape) if isinstance(tau, Tensor) and tau.dim() else tau
-        shown = "" if tau is None else f"temperature: {tau}, "
+        shown = f"temperature: {tau}, " if self.has_temperature else ""
         return f"{type(self).__name__}({shown}logits: {tuple(self.logits.shape)})"
 
 
 # --- own samples ----------------------------------------------------------------------------------
+
+
+def version_of(value: Tensor) -> int | None:
+    """How often the tensor was written to; None where torch keeps no count."""
+    return None if torch.compiler.is_compiling() or value.is_inference() else value._version
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +188,10 @@ class Draw:
     version: int | None
 
     @staticmethod
-    def attach(value: Tensor, owner: LogitsDistribution, log_value: Tensor, noise: Tensor) -> Tensor:
-        version = None if value.is_inference() else value._version
-        value._gs_ppl_draw = Draw(owner, log_value, noise, version)
+    def attach(
+        value: Tensor, owner: LogitsDistribution, log_value: Tensor, noise: Tensor
+    ) -> Tensor:
+        value._gs_ppl_draw = Draw(owner, log_value, noise, version_of(value))
         return value
 
     @staticmethod
@@ -190,7 +199,7 @@ class Draw:
         draw = getattr(value, "_gs_ppl_draw", None)
         if not isinstance(draw, Draw):
             return None
-        if draw.version is not None and value._version != draw.version:
+        if draw.version != version_of(value):
             return None  # written to since it was drawn
         if value.requires_grad and value.is_leaf:
             return None  # the caller wants the gradient at the value itself

@@ -1,4 +1,4 @@
-"""The Gumbel-Softmax family for Pyro: is the sample soft or hard, is it scored as density or mass?"""
+"""The Gumbel-Softmax family for Pyro: soft or hard samples, scored as a density or as a mass."""
 
 from typing import NoReturn
 
@@ -319,6 +319,7 @@ class OneHotCategorical(CategoricalScored):
 
     arg_constraints = {"logits": torch_constraints.real_vector}
     has_rsample = False
+    has_temperature = False
 
     def __init__(
         self,
@@ -328,12 +329,9 @@ class OneHotCategorical(CategoricalScored):
     ) -> None:
         super().__init__(None, probs, logits, validate_args)
 
-    @torch.no_grad()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
-        a = self.a
-        noise = F.exponential_noise(
-            self._extended_shape(sample_shape), dtype=a.dtype, device=a.device
-        )
+        a, shape = self.a.detach(), self._extended_shape(sample_shape)
+        noise = F.exponential_noise(shape, dtype=a.dtype, device=a.device)
         return F.one_hot_argmax(a - noise.log()).to(self.logits.dtype)
 
 

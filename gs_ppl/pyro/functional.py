@@ -20,7 +20,10 @@ Temperature = float | Tensor
 
 
 def uniform_noise(
-    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Uniform noise that is never 0 and never 1.
 
@@ -28,11 +31,14 @@ def uniform_noise(
     float64. The distance from the uniform law is at most 2^-p.
     """
     bits = 53 if dtype == torch.float64 else 24
-    return torch.rand(shape, dtype=dtype, device=device).clamp_(min=2.0 ** -(bits + 1))
+    return torch.rand(shape, dtype=dtype, device=device).clamp(min=2.0 ** -(bits + 1))
 
 
 def exponential_noise(
-    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Standard exponential noise E = -log u, finite and never 0.
 
@@ -53,7 +59,10 @@ def exponential_noise(
 
 
 def logistic_noise(
-    shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Standard logistic noise L = log u - log(1 - u), finite: in float32 in [-17.33, 16.636]."""
     u = uniform_noise(shape, dtype=dtype, device=device)
@@ -192,8 +201,12 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) of two relaxed laws at the same temperature, on which it does not depend.
 
     KL = sum(lp - lq) - K (digamma(K) - E log sum_i w_i E_i), with lp, lq the log_softmax of the
-    logits and w_i = exp(lq_i - lp_i). The expectation is a one-dimensional integral,
-    E log S = integral (exp(-t) - prod_i 1 / (1 + w_i t)) / t dt. Infinite where the masks differ.
+    logits and w_i = exp(lq_i - lp_i). With v = w / max(w) and the integrals of digamma(K) and of
+    E log sum_i v_i E_i subtracted under one sign, where t = exp(s),
+
+    KL = -sum log v + K integral ((1 + t)^-K - prod_i 1 / (1 + v_i t)) ds.
+
+    Infinite where the masks differ.
 
     Example:
         >>> exp_gumbel_softmax_kl(torch.tensor([3.0, -2.0, 0.5]), torch.zeros(3))
@@ -202,23 +215,15 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     p_logits, q_logits = torch.broadcast_tensors(p_logits, q_logits)
     p_finite, q_finite = p_logits > -math.inf, q_logits > -math.inf
     both = p_finite & q_finite
-    difference = log_softmax(q_logits).where(both, 0.0) - log_softmax(p_logits).where(both, 0.0)
-    log_w = difference.where(both, -math.inf)
-    shift = log_w.detach().amax(-1, keepdim=True)
-    w = (difference - shift).where(both, -math.inf).exp()
-    K = both.sum(-1).to(w.dtype)
-    expectation = shift.squeeze(-1) + _expected_log_sum(w)
-    digamma = both.sum(-1).double().digamma().to(w.dtype)
-    kl = K * (expectation - digamma) - difference.sum(-1)
+    log_v = q_logits.where(both, 0.0) - p_logits.where(both, 0.0)
+    log_v = log_v - log_v.where(both, -math.inf).amax(-1, keepdim=True)
+    v, K = log_v.where(both, -math.inf).exp().unsqueeze(-2), both.sum(-1)
+    t, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == torch.float64)
+    t = torch.as_tensor(t, dtype=log_v.dtype, device=log_v.device)
+    equal, product = -K.unsqueeze(-1) * t.log1p(), -(v * t.unsqueeze(-1)).log1p().sum(-1)
+    integral = step * (equal.expm1() - product.expm1()).sum(-1)
+    kl = K * integral - log_v.where(both, 0.0).sum(-1)
     return kl.masked_fill((p_finite ^ q_finite).any(-1), math.inf)
-
-
-def _expected_log_sum(w: Tensor) -> Tensor:
-    """E log sum_i w_i E_i for weights whose maximum is 1: trapezoid in s = log t."""
-    t, step = quadrature.log_nodes(w.shape[-1], double=w.dtype == torch.float64)
-    t = torch.as_tensor(t, dtype=w.dtype, device=w.device)
-    log_laplace = -(w.unsqueeze(-2) * t.unsqueeze(-1)).log1p().sum(-1)
-    return step * ((-t).expm1() - log_laplace.expm1()).sum(-1)
 
 
 def to_simplex(log_value: Tensor, dtype: torch.dtype, finite: Tensor | None = None) -> Tensor:
