@@ -1,0 +1,44 @@
+"""The table of laws: a new one joins the common suite by one line."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Law:
+    name: str
+    event_dims: int  # 1: a vector over the categories; 0: a bit
+    scored_as: str  # density | mass
+    hard: bool  # the sample is one-hot, or 0 or 1
+    tempered: bool = True  # has a temperature
+
+    def __call__(self, backend, temperature, logits=None, **kwargs):
+        """The distribution; the temperature is dropped where the law has none."""
+        if logits is not None:
+            kwargs["logits"] = logits
+        make = getattr(backend.gs, self.name)
+        return make(temperature, **kwargs) if self.tempered else make(**kwargs)
+
+    def logits(self, rng: np.random.Generator, batch: tuple[int, ...] = (), K: int = 3):
+        return rng.normal(size=batch + (K,) * self.event_dims)
+
+
+LAWS = [
+    Law("ExpGumbelSoftmax", 1, "density", hard=False),
+    Law("GumbelSoftmax", 1, "density", hard=False),
+    Law("SoftOneHotCategorical", 1, "mass", hard=False),
+    Law("STGumbelSoftmax", 1, "mass", hard=True),
+    Law("OneHotCategorical", 1, "mass", hard=True, tempered=False),
+    Law("GumbelSigmoid", 0, "density", hard=False),
+    Law("SoftBernoulli", 0, "mass", hard=False),
+    Law("STGumbelSigmoid", 0, "mass", hard=True),
+]
+
+
+def select(**wanted) -> list[Law]:
+    return [law for law in LAWS if all(getattr(law, k) == v for k, v in wanted.items())]
+
+
+def name(law: Law) -> str:
+    return law.name

@@ -1,0 +1,160 @@
+"""The classes inside of programs: plates, subsampling, ELBOs, NUTS, exact enumeration in Pyro."""
+
+import math
+
+import numpy as np
+import pytest
+from laws import LAWS, name, select
+from scipy import stats
+
+from gs_ppl import reference
+
+FAILURE_RATE = 1e-4
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_plates(backend, law):
+    """Nested plates expand the site; a subsampled one draws as many as its subsample."""
+    a = backend.array(law.logits(np.random.default_rng(0)), "float32")
+    ppl = backend.ppl
+
+    def program():
+        with ppl.plate("rows", 5, dim=-2), ppl.plate("columns", 8, subsample_size=4, dim=-1):
+            ppl.sample("z", law(backend, 0.5, a))
+
+    z = backend.trace(program, 0)["z"]
+    assert z.shape == (5, 4) + (3,) * law.event_dims
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_own_elbo_is_zero(backend, law):
+    """Guide and model alike: log q - log p vanishes for each draw, plates and to_event included."""
+    if law.name == "OneHotCategorical":
+        return  # no reparameterized sample: its loss is not what a pathwise ELBO reports
+    a = backend.array(law.logits(np.random.default_rng(0), (4, 2)), "float32")
+    ppl = backend.ppl
+
+    def program():
+        with ppl.plate("data", 4):
+            ppl.sample("z", law(backend, 0.7, a).to_event(1))
+
+    for elbo in ("Trace_ELBO", "TraceMeanField_ELBO"):
+        assert abs(backend.loss(elbo, program, program, 10, seed=0)) < 2e-4
+
+
+@pytest.mark.parametrize("elbo", ["Trace_ELBO", "TraceMeanField_ELBO"])
+@pytest.mark.parametrize("law", select(tempered=True, event_dims=1), ids=name)
+def test_elbo_is_the_kl(backend, law, elbo):
+    """The mean-field ELBO takes the registered KL, the other one estimates it."""
+    a = backend.array([3.0, -2.0, 0.5])
+    zeros = backend.array(np.zeros(3))
+    tau = 1.0
+    guide = lambda: backend.ppl.sample("z", law(backend, tau, a))  # noqa: E731
+    model = lambda: backend.ppl.sample("z", law(backend, tau, zeros))  # noqa: E731
+    kl = reference.exp_gumbel_softmax_kl if law.scored_as == "density" else reference.categorical_kl
+    expected = kl([3.0, -2.0, 0.5], np.zeros(3))
+    exact = elbo == "TraceMeanField_ELBO"
+    loss = backend.loss(elbo, model, guide, 1 if exact else 20_000, seed=0)
+    soft_mass = law.name == "SoftOneHotCategorical"
+    if exact:
+        assert loss == pytest.approx(expected, rel=1e-5)
+    elif not soft_mass:  # whose score at a soft value is no log-density
+        assert loss == pytest.approx(expected, abs=0.1)
+
+
+def mixture(backend, family, **infer):
+    """Two observations below one categorical; returns the program and its log evidence."""
+    log_prior, locs, data = (
+        np.log([0.5, 0.3, 0.2]),
+        np.array([-2.0, 0.0, 3.0]),
+        np.array([0.4, 0.9]),
+    )
+    prior, centers, x = map(backend.array, (log_prior, locs, data))
+    ppl = backend.ppl
+
+    def model():
+        z = ppl.sample("z", family(prior), **infer)
+        with ppl.plate("data", 2):
+            ppl.sample("x", backend.native.Normal((z * centers).sum(-1), 1.0), obs=x)
+
+    joint = log_prior + stats.norm(locs[:, None]).logpdf(data).sum(-1)
+    return model, joint
+
+
+@pytest.mark.parametrize("elbo", ["Trace_ELBO", "TraceMeanField_ELBO"])
+def test_straight_through_elbo_at_the_posterior_is_the_evidence(backend, elbo):
+    """Whatever the temperature: hard in law and scored as the mass it is."""
+    for tau in (0.2, 1.0):
+        make = lambda a: backend.gs.STGumbelSoftmax(tau, logits=a)  # noqa: B023, E731
+        model, joint = mixture(backend, make)
+        evidence = np.logaddexp.reduce(joint)
+        posterior = backend.array(joint - evidence)
+        guide = lambda: backend.ppl.sample("z", make(posterior))  # noqa: B023, E731
+        if elbo == "Trace_ELBO":  # each draw by itself
+            losses = [backend.loss(elbo, model, guide, 1, seed) for seed in range(3)]
+            np.testing.assert_allclose(losses, -evidence, rtol=1e-6)
+        else:  # the mean over the draws, since the KL is not estimated
+            loss = backend.loss(elbo, model, guide, 1_000, seed=0)
+            assert loss == pytest.approx(-evidence, rel=0.05)
+
+
+@pytest.mark.parametrize("law", ["STGumbelSoftmax", "SoftOneHotCategorical", "GumbelSoftmax"])
+def test_svi_trains(backend, law):
+    """From a flat guide to within a nat of the evidence, with the right category on top."""
+    make = lambda a: getattr(backend.gs, law)(0.5, logits=a)  # noqa: E731
+    model, joint = mixture(backend, make)
+
+    def guide():
+        a = backend.ppl.param("a", backend.array(np.zeros(3), "float32"))
+        return backend.ppl.sample("z", make(a))
+
+    losses, params = backend.fit("TraceMeanField_ELBO", model, guide, 300, seed=0)
+    assert np.isfinite(losses).all()
+    assert losses[-50:].mean() < losses[:10].mean()
+    assert params["a"].argmax() == joint.argmax()
+
+
+@pytest.mark.parametrize("law", ["GumbelSoftmax", "ExpGumbelSoftmax"])
+def test_nuts_reproduces_own_samples(backend, law):
+    """NUTS over one relaxed site, through its support's bijection, at tau = 1."""
+    a = np.array([0.5, -0.5, 0.0])
+    d = getattr(backend.gs, law)(1.0, logits=backend.array(np.tile(a, (50, 1))))
+
+    def model():
+        backend.ppl.sample("z", d.to_event(1))
+
+    z = backend.nuts(model, seed=0, warmup=150, samples=100)["z"][::5].reshape(-1, 3)
+    l = z if law == "ExpGumbelSoftmax" else np.log(z)
+    assert np.abs(np.logaddexp.reduce(l, -1)).max() < 1e-6
+    for i, j in [(0, 1), (1, 2), (2, 0)]:
+        exact = stats.logistic(a[i] - a[j], 1.0)
+        assert stats.kstest(l[:, i] - l[:, j], exact.cdf).pvalue > FAILURE_RATE
+
+
+@pytest.mark.parametrize(
+    "law", [law for law in LAWS if law.event_dims and law.name != "ExpGumbelSoftmax"], ids=name
+)
+def test_explicit_enumeration_flag_in_pyro(law, request):
+    """Pyro enumerates a site that asks for it, also where the class does not by default."""
+    if request.config.getoption("--backend") == "numpyro":
+        return  # NumPyro enumerates integer sites alone, which the library's handler lowers to
+    from conftest import load
+
+    backend = load("pyro")
+    model, joint = mixture(backend, lambda a: law(backend, 0.3, a), infer={"enumerate": "parallel"})
+    elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    evidence = -elbo.loss(model, lambda: None)
+    assert evidence == pytest.approx(np.logaddexp.reduce(joint), rel=1e-12)
+
+
+def test_evidence_of_the_mixture():
+    """The number that the tests above compare with, by hand."""
+    lik = [math.exp(-((0.4 - m) ** 2 + (0.9 - m) ** 2) / 2) / (2 * math.pi) for m in (-2, 0, 3)]
+    by_hand = math.log(sum(w * x for w, x in zip([0.5, 0.3, 0.2], lik, strict=True)))
+
+    class Plain:  # the arithmetic alone, with neither PPL
+        ppl = native = None
+        array = staticmethod(np.asarray)
+
+    _, joint = mixture(Plain, None)
+    assert np.logaddexp.reduce(joint) == pytest.approx(by_hand)

@@ -1,0 +1,122 @@
+"""Shapes: batch x sample x event, temperatures, expand, to_event, mask, plates."""
+
+import numpy as np
+import pytest
+from laws import LAWS, name, select
+
+BATCHES = [(), (1,), (4,), (5, 4)]
+SAMPLES = [(), (1,), (2, 3)]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_shapes(backend, law, K, batch, sample):
+    event = (K,) * law.event_dims
+    d = law(backend, 0.5, backend.array(law.logits(np.random.default_rng(0), batch, K)))
+    assert d.batch_shape == batch
+    assert d.event_shape == event
+    assert d.event_dim == law.event_dims
+    value, score = backend.sample_and_score(d, 0, sample)
+    assert value.shape == (*sample, *batch, *event)
+    assert score.shape == (*sample, *batch)
+    plain = backend.array(backend.numpy(value))
+    assert d.log_prob(plain).shape == (*sample, *batch)
+    np.testing.assert_allclose(
+        backend.numpy(d.log_prob(plain)), backend.numpy(score), rtol=1e-6, atol=1e-6
+    )
+    assert d.probs.shape == (*batch, *event)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "batch", "result"),
+    [
+        ((), (), ()),
+        ((), (4,), (4,)),
+        ((4,), (4,), (4,)),
+        ((5, 1), (5, 4), (5, 4)),
+        ((5, 1), (4,), (5, 4)),
+        ((7, 1, 1), (5, 4), (7, 5, 4)),
+        ((3,), (), (3,)),
+        ((3,), (1,), (3,)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("law", select(tempered=True), ids=name)
+def test_temperature_shapes(backend, law, temperature, batch, result):
+    """The temperature broadcasts against the batch shape, and acts where it stands."""
+    rng = np.random.default_rng(0)
+    a, tau = law.logits(rng, batch), rng.uniform(0.4, 2.0, size=temperature)
+    d = law(backend, backend.array(tau), backend.array(a))
+    assert d.batch_shape == result
+    assert d.temperature.shape == temperature
+    value, score = backend.sample_and_score(d, 0, (2,))
+    assert score.shape == (2, *result)
+    value = backend.numpy(value)
+    event = value.shape[1 + len(result) :]
+    full_a = np.broadcast_to(a, result + event)
+    full_tau = np.broadcast_to(tau, result)
+    scores = backend.numpy(d.log_prob(backend.array(value)))
+    for index in np.ndindex(*result):
+        one = law(backend, float(full_tau[index]), backend.array(full_a[index]))
+        expected = backend.numpy(one.log_prob(backend.array(value[(slice(None), *index)])))
+        np.testing.assert_allclose(scores[(slice(None), *index)], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("wide", [(4,), (2, 4), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_expand(backend, law, wide):
+    a = law.logits(np.random.default_rng(0), (4,))
+    tau = backend.array(np.linspace(0.5, 2, 4))
+    d = law(backend, tau, backend.array(a)).expand(wide)
+    assert type(d) is getattr(backend.gs, law.name)
+    assert d.batch_shape == wide
+    value, score = backend.sample_and_score(d, 0, (3,))
+    assert value.shape[: -1 if law.event_dims else None] == (3, *wide) == score.shape
+    drawn = backend.numpy(value).reshape(-1)
+    assert law.hard or len(np.unique(drawn)) > 0.9 * drawn.size  # independent draws, not copies
+    if law.scored_as == "mass":
+        assert d.enumerate_support().shape[1 : 1 + len(wide)] == wide
+        assert d.entropy().shape == d.mean.shape[: len(wide)] == wide
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_expand_of_a_unit_axis(backend, law):
+    d = law(backend, 0.5, backend.array(law.logits(np.random.default_rng(0), (5, 1))))
+    assert backend.sample(d.expand((2, 5, 4)), 0).shape[:3] == (2, 5, 4)
+    with pytest.raises((ValueError, RuntimeError)):
+        d.expand((6, 4))
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_to_event(backend, law):
+    """Event axes add up, and an own sample keeps its exact score at any temperature."""
+    a = backend.array(law.logits(np.random.default_rng(0), (5, 4)), "float32")
+    d = law(backend, 0.01, a)
+    _, score = backend.sample_and_score(d, 0, (2,))
+    joint = d.to_event(1)
+    assert joint.batch_shape == (5,)
+    assert joint.event_dim == 1 + law.event_dims
+    _, joint_score = backend.sample_and_score(joint, 0, (2,))
+    np.testing.assert_allclose(backend.numpy(joint_score), backend.numpy(score).sum(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.parametrize("nested", ["mask", "mask of to_event", "to_event of mask", "expand, mask"])
+def test_mask(backend, law, nested):
+    a = backend.array(law.logits(np.random.default_rng(0), (3, 2)), "float32")
+    keep = np.array([[True], [False], [True]])
+    d = law(backend, 0.01, a)
+    _, score = backend.sample_and_score(d, 0)
+    expected = backend.numpy(score) * keep
+    if nested == "mask of to_event":
+        d, expected = backend.mask(d.to_event(1), keep[:, 0]), expected.sum(-1)
+    elif nested == "to_event of mask":
+        d, expected = backend.mask(d, keep).to_event(1), expected.sum(-1)
+    elif nested == "expand, mask":
+        d = backend.mask(d.expand((3, 2)), keep)
+    else:
+        d = backend.mask(d, keep)
+    _, got = backend.sample_and_score(d, 0)
+    np.testing.assert_allclose(backend.numpy(got), expected, rtol=1e-5)

@@ -1,0 +1,175 @@
+"""jit, vmap, forward mode, higher derivatives, dtypes, pickling, copying."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from laws import LAWS, name, select
+
+
+def logits(law, batch=(4,), K=3):
+    return law.logits(np.random.default_rng(0), batch, K)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_jit(backend, law):
+    """The whole of building, sampling and scoring traces, with the same results."""
+    value = backend.sample(law(backend, 0.5, backend.array(logits(law))), 0)
+    value = backend.array(backend.numpy(value))
+
+    def score(a, tau, value):
+        return law(backend, tau, a).log_prob(value)
+
+    args = backend.array(logits(law)), backend.array(0.5), value
+    np.testing.assert_allclose(
+        backend.numpy(backend.jit(score)(*args)), backend.numpy(score(*args)), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_jit_of_own_scores(backend, law):
+    def draw(a, tau):
+        return backend.sample_and_score(law(backend, tau, a), backend.traced_seed(0))
+
+    args = backend.array(logits(law)), backend.array(0.5)
+    for got, expected in zip(backend.jit(draw)(*args), draw(*args), strict=True):
+        assert got.shape == expected.shape
+        assert np.isfinite(backend.numpy(got)).all()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_vmap_of_scores(backend, law):
+    """Over logits, temperature and value, equal to the loop; also of the gradient."""
+    a, taus = backend.array(logits(law)), backend.array(np.linspace(0.4, 2, 4))
+    value = backend.sample(law(backend, 0.5, a), 0)
+    value = backend.array(backend.numpy(value))
+
+    def score(a, tau, value):
+        return law(backend, tau, a).log_prob(value)
+
+    for f in (score, backend.functional_grad(score)):
+        looped = [f(a[i], taus[i], value[i]) for i in range(4)]
+        np.testing.assert_allclose(
+            backend.numpy(backend.vmap(f)(a, taus, value)),
+            backend.numpy(backend.stack(looped)),
+            rtol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_vmap_of_samples(backend, law):
+    """Each lane draws for itself and scores its own draw."""
+    d_score = law.scored_as == "density"
+
+    def draw(a, seed):
+        value, score = backend.sample_and_score(law(backend, 0.5, a), seed)
+        return value, score
+
+    a = backend.array(np.tile(logits(law, (1,)), (64,) + (1,) * law.event_dims))
+    seeds = backend.array(np.arange(64), "int64")
+    value, score = backend.vmap(lambda a, s: draw(a, backend.traced_seed(s)))(a, seeds)
+    assert value.shape == a.shape
+    assert score.shape == (64,)
+    rounded = np.round(backend.numpy(value).reshape(64, -1), 12)
+    assert len(np.unique(rounded, axis=0)) == 64 if not law.hard else len(np.unique(rounded)) == 2
+    again = law(backend, 0.5, a).log_prob(backend.array(backend.numpy(value)))
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if d_score else {"rtol": 1e-12}
+    np.testing.assert_allclose(backend.numpy(score), backend.numpy(again), **tolerance)
+
+
+@pytest.mark.parametrize("law", select(hard=False), ids=name)
+def test_forward_mode_equals_reverse_mode(backend, law):
+    a = backend.array(logits(law))
+    v = backend.array(np.random.default_rng(1).normal(size=a.shape))
+
+    def f(a):
+        value, score = backend.sample_and_score(law(backend, 0.7, a), 0)
+        return score.sum() + (value * value).sum()
+
+    _, tangent = backend.jvp(f, a, v)
+    (gradient,) = backend.grad(f, a)
+    np.testing.assert_allclose(tangent, (gradient * backend.numpy(v)).sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_second_derivatives_by_differences(backend, law):
+    a = backend.array(logits(law))
+    value = backend.array(backend.numpy(backend.sample(law(backend, 0.7, a), 0)))
+    w = np.random.default_rng(1).normal(size=a.shape)
+
+    def score(a):
+        return law(backend, 0.7, a, validate_args=False).log_prob(value).sum()
+
+    def directional(a):
+        return (backend.functional_grad(score)(a) * backend.array(w)).sum()
+
+    (second,) = backend.grad(directional, a)
+    v = np.random.default_rng(2).normal(size=a.shape)
+    plus, minus = (
+        backend.numpy(directional(backend.array(backend.numpy(a) + s * 1e-5 * v))) for s in (1, -1)
+    )
+    assert (second * v).sum() == pytest.approx((plus - minus) / 2e-5, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, copy.copy, lambda d: pickle.loads(pickle.dumps(d))]
+)
+def test_copies(backend, law, clone):
+    d = law(backend, 0.5, backend.array(logits(law)))
+    other = clone(d)
+    assert type(other) is type(d)
+    assert other.batch_shape == d.batch_shape
+    one, two = (backend.sample_and_score(x, 0) for x in (d, other))
+    for x, y in zip(one, two, strict=True):
+        np.testing.assert_array_equal(backend.numpy(x), backend.numpy(y))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_dtypes(backend, law, dtype):
+    """The sample follows the logits; scores are at least float32; so are the formulas behind."""
+    d = law(backend, 0.5, backend.array(logits(law, (200,)), dtype))
+    value, score = backend.sample_and_score(d, 0)
+    assert backend.dtype(value) == dtype
+    assert backend.dtype(score) == ("float64" if dtype == "float64" else "float32")
+    wide = law(backend, 0.5, backend.array(backend.numpy(d.logits)), validate_args=False)
+    plain = backend.array(backend.numpy(value))
+    expected = backend.numpy(wide.log_prob(plain))
+    if dtype in ("float32", "float64"):
+        np.testing.assert_allclose(backend.numpy(score), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("law", select(tempered=True), ids=name)
+def test_temperature_of_another_dtype(backend, law):
+    d = law(backend, backend.array([0.5], "float64"), backend.array(logits(law), "float32"))
+    value, score = backend.sample_and_score(d, 0)
+    assert backend.dtype(value) == backend.dtype(score) == "float32"
+
+
+@pytest.mark.parametrize("constraint", ["simplex", "log_simplex"])
+@pytest.mark.parametrize("K", [2, 3, 7])
+def test_bijection(backend, constraint, K):
+    """Round trip, and the Jacobian against the numerical one in the measure of the density."""
+    constraint = getattr(backend.gs.constraints, constraint)
+    transform = backend.bijection(constraint)
+    x = backend.array(np.random.default_rng(0).normal(size=(5, K - 1)))
+    y = transform(x)
+    assert y.shape == transform.forward_shape(x.shape) == (5, K)
+    assert transform.inverse_shape(y.shape) == x.shape
+    assert backend.check(constraint, y).all()
+    inverse = transform.inv if backend.name == "pyro" else transform._inverse
+    np.testing.assert_allclose(backend.numpy(inverse(y)), backend.numpy(x), atol=1e-12)
+
+    on_simplex = constraint is backend.gs.constraints.simplex
+
+    def ratios(x):  # l_i - l_K carry dl_1 ... dl_{K-1} / y_K; y_i carry Lebesgue measure
+        y = transform(x)
+        return y[:-1] if on_simplex else y[:-1] - y[-1:]
+
+    for i in range(5):
+        columns = [backend.jvp(ratios, x[i], backend.array(e))[1] for e in np.eye(K - 1)]
+        exact = np.linalg.slogdet(np.stack(columns))[1]
+        got = backend.numpy(transform.log_abs_det_jacobian(x[i], transform(x[i])))
+        assert got == pytest.approx(exact, abs=1e-10)
