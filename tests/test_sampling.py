@@ -4,7 +4,9 @@ Seeds are fixed, so that a test that passes goes on passing; under a fresh seed 
 test would fail with probability FAILURE_RATE.
 """
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +196,15 @@ def test_mass_has_a_gradient_in_the_value(backend, law):
     d = law(backend, 0.5, backend.array(a))
     (gradient,) = backend.grad(d.log_prob, backend.array([0.0, 1.0, 0.0]))
     np.testing.assert_allclose(gradient, a - np.logaddexp.reduce(a), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_recorded_long_run_of_the_noise(backend, dtype):
+    """tests/long/noise.json: 1e8 draws per side and dtype, too slow for here."""
+    record = json.loads((Path(__file__).parent / "long" / "noise.json").read_text())
+    run = record["results"][backend.name][dtype]
+    assert run["draws"] == 100_000_000
+    assert run["not finite or not positive"] == 0
+    assert run["stated smallest"] <= run["smallest"]
+    assert run["largest"] <= run["stated largest"] * (1 + 1e-6)
+    assert run["largest z-score of the tail counts"] < 4.5  # of eleven: fails at a rate of 1e-4

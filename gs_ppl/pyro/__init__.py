@@ -10,6 +10,7 @@ Example:
 """
 
 from gs_ppl.pyro import constraints, functional, kl
+from gs_ppl.pyro.autoguide import AutoGumbelSoftmax
 from gs_ppl.pyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -18,9 +19,13 @@ from gs_ppl.pyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
+from gs_ppl.pyro.handlers import config_enumerate, discretize, relax, select
 from gs_ppl.pyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
+from gs_ppl.pyro.svi import AnnealedSVI
 
 __all__ = [
+    "AnnealedSVI",
+    "AutoGumbelSoftmax",
     "ExpGumbelSoftmax",
     "GumbelSigmoid",
     "GumbelSoftmax",
@@ -29,7 +34,11 @@ __all__ = [
     "STGumbelSoftmax",
     "SoftBernoulli",
     "SoftOneHotCategorical",
+    "config_enumerate",
     "constraints",
+    "discretize",
     "functional",
     "kl",
+    "relax",
+    "select",
 ]

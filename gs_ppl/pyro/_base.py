@@ -106,6 +106,10 @@ class LogitsDistribution(TorchDistribution):
     has_rsample = True
     has_temperature: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
+    scored_as: ClassVar[str]  # "density" or "mass"
+    is_hard: ClassVar[bool] = False  # samples are vertices
+    binary: ClassVar[type | None] = None  # counterpart of a one-hot class
+    mass_scored: ClassVar[type]  # counterpart of a density
 
     def __init__(
         self,

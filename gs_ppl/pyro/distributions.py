@@ -47,6 +47,7 @@ class Relaxed(LogitsDistribution):
 class DensityScored(Relaxed):
     """Relaxed in law: scored as a density; own samples from their noise, others from their log."""
 
+    scored_as = "density"
     has_enumerate_support = False  # with True, NUTS would drop the site without a word
 
     def _recall(self, value: Tensor) -> Draw | None:
@@ -240,6 +241,7 @@ def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
 class CategoricalScored(LogitsDistribution):
     """Scored as the categorical law: log mass sum(value log pi), linear in the value."""
 
+    scored_as = "mass"
     has_enumerate_support = True
     support = torch_constraints.one_hot
 
@@ -272,6 +274,7 @@ class BernoulliScored(LogitsDistribution):
 
     arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
     event_dims = 0
+    scored_as = "mass"
     has_enumerate_support = True
     support = torch_constraints.boolean
 
@@ -320,6 +323,7 @@ class OneHotCategorical(CategoricalScored):
     arg_constraints = {"logits": torch_constraints.real_vector}
     has_rsample = False
     has_temperature = False
+    is_hard = True
 
     def __init__(
         self,
@@ -372,3 +376,7 @@ class SoftBernoulli(BernoulliScored, Relaxed):
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         return F.to_unit_interval(self._draw(sample_shape)[0], self.logits.dtype)
+
+
+GumbelSoftmax.binary, GumbelSoftmax.mass_scored = GumbelSigmoid, SoftOneHotCategorical
+SoftOneHotCategorical.binary, GumbelSigmoid.mass_scored = SoftBernoulli, SoftBernoulli

@@ -8,6 +8,25 @@ from gs_ppl.pyro.distributions import BernoulliScored, CategoricalScored, Relaxe
 __all__ = ["STGumbelSigmoid", "STGumbelSoftmax"]
 
 
+class STGumbelSigmoid(BernoulliScored, Relaxed):
+    """Straight-through bit: 1 where a + L > 0, with the gradient of sigmoid((a + L) / tau).
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Example:
+        >>> import torch
+        >>> d = STGumbelSigmoid(0.5, logits=torch.tensor(0.0))
+        >>> d.log_prob(d.rsample())
+        tensor(-0.6931)
+    """
+
+    is_hard = True
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        x, _ = self._draw(sample_shape)
+        return F.straight_through((x > 0).to(x.dtype), x.sigmoid()).to(self.logits.dtype)
+
+
 class STGumbelSoftmax(CategoricalScored, Relaxed):
     """Straight-through Gumbel-Softmax: one_hot(argmax(a + g)) with the gradient of the soft sample.
 
@@ -26,23 +45,9 @@ class STGumbelSoftmax(CategoricalScored, Relaxed):
         (tensor(1.), tensor(-1.3863))
     """
 
+    is_hard = True
+    binary = STGumbelSigmoid
+
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         l, _ = self._draw(sample_shape)
         return F.straight_through(F.one_hot_argmax(l), l.exp()).to(self.logits.dtype)
-
-
-class STGumbelSigmoid(BernoulliScored, Relaxed):
-    """Straight-through bit: 1 where a + L > 0, with the gradient of sigmoid((a + L) / tau).
-
-    Args, Shapes, Raises: as GumbelSigmoid.
-
-    Example:
-        >>> import torch
-        >>> d = STGumbelSigmoid(0.5, logits=torch.tensor(0.0))
-        >>> d.log_prob(d.rsample())
-        tensor(-0.6931)
-    """
-
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        x, _ = self._draw(sample_shape)
-        return F.straight_through((x > 0).to(x.dtype), x.sigmoid()).to(self.logits.dtype)

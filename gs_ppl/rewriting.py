@@ -1,0 +1,111 @@
+"""What the handlers of both sides share: rewriting the law inside of its wrappers, the choice of a
+family for a site, and the temperature that an annealed run hands down. Imports neither framework.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+OBJECTIVES = ("categorical", "relaxed")
+
+# --- the law inside of its wrappers ---------------------------------------------------------------
+
+
+def innermost(fn: Any) -> Any:
+    """The law inside of to_event, mask and expand."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def rewrap(fn: Any, make: Callable[[Any], Any]) -> Any:
+    """`fn` with `make` applied to the law inside; `fn` itself where that changes nothing."""
+    if not hasattr(fn, "base_dist"):
+        return make(fn)
+    inner = rewrap(fn.base_dist, make)
+    if inner is fn.base_dist:
+        return fn
+    if hasattr(fn, "reinterpreted_batch_ndims"):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.mask(fn._mask) if hasattr(fn, "_mask") else inner.expand(fn.batch_shape)
+
+
+# --- families -------------------------------------------------------------------------------------
+
+
+def check_objective(objective: str) -> None:
+    """Refuses what is neither "categorical" nor "relaxed"."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+
+
+def choose_family(family: type | Mapping[str, type], default: type, site: str) -> type:
+    """The family of a site: one for all, or by name with a default."""
+    return family.get(site, default) if isinstance(family, Mapping) else family
+
+
+def counterpart(family: type, event_dims: int, objective: str, site: str) -> type:
+    """The class that stands at a site: binary where the site is a bit, scored as the objective says.
+
+    Raises:
+        ValueError: naming the site, if the family has no such class.
+    """
+    if event_dims == 0 and family.event_dims == 1:
+        if family.binary is None:
+            raise ValueError(f"site {site!r} is a bit, and {family.__name__} has no binary class")
+        family = family.binary
+    if family.event_dims != event_dims:
+        kind = "one-hot vector" if event_dims else "bit"
+        raise ValueError(f"site {site!r} is a {kind}, for which {family.__name__} is no family")
+    if objective == "categorical" and family.scored_as == "density":
+        return family.mass_scored
+    if objective == "relaxed" and family.scored_as == "mass" and not family.is_hard:
+        raise ValueError(
+            f"site {site!r}: objective='relaxed' scores densities, and {family.__name__} is a mass;"
+            " use GumbelSoftmax"
+        )
+    return family
+
+
+def refuse_integer(site: str) -> None:
+    """A latent integer site cannot take a soft value."""
+    raise ValueError(
+        f"site {site!r} is an integer Categorical, which cannot take a soft value: write it as"
+        " OneHotCategorical, and table[z] as select(table, z)"
+    )
+
+
+def check_sites(wanted: set[str], discrete: set[str]) -> None:
+    """Refuses names in sites= or family= that no discrete latent site of the program has."""
+    missing = sorted(wanted - discrete)
+    if missing:
+        raise ValueError(
+            f"no discrete latent site is called {', '.join(map(repr, missing))}; the program has"
+            f" {', '.join(map(repr, sorted(relaxed))) or 'none'}"
+        )
+
+
+# --- temperature ----------------------------------------------------------------------------------
+
+_temperature: ContextVar[Any] = ContextVar("temperature", default=None)
+
+
+@contextmanager
+def at_temperature(temperature: Any) -> Iterator[None]:
+    """Within it, handlers and guides that were given no temperature take this one."""
+    token = _temperature.set(temperature)
+    try:
+        yield
+    finally:
+        _temperature.reset(token)
+
+
+def temperature_at(site: str, explicit: Any) -> Any:
+    """The temperature of a site: the handler's own, else that of the annealed run."""
+    temperature = _temperature.get() if explicit is None else explicit
+    if temperature is None:
+        raise ValueError(
+            f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI"
+        )
+    return temperature
