@@ -46,7 +46,7 @@ def choose_family(family: type | Mapping[str, type], default: type, site: str) -
 
 
 def counterpart(family: type, event_dims: int, objective: str, site: str) -> type:
-    """The class that stands at a site: binary where the site is a bit, scored as the objective says.
+    """The class that stands at a site: binary at a bit, scored as the objective says.
 
     Raises:
         ValueError: naming the site, if the family has no such class.
@@ -82,7 +82,7 @@ def check_sites(wanted: set[str], discrete: set[str]) -> None:
     if missing:
         raise ValueError(
             f"no discrete latent site is called {', '.join(map(repr, missing))}; the program has"
-            f" {', '.join(map(repr, sorted(relaxed))) or 'none'}"
+            f" {', '.join(map(repr, sorted(discrete))) or 'none'}"
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+from gs_ppl.rewriting import innermost
 
 Array = Any
 
@@ -111,6 +113,39 @@ class PyroBackend:
         store = self.ppl.get_param_store()
         return losses, {name: self.numpy(value) for name, value in store.items()}
 
+    def sites(self, program: Callable, seed: int) -> dict[str, tuple]:
+        """Innermost law and value of each sample site."""
+        self.ppl.set_rng_seed(seed)
+        nodes = self.ppl.poutine.trace(program).get_trace().nodes
+        return {
+            name: (innermost(node["fn"]), node["value"])
+            for name, node in nodes.items()
+            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+        }
+
+    def markov(self, steps: Iterable) -> Iterable:
+        return self.ppl.markov(steps)
+
+    def condition(self, program: Callable, data: dict) -> Callable:
+        return self.ppl.condition(program, data=data)
+
+    def without_observed(self, program: Callable) -> Callable:
+        """The prior over the latent sites, as a guide."""
+        return self.ppl.poutine.block(
+            program, hide_fn=lambda m: m["type"] == "sample" and m["is_observed"]
+        )
+
+    def enumerated_loss(self, model: Callable, guide: Callable, plates: int) -> float:
+        self.ppl.clear_param_store()
+        elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
+        return float(elbo.loss(model, guide))
+
+    def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
+        self.ppl.set_rng_seed(seed)
+        sampled = self.infer.infer_discrete(model, first_available_dim=-1 - plates)
+        trace = self.ppl.poutine.trace(sampled).get_trace()
+        return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+
     def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
         self.ppl.set_rng_seed(seed)
         mcmc = self.infer.MCMC(
@@ -208,6 +243,35 @@ class NumPyroBackend:
         result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
         params = {name: self.numpy(value) for name, value in result.params.items()}
         return np.array(result.losses), params
+
+    def sites(self, program: Callable, seed: int) -> dict[str, tuple]:
+        handlers = self.ppl.handlers
+        trace = handlers.trace(handlers.seed(program, self.jax.random.key(seed))).get_trace()
+        return {
+            name: (innermost(site["fn"]), site["value"])
+            for name, site in trace.items()
+            if site["type"] == "sample"
+        }
+
+    def markov(self, steps: Iterable) -> Iterable:
+        return importlib.import_module("numpyro.contrib.funsor").markov(steps)
+
+    def condition(self, program: Callable, data: dict) -> Callable:
+        return self.ppl.handlers.condition(program, data=data)
+
+    def without_observed(self, program: Callable) -> Callable:
+        return self.ppl.handlers.block(
+            program, hide_fn=lambda m: m["type"] == "sample" and m["is_observed"]
+        )
+
+    def enumerated_loss(self, model: Callable, guide: Callable, plates: int) -> float:
+        elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
+        return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
+
+    def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
+        infer = importlib.import_module("numpyro.contrib.funsor").infer_discrete
+        sampled = infer(model, first_available_dim=-1 - plates, rng_key=self.jax.random.key(seed))
+        return self.trace(sampled, seed)
 
     def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
         mcmc = self.infer.MCMC(

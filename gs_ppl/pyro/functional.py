@@ -216,7 +216,9 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     p_finite, q_finite = p_logits > -math.inf, q_logits > -math.inf
     both = p_finite & q_finite
     log_v = q_logits.where(both, 0.0) - p_logits.where(both, 0.0)
-    log_v = log_v - log_v.where(both, -math.inf).amax(-1, keepdim=True)
+    # an empty intersection has no maximum; its divergence is infinite whatever stands here
+    highest = log_v.where(both, -math.inf).amax(-1, keepdim=True)
+    log_v = log_v - highest.where(both.any(-1, keepdim=True), 0.0)
     v, K = log_v.where(both, -math.inf).exp().unsqueeze(-2), both.sum(-1)
     t, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == torch.float64)
     t = torch.as_tensor(t, dtype=log_v.dtype, device=log_v.device)

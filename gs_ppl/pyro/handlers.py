@@ -192,7 +192,7 @@ class OneHotIndex(Categorical):
 
 
 class EnumerateMessenger(Messenger):
-    """Lowers one-hot sites to integers for enumeration, and hands the program the one-hot vector."""
+    """Lowers one-hot sites to integers, and hands the program the one-hot vector."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not _is_latent(msg):
@@ -258,6 +258,7 @@ def select(table: Tensor, z: Tensor, binary: bool = False) -> Tensor:
     Args:
         table: shape (..., K); K = 2 where binary.
         z: floating with last axis K; or integer, or a bit, of the batch shape.
+        binary: whether a floating z is a bit.
 
     Example:
         >>> import torch

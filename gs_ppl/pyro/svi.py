@@ -35,8 +35,8 @@ class AnnealedSVI(SVI):
     """SVI whose step t runs at the temperature schedule(t).
 
     The temperature reaches what relax and AutoGumbelSoftmax made without one of their own, and a
-    model or guide that declares an argument `temperature`; nothing else sees it. It is a 0-d tensor,
-    so that the Jit ELBOs compile once.
+    model or guide that declares an argument `temperature`; nothing else sees it. It is a 0-d
+    tensor, so that the Jit ELBOs compile once.
 
     Args:
         model, guide, optim, loss: as in pyro.infer.SVI.

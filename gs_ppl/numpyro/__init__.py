@@ -1,0 +1,35 @@
+"""Gumbel-Softmax and straight-through Gumbel-Softmax for NumPyro.
+
+Example:
+    >>> import jax.numpy as jnp, numpyro
+    >>> import gs_ppl.numpyro as gs
+    >>> with numpyro.handlers.seed(rng_seed=0), numpyro.plate("data", 4):
+    ...     z = numpyro.sample("z", gs.GumbelSoftmax(0.5, logits=jnp.zeros(3)))
+    >>> z.shape
+    (4, 3)
+"""
+
+from gs_ppl.numpyro import constraints, functional, kl
+from gs_ppl.numpyro.distributions import (
+    ExpGumbelSoftmax,
+    GumbelSigmoid,
+    GumbelSoftmax,
+    OneHotCategorical,
+    SoftBernoulli,
+    SoftOneHotCategorical,
+)
+from gs_ppl.numpyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
+
+__all__ = [
+    "ExpGumbelSoftmax",
+    "GumbelSigmoid",
+    "GumbelSoftmax",
+    "OneHotCategorical",
+    "STGumbelSigmoid",
+    "STGumbelSoftmax",
+    "SoftBernoulli",
+    "SoftOneHotCategorical",
+    "constraints",
+    "functional",
+    "kl",
+]

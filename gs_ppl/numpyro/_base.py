@@ -1,0 +1,271 @@
+"""What all classes here share: parameters and their checks, and wrappers that keep own samples."""
+
+import copy
+import math
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.distributions import Distribution, Independent, MaskedDistribution, constraints
+from numpyro.util import not_jax_tracer
+
+from gs_ppl.numpyro.functional import Temperature, is_array
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def read(x: Array) -> np.ndarray | None:
+    """The values in at least float32; None where they cannot be read: inside jit, vmap, grad."""
+    if not not_jax_tracer(x):
+        return None
+    x = np.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _limits(x: Array) -> tuple[float, float] | None:
+    """Smallest and largest value, NaN where there is one."""
+    values = read(x)
+    return None if values is None or not values.size else (float(values.min()), float(values.max()))
+
+
+def _is_floating(x: object) -> bool:
+    return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _dtype_or_type(x: object) -> str:
+    return str(x.dtype) if is_array(x) else type(x).__name__
+
+
+def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dims: int) -> Array:
+    """Logits from whichever of probs and logits was given; types and shapes are always checked."""
+    if (probs is None) == (logits is None):
+        got = "both" if probs is not None else "neither"
+        raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
+    what, given = ("probs", probs) if logits is None else ("logits", logits)
+    if not _is_floating(given):
+        got = _dtype_or_type(given)
+        raise TypeError(f"{name}: {what} must be a floating-point array, got {got}")
+    if event_dims and (given.ndim == 0 or given.shape[-1] == 0):
+        raise ValueError(
+            f"{name}: {what} must have a last axis of categories, got shape {tuple(given.shape)}"
+        )
+    given = jnp.asarray(given)
+    if logits is not None:
+        return given
+    if not event_dims:
+        return jnp.log(given) - jnp.log1p(-given)
+    zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
+    return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, given)))
+
+
+def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument that was given."""
+    limits = _limits(given)
+    if limits is None:
+        return
+    low, high = limits
+    if what == "probs":
+        wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
+        bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
+    else:
+        wanted = "neither NaN nor +inf" if event_dims else "finite"
+        bad = not high < math.inf or (not event_dims and low == -math.inf)
+    if bad:
+        raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
+    masked = 0.0 if what == "probs" else -math.inf
+    if event_dims and low == masked and (read(given).max(-1) == masked).any():
+        lacking = "all-zero probs" if what == "probs" else "all logits -inf"
+        raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
+
+
+def check_temperature(
+    name: str, temperature: Temperature, batch_shape: tuple[int, ...], validate: bool
+) -> tuple[int, ...]:
+    """The batch shape with the temperature broadcast in; Python numbers are always checked."""
+    if _is_floating(temperature):
+        try:
+            shape = np.broadcast_shapes(temperature.shape, batch_shape)
+        except ValueError:
+            raise ValueError(
+                f"{name}: temperature must broadcast against the batch shape {tuple(batch_shape)}, "
+                f"got shape {tuple(temperature.shape)}"
+            ) from None
+        limits = _limits(temperature) if validate else None
+    elif isinstance(temperature, Real) and not isinstance(temperature, bool):
+        shape, limits = batch_shape, (temperature, temperature)
+    else:
+        got = _dtype_or_type(temperature)
+        raise TypeError(f"{name}: temperature must be a number or a floating array, got {got}")
+    if limits is not None and not (limits[0] > 0 and limits[1] < math.inf):
+        got = limits[0] if limits[0] == limits[1] else f"values from {limits[0]} to {limits[1]}"
+        raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
+    return shape
+
+
+class LogitsDistribution(Distribution):
+    """Temperature (if the class has one) and logits, with `event_dims` axes an event.
+
+    `a` and `tau` are what the formulas take: logits in at least float32, and the temperature as
+    it was given, or cast to the dtype of `a`. `finite` marks the categories that exist, None
+    meaning all of them. As a pytree, the leaves are the logits and a temperature that is an array;
+    a number is static, so that it stays the number it was in jit and vmap.
+    """
+
+    arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
+    reparametrized_params = ["temperature", "logits"]
+    pytree_data_fields = ("logits", "temperature")
+    pytree_aux_fields = ("temperature",)
+    has_temperature: ClassVar[bool] = True
+    event_dims: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        temperature: Temperature | None,
+        probs: Array | None,
+        logits: Array | None,
+        validate_args: bool | None,
+    ) -> None:
+        name = type(self).__name__
+        validate = self._validate_args if validate_args is None else validate_args
+        self.logits = parse_logits(name, probs, logits, self.event_dims)
+        if validate:
+            what, given = ("probs", probs) if logits is None else ("logits", logits)
+            check_logits(name, what, given, self.event_dims)
+        self.temperature = temperature
+        batch_shape = self.logits.shape[: self.logits.ndim - self.event_dims]
+        if self.has_temperature:
+            batch_shape = check_temperature(name, temperature, batch_shape, validate)
+        self._expand(batch_shape)
+        self._validate_args = validate  # the checks above say more than those of the base class
+
+    def _expand(self, batch_shape: tuple[int, ...]) -> None:
+        event_shape = self.logits.shape[self.logits.ndim - self.event_dims :]
+        self.logits = jnp.broadcast_to(self.logits, batch_shape + event_shape)
+        super().__init__(batch_shape, event_shape, validate_args=False)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Self:
+        new = copy.copy(self)
+        new._expand(tuple(batch_shape))
+        new._validate_args = self._validate_args
+        return new
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        data, aux = map(list, super().tree_flatten())
+        if is_array(self.temperature):
+            aux[self.gather_pytree_aux_fields().index("temperature")] = None
+        else:
+            data[self.gather_pytree_data_fields().index("temperature")] = None
+        return tuple(data), tuple(aux)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> Self:
+        new = super().tree_unflatten(aux_data, params)
+        if new.temperature is None:
+            new.temperature = params[cls.gather_pytree_data_fields().index("temperature")]
+        if is_array(new.logits):  # vmap may have added axes, or taken some
+            new._rebatch(new.logits.shape[: new.logits.ndim - cls.event_dims])
+        return new
+
+    def _rebatch(self, batch_shape: tuple[int, ...]) -> None:
+        """Takes over the batch shape of the logits; new axes of the temperature stay the first."""
+        added, tau = len(batch_shape) - len(self._batch_shape), self.temperature
+        if added > 0 and is_array(tau) and tau.ndim >= added:
+            ones = (1,) * (len(batch_shape) - tau.ndim)
+            self.temperature = tau.reshape(tau.shape[:added] + ones + tau.shape[added:])
+        self._batch_shape = batch_shape
+
+    def _validate_sample(self, value: Array) -> None:
+        """Refuses a value of the wrong shape or, where it can be read, outside of the support."""
+        name, shape = type(self).__name__, jnp.shape(value)
+        if shape[len(shape) - self.event_dims :] != self.event_shape:
+            raise ValueError(
+                f"{name}: the value must have the event shape {self.event_shape}, got shape {shape}"
+            )
+        values = read(value)
+        if values is not None and not np.all(self.support(np.asarray(value))):
+            raise ValueError(
+                f"{name}: the value must lie in the support {self.support}, got"
+                f" values from {values.min()} to {values.max()}"
+            )
+
+    @property
+    def finite(self) -> Array | None:
+        if not self.event_dims:
+            return None
+        limits = _limits(self.logits)
+        return None if limits is not None and limits[0] > -math.inf else self.logits > -jnp.inf
+
+    @property
+    def probs(self) -> Array:
+        """pi = softmax(a), or sigmoid(a) for a bit."""
+        probs = jax.nn.softmax(self.a) if self.event_dims else jax.nn.sigmoid(self.a)
+        return probs.astype(self.logits.dtype)
+
+    @property
+    def a(self) -> Array:
+        return self._cast(self.logits)
+
+    @property
+    def tau(self) -> Temperature:
+        return (
+            self._cast(self.temperature) if is_array(self.temperature) else float(self.temperature)
+        )
+
+    def _cast(self, x: Array) -> Array:
+        return jnp.asarray(x, jnp.promote_types(self.logits.dtype, jnp.float32))
+
+    def __repr__(self) -> str:
+        tau = self.temperature
+        tau = tuple(tau.shape) if is_array(tau) and tau.ndim else tau
+        shown = f"temperature: {tau}, " if self.has_temperature else ""
+        return f"{type(self).__name__}({shown}logits: {jnp.shape(self.logits)})"
+
+
+# --- own samples ----------------------------------------------------------------------------------
+
+
+class KeepsIntermediates:
+    """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
+
+    The intermediates are [l, noise], or [l] alone for a sample of another distribution; for a
+    relaxed bit, its logit takes the place of l.
+    """
+
+    def mask(self, mask: bool | Array) -> Distribution:
+        return self if mask is True else MaskedDensity(self, mask)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Distribution:
+        n = (
+            len(self.batch_shape)
+            if reinterpreted_batch_ndims is None
+            else reinterpreted_batch_ndims
+        )
+        return self if n == 0 else IndependentDensity(self, n)
+
+
+class IndependentDensity(KeepsIntermediates, Independent):
+    """NumPyro's Independent over a relaxed law."""
+
+
+class MaskedDensity(KeepsIntermediates, MaskedDistribution):
+    """NumPyro's MaskedDistribution, which scores own samples from their intermediates."""
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Any]]:
+        return self.base_dist.sample_with_intermediates(key, sample_shape)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        if not intermediates or self._mask is False:
+            return super().log_prob(value)
+        log_prob = self.base_dist.log_prob(value, intermediates)
+        return log_prob if self._mask is True else jnp.where(self._mask, log_prob, 0.0)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+        batch_shape = tuple(batch_shape)
+        mask = self._mask
+        mask = mask if isinstance(mask, bool) else jnp.broadcast_to(mask, batch_shape)
+        return MaskedDensity(self.base_dist.expand(batch_shape), mask)

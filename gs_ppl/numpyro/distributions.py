@@ -1,0 +1,395 @@
+"""The Gumbel-Softmax family for NumPyro: is the sample soft or hard, scored as density or mass?"""
+
+from typing import NoReturn
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import constraints as numpyro_constraints
+
+from gs_ppl.numpyro import constraints
+from gs_ppl.numpyro import functional as F
+from gs_ppl.numpyro._base import KeepsIntermediates, LogitsDistribution
+from gs_ppl.numpyro.functional import Temperature
+
+__all__ = [
+    "ExpGumbelSoftmax",
+    "GumbelSigmoid",
+    "GumbelSoftmax",
+    "OneHotCategorical",
+    "SoftBernoulli",
+    "SoftOneHotCategorical",
+]
+
+Shape = tuple[int, ...]
+
+
+class Relaxed(LogitsDistribution):
+    """A law with a temperature; draws the log of a relaxed sample and the noise behind it."""
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args)
+
+    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, Array]:
+        shape = self.shape(tuple(sample_shape))
+        a, tau = self.a, self.tau
+        if not self.event_dims:
+            noise = F.logistic_noise(key, shape, dtype=a.dtype)
+            return F.gumbel_sigmoid_sample(tau, a, noise), noise
+        noise = F.exponential_noise(key, shape, dtype=a.dtype)
+        return F.exp_gumbel_softmax_sample(tau, a, noise, self.finite), noise
+
+
+class DensityScored(KeepsIntermediates, Relaxed):
+    """Relaxed in law: scored as a density; own samples from their noise, others from their log.
+
+    The intermediates of a sample are [l, noise], of a sample of another distribution [l]; a value
+    without any is scored by itself.
+    """
+
+    has_enumerate_support = False  # with True, NUTS would drop the site without a word
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    def _recall(self, value: Array, intermediates: list[Array] | None) -> list[Array] | None:
+        if not intermediates and self._validate_args:
+            self._validate_sample(value)
+        return intermediates or None
+
+    def _log_simplex_density(self, draw: list[Array] | None, log_value: Array) -> Array:
+        """Density of l with respect to the symmetric measure."""
+        if draw is not None and len(draw) == 2:
+            return F.exp_gumbel_softmax_noise_log_prob(self.tau, draw[1], self.finite)
+        return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
+
+    def _refuse(self, what: str, why: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
+
+    @property
+    def mean(self) -> Array:
+        self._refuse("mean", "it is an integral over the simplex; average samples instead")
+
+    @property
+    def variance(self) -> Array:
+        self._refuse("variance", "it is an integral over the simplex; use samples instead")
+
+    @property
+    def mode(self) -> Array:
+        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
+
+    def entropy(self) -> Array:
+        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
+
+
+class ExpGumbelSoftmax(DensityScored):
+    """Log of a Gumbel-Softmax sample: l = log_softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
+    with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
+    outside of it and is scored by its log mass.
+
+    Args:
+        temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
+        probs: unnormalised probabilities, shape batch + (K,).
+        logits: unnormalised log-probabilities a, shape batch + (K,), nats; -inf masks a category.
+        validate_args: check values (default: NumPyro's setting).
+
+    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
+
+    Raises:
+        ValueError: for a temperature that is not positive and finite or does not broadcast, for
+            NaN or all -inf logits, and unless exactly one of probs and logits is given.
+        TypeError: for parameters that are not floating-point.
+
+    Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
+
+    Example:
+        >>> import jax
+        >>> d = ExpGumbelSoftmax(0.5, logits=jnp.zeros(3))
+        >>> d.rsample(jax.random.key(0), (4,)).shape
+        (4, 3)
+        >>> round(float(d.entropy()), 4)
+        5.1931
+    """
+
+    support = constraints.log_simplex
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: Shape = ()
+    ) -> tuple[Array, list[Array]]:
+        l, noise = self._draw(key, sample_shape)
+        return l.astype(self.logits.dtype), [l, noise]
+
+    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+        draw = self._recall(value, intermediates)
+        l = self._cast(value) if draw is None else draw[0]
+        density = self._log_simplex_density(draw, l)
+        if draw is not None:
+            return density
+        vertex = (l == 0).any(-1) & ((l == -jnp.inf).sum(-1) == l.shape[-1] - 1)
+        return jnp.where(vertex, F.categorical_log_prob(self.a, jnp.exp(l)), density)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return jnp.log(one_hot_support(self, expand))
+
+    @property
+    def mode(self) -> Array:
+        return F.exp_gumbel_softmax_mode(self.tau, self.a)
+
+    def entropy(self) -> Array:
+        return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
+
+
+class GumbelSoftmax(DensityScored):
+    """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
+    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
+    scored from their l, one of the intermediates; a value without them is scored at the nearest
+    point inside. An exact vertex lies outside and is scored by its log mass log pi_k;
+    `enumerate_support` gives the vertices.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Jang, Gu, Poole 2016, eq. 3; Maddison, Mnih, Teh 2016.
+
+    Example:
+        >>> import jax
+        >>> d = GumbelSoftmax(jnp.array(0.5), probs=jnp.array([0.7, 0.2, 0.1]))
+        >>> d.rsample(jax.random.key(0), (4,)).shape
+        (4, 3)
+        >>> round(float(d.log_prob(jnp.array([0.5, 0.25, 0.25]))), 4)
+        -1.1543
+    """
+
+    support = constraints.simplex
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: Shape = ()
+    ) -> tuple[Array, list[Array]]:
+        l, noise = self._draw(key, sample_shape)
+        return F.to_simplex(l, self.logits.dtype, self.finite), [l, noise]
+
+    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+        draw = self._recall(value, intermediates)
+        l = F.from_simplex(self._cast(value), self.finite) if draw is None else draw[0]
+        density = self._log_simplex_density(draw, l) - F.sum_finite(l, self.finite)
+        if draw is not None:
+            return density
+        value = self._cast(value)
+        vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
+        return jnp.where(vertex, F.categorical_log_prob(self.a, value), density)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return one_hot_support(self, expand)
+
+
+class GumbelSigmoid(DensityScored):
+    """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
+
+    x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
+    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
+    must lie inside too.
+
+    Args:
+        temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
+        probs: probability of one, strictly between 0 and 1, shape batch.
+        logits: log-odds a, finite, shape batch, nats.
+        validate_args: check values (default: NumPyro's setting).
+
+    Shapes: sample, log_prob: sample + batch.
+
+    Raises: as ExpGumbelSoftmax.
+
+    Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
+
+    Example:
+        >>> GumbelSigmoid(1.0, logits=jnp.array(0.0)).log_prob(jnp.array(0.25))
+        Array(0., dtype=float32)
+    """
+
+    arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
+    event_dims = 0
+    support = constraints.open_unit_interval
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: Shape = ()
+    ) -> tuple[Array, list[Array]]:
+        x, noise = self._draw(key, sample_shape)
+        return F.to_unit_interval(x, self.logits.dtype), [x, noise]
+
+    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+        draw = self._recall(value, intermediates)
+        x = F.from_unit_interval(self._cast(value)) if draw is None else draw[0]
+        noise = draw[1] if draw is not None and len(draw) == 2 else None
+        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
+
+    def enumerate_support(self, expand: bool = True) -> NoReturn:
+        raise NotImplementedError(
+            "GumbelSigmoid is a density on the open interval: 0 and 1 have no score, since a"
+            " float32 sigmoid reaches them; enumerate SoftBernoulli or STGumbelSigmoid instead"
+        )
+
+    def entropy(self) -> Array:
+        self._refuse("entropy", "E[log y (1 - y)] has none")
+
+
+# --- mass-scored ----------------------------------------------------------------------------------
+
+
+def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Array:
+    """The K vertices, shape (K,) + batch + (K,), batch all ones unless `expand`."""
+    K, batch_shape = distribution.logits.shape[-1], distribution.batch_shape
+    values = jnp.eye(K, dtype=distribution.logits.dtype)
+    values = values.reshape(K, *(1,) * len(batch_shape), K)
+    return jnp.broadcast_to(values, (K, *batch_shape, K)) if expand else values
+
+
+class CategoricalScored(LogitsDistribution):
+    """Scored as the categorical law: log mass sum(value log pi), linear in the value."""
+
+    has_enumerate_support = True
+    support = constraints.one_hot
+
+    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+        if self._validate_args:
+            self._validate_sample(value)
+        return F.categorical_log_prob(self.a, self._cast(value))
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return one_hot_support(self, expand)
+
+    @property
+    def mean(self) -> Array:
+        return self.probs
+
+    @property
+    def variance(self) -> Array:
+        return self.probs * (1 - self.probs)
+
+    @property
+    def mode(self) -> Array:
+        return F.one_hot_argmax(self.logits)
+
+    def entropy(self) -> Array:
+        return F.categorical_entropy(self.a)
+
+
+class BernoulliScored(LogitsDistribution):
+    """Scored as the Bernoulli law: value log p + (1 - value) log(1 - p), linear in the value."""
+
+    arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
+    event_dims = 0
+    has_enumerate_support = True
+    support = numpyro_constraints.boolean
+
+    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+        if self._validate_args:
+            self._validate_sample(value)
+        return F.bernoulli_log_prob(self.a, self._cast(value))
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        values = jnp.arange(2, dtype=self.logits.dtype).reshape(2, *(1,) * len(self.batch_shape))
+        return jnp.broadcast_to(values, (2, *self.batch_shape)) if expand else values
+
+    @property
+    def mean(self) -> Array:
+        return self.probs
+
+    @property
+    def variance(self) -> Array:
+        return self.probs * (1 - self.probs)
+
+    @property
+    def mode(self) -> Array:
+        return (self.logits > 0).astype(self.logits.dtype)
+
+    def entropy(self) -> Array:
+        return F.bernoulli_entropy(self.a)
+
+
+class OneHotCategorical(CategoricalScored):
+    """One-hot categorical: one_hot(k) with probability pi_k; samples have no gradient.
+
+    log p(value) = sum(value log pi), linear in the value, so that a straight-through sample scored
+    by it has a gradient; NumPyro has no class of its own for one-hot values.
+
+    Args:
+        probs, logits, validate_args: as ExpGumbelSoftmax.
+
+    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
+
+    Example:
+        >>> import jax
+        >>> d = OneHotCategorical(logits=jnp.zeros(4))
+        >>> round(float(d.log_prob(d.sample(jax.random.key(0)))), 4)
+        -1.3863
+    """
+
+    arg_constraints = {"logits": numpyro_constraints.real_vector}
+    reparametrized_params = []
+    has_temperature = False
+
+    def __init__(
+        self,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(None, probs, logits, validate_args)
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        a, shape = self.a, self.shape(tuple(sample_shape))
+        noise = F.exponential_noise(key, shape, dtype=a.dtype)
+        return F.one_hot_argmax(a - jnp.log(noise)).astype(self.logits.dtype)
+
+
+class SoftOneHotCategorical(CategoricalScored, Relaxed):
+    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
+
+    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
+    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Jang, Gu, Poole 2016, section 3.
+
+    Example:
+        >>> import jax
+        >>> d = SoftOneHotCategorical(0.5, logits=jnp.zeros(4))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -1.3863
+    """
+
+    support = constraints.simplex
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        l, _ = self._draw(key, sample_shape)
+        return F.to_simplex(l, self.logits.dtype, self.finite)
+
+
+class SoftBernoulli(BernoulliScored, Relaxed):
+    """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Example:
+        >>> import jax
+        >>> d = SoftBernoulli(0.5, logits=jnp.array(0.0))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -0.6931
+    """
+
+    support = numpyro_constraints.unit_interval
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        x, _ = self._draw(key, sample_shape)
+        return F.to_unit_interval(x, self.logits.dtype)

@@ -1,0 +1,422 @@
+"""The Gumbel-Softmax family as pure functions of temperature, logits and noise.
+
+Letters: a = logits, tau = temperature, E = standard exponential noise (-log E is standard Gumbel),
+l = log of the relaxed sample, y = exp(l), K = number of categories, which is the last axis. A
+logit of -inf masks its category; `finite` marks the categories that exist, None meaning all.
+Everything is in nats.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from scipy import special
+
+from gs_ppl import quadrature
+
+Temperature = float | Array
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+def uniform_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.float32) -> Array:
+    """Uniform noise that is never 0 and never 1.
+
+    u = max(k 2^-p, 2^-(p + 1)) with k uniform on {0, ..., 2^p - 1}; p = 24 in float32, 53 in
+    float64. The distance from the uniform law is at most 2^-p.
+    """
+    double = jax.dtypes.canonicalize_dtype(dtype) == jnp.float64
+    p, width = (53, 64) if double else (24, 32)
+    # drawn flat: the same bits as in `shape`, and several times faster when its last axis is short
+    bits = jax.random.bits(key, (math.prod(shape),), jnp.uint64 if double else jnp.uint32)
+    u = (bits >> (width - p)).astype(dtype) * 2.0**-p
+    return jnp.maximum(u, 2.0 ** -(p + 1)).reshape(shape)
+
+
+def exponential_noise(
+    key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.float32
+) -> Array:
+    """Standard exponential noise E = -log u, finite and never 0.
+
+    In float32 E lies in [2^-24, 17.33], so the Gumbel noise -log E lies in [-2.853, 16.636]; in
+    float64 E lies in [2^-53, 37.43], -log E in [-3.623, 36.737].
+
+    Args:
+        key: key of the random number generator.
+        shape: shape of the result.
+        dtype: jnp.float32 or jnp.float64.
+
+    Example:
+        >>> noise = exponential_noise(jax.random.key(0), (1000,))
+        >>> bool((noise >= 2.0**-24).all() and (noise < 17.33).all())
+        True
+    """
+    return -jnp.log(uniform_noise(key, shape, dtype=dtype))
+
+
+def logistic_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.float32) -> Array:
+    """Standard logistic noise L = log u - log(1 - u), finite: in float32 in [-17.33, 16.636]."""
+    u = uniform_noise(key, shape, dtype=dtype)
+    return jnp.log(u) - jnp.log1p(-u)
+
+
+# --- categories -----------------------------------------------------------------------------------
+
+
+def log_softmax(a: Array) -> Array:
+    """log_softmax over the last axis; masked categories stay -inf, with gradient 0."""
+    a = a - lax.stop_gradient(a).max(-1, keepdims=True)
+    return a - jnp.log(jnp.exp(a).sum(-1, keepdims=True))
+
+
+def sum_finite(x: Array, finite: Array | None) -> Array:
+    """Sum over the categories that exist."""
+    return (x if finite is None else jnp.where(finite, x, 0.0)).sum(-1)
+
+
+def is_array(x: object) -> bool:
+    """A JAX or a NumPy array; tracers are JAX arrays."""
+    return isinstance(x, Array | np.ndarray)
+
+
+def _log(temperature: Temperature) -> Array | float:
+    return jnp.log(temperature) if is_array(temperature) else math.log(temperature)
+
+
+def _column(temperature: Temperature) -> Temperature:
+    return temperature[..., None] if is_array(temperature) else temperature
+
+
+def _log_volume(K: np.ndarray) -> np.ndarray:
+    """lgamma(K) - K log K."""
+    return special.gammaln(K) - K * np.log(K)
+
+
+def _entropy_constant(K: np.ndarray) -> np.ndarray:
+    """K euler_gamma + K digamma(K) - lgamma(K)."""
+    return K * (np.euler_gamma + special.digamma(K)) - special.gammaln(K)
+
+
+@functools.cache
+def _table(function: Callable[[np.ndarray], np.ndarray], size: int) -> np.ndarray:
+    """function(K) for K = 1, ..., size, in double; NaN for K = 0."""
+    return np.concatenate([[np.nan], function(np.arange(1.0, size + 1))])
+
+
+def _count(
+    function: Callable[[np.ndarray], np.ndarray], like: Array, finite: Array | None
+) -> tuple[int | Array, float | Array]:
+    """K and function(K), in double before rounding: looked up where K differs by batch element."""
+    size = like.shape[-1]
+    if finite is None:
+        return size, float(function(np.float64(size)))
+    K = finite.sum(-1)
+    value = jnp.take(jnp.asarray(_table(function, size), like.dtype), K, mode="clip")
+    return K.astype(like.dtype), value
+
+
+# --- the relaxed law ------------------------------------------------------------------------------
+
+
+def exp_gumbel_softmax_sample(
+    temperature: Temperature, logits: Array, noise: Array, finite: Array | None = None
+) -> Array:
+    """Log of a relaxed sample, l = log_softmax((a - log E) / tau).
+
+    Args:
+        temperature: tau > 0, shape broadcastable to the batch shape.
+        logits: a, shape batch + (K,), nats.
+        noise: E, standard exponential, shape sample + batch + (K,).
+        finite: the categories that exist; None: all.
+
+    Source: Jang, Gu, Poole 2016, eq. 2; in log-space Maddison, Mnih, Teh 2016.
+
+    Example:
+        >>> l = exp_gumbel_softmax_sample(0.5, jnp.zeros(2), jnp.array([1.0, 2.0]))
+        >>> [round(float(y), 4) for y in jnp.exp(l)]
+        [0.8, 0.2]
+    """
+    if finite is None:
+        return log_softmax((logits - jnp.log(noise)) / _column(temperature))
+    z = (jnp.where(finite, logits, 0.0) - jnp.log(noise)) / _column(temperature)
+    z = z - jnp.where(finite, lax.stop_gradient(z), -jnp.inf).max(-1, keepdims=True)
+    # exp of a masked z could overflow, and its zero-weighted gradient would then be NaN
+    log_total = jnp.log(jnp.exp(jnp.where(finite, z, -jnp.inf)).sum(-1, keepdims=True))
+    return jnp.where(finite, z - log_total, -jnp.inf)
+
+
+def exp_gumbel_softmax_log_prob(
+    temperature: Temperature, logits: Array, log_value: Array, finite: Array | None = None
+) -> Array:
+    """Log density of l with respect to dl_1 ... dl_{K-1} / y_K.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l).
+
+    It is -inf where a masked category has weight and where an existing one has none.
+
+    Example:
+        >>> l = jnp.log(jnp.array([0.5, 0.5]))
+        >>> round(float(exp_gumbel_softmax_log_prob(1.0, jnp.zeros(2), l)), 4)
+        -1.3863
+    """
+    gone = log_value == -jnp.inf
+    outside = (gone if finite is None else gone == finite).any(-1)
+    # the values that lead outside are replaced before they meet a formula: no NaN in its gradient
+    r = -_column(temperature) * jnp.where(gone, 0.0, log_value)
+    r = logits + r if finite is None else jnp.where(finite, logits, 0.0) + r
+    weighted = r if finite is None else jnp.where(finite, r, -jnp.inf)
+    shift = lax.stop_gradient(weighted).max(-1, keepdims=True)
+    K, constant = _count(_log_volume, r, finite)
+    log_mean = jnp.log(jnp.exp(weighted - shift).sum(-1) / K)
+    # shifted like log_mean, so that K times the shift, which cancels, is never added
+    log_prob = sum_finite(r - shift, finite) - K * log_mean
+    log_prob = constant + (K - 1) * _log(temperature) + log_prob
+    return jnp.where(outside, -jnp.inf, log_prob)
+
+
+def exp_gumbel_softmax_noise_log_prob(
+    temperature: Temperature, noise: Array, finite: Array | None = None
+) -> Array:
+    """Log density of the sample that the noise gives: the logits cancel.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum log E - K log sum E.
+
+    Example:
+        >>> round(float(exp_gumbel_softmax_noise_log_prob(1.0, jnp.ones(2))), 4)
+        -1.3863
+    """
+    K, constant = _count(_log_volume, noise, finite)
+    log_prob = sum_finite(jnp.log(noise), finite) - K * jnp.log(sum_finite(noise, finite) / K)
+    return constant + (K - 1) * _log(temperature) + log_prob
+
+
+def exp_gumbel_softmax_mode(temperature: Temperature, logits: Array) -> Array:
+    """Mode of the log-space density, log_softmax(a / tau)."""
+    finite = logits > -jnp.inf  # -inf / tau has no gradient in tau
+    z = jnp.where(finite, logits, 0.0) / _column(temperature)
+    return log_softmax(jnp.where(finite, z, -jnp.inf))
+
+
+def exp_gumbel_softmax_entropy(
+    temperature: Temperature, logits: Array, finite: Array | None = None
+) -> Array:
+    """Entropy -lgamma(K) - (K - 1) log tau + K euler_gamma + K digamma(K), whatever the logits.
+
+    Example:
+        >>> round(float(exp_gumbel_softmax_entropy(0.1, jnp.zeros(2))), 4)
+        4.3026
+    """
+    K, constant = _count(_entropy_constant, logits, finite)
+    entropy = jnp.asarray(constant - (K - 1) * _log(temperature), logits.dtype)
+    return jnp.broadcast_to(entropy, jnp.broadcast_shapes(entropy.shape, logits.shape[:-1]))
+
+
+def exp_gumbel_softmax_kl(p_logits: Array, q_logits: Array) -> Array:
+    """KL(p || q) of two relaxed laws at the same temperature, on which it does not depend.
+
+    KL = sum(lp - lq) - K (digamma(K) - E log sum_i w_i E_i), with lp, lq the log_softmax of the
+    logits and w_i = exp(lq_i - lp_i). With v = w / max(w) and the integrals of digamma(K) and of
+    E log sum_i v_i E_i subtracted under one sign, where t = exp(s),
+
+    KL = -sum log v + K integral ((1 + t)^-K - prod_i 1 / (1 + v_i t)) ds.
+
+    Infinite where the masks differ.
+
+    Example:
+        >>> round(float(exp_gumbel_softmax_kl(jnp.array([3.0, -2.0, 0.5]), jnp.zeros(3))), 4)
+        3.7216
+    """
+    p_logits, q_logits = jnp.broadcast_arrays(p_logits, q_logits)
+    p_finite, q_finite = p_logits > -jnp.inf, q_logits > -jnp.inf
+    both = p_finite & q_finite
+    log_v = jnp.where(both, q_logits, 0.0) - jnp.where(both, p_logits, 0.0)
+    # an empty intersection has no maximum; its divergence is infinite whatever stands here
+    highest = jnp.where(both, log_v, -jnp.inf).max(-1, keepdims=True)
+    log_v = log_v - jnp.where(both.any(-1, keepdims=True), highest, 0.0)
+    v, K = jnp.exp(jnp.where(both, log_v, -jnp.inf))[..., None, :], both.sum(-1)
+    t, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == jnp.float64)
+    t = jnp.asarray(t, log_v.dtype)
+    equal, product = -K[..., None] * jnp.log1p(t), -jnp.log1p(v * t[:, None]).sum(-1)
+    integral = step * (jnp.expm1(equal) - jnp.expm1(product)).sum(-1)
+    kl = K * integral - jnp.where(both, log_v, 0.0).sum(-1)
+    return jnp.where((p_finite == q_finite).all(-1), kl, jnp.inf)
+
+
+def to_simplex(log_value: Array, dtype: np.dtype, finite: Array | None = None) -> Array:
+    """y = exp(l), moved inside the open simplex where it rounds to its boundary.
+
+    The gradient is that of exp. Masked categories stay 0.
+    """
+    y = jnp.exp(log_value)
+    inner = jnp.clip(lax.stop_gradient(y), *open_unit_interval(dtype))
+    if finite is not None:
+        inner = jnp.where(finite, inner, 0.0)
+    return straight_through(inner, y).astype(dtype)
+
+
+def from_simplex(value: Array, finite: Array | None = None) -> Array:
+    """l = log(y) of the nearest point inside the open simplex; -inf for masked categories at 0."""
+    l = _log_inside(value)
+    return l if finite is None else jnp.where(finite | (value != 0), l, -jnp.inf)
+
+
+def open_unit_interval(dtype: np.dtype) -> tuple[float, float]:
+    """The smallest and the largest float inside (0, 1); in float16 the smallest is subnormal."""
+    info = jnp.finfo(dtype)
+    return (2.0**-24 if dtype == jnp.float16 else float(info.tiny)), 1.0 - float(info.eps) / 2
+
+
+def _steepest(dtype: np.dtype) -> float:
+    """What log and logit divide by at least, in their derivatives: 2^26 times the smallest float.
+
+    The derivative 1 / y at a y that has all but vanished meets the derivative y of the sample; by
+    itself it would overflow on the way, to inf or to inf * 0.
+    """
+    return float(jnp.finfo(dtype).tiny) * 2.0**26
+
+
+@jax.custom_jvp
+def _log_inside(y: Array) -> Array:
+    """log(y) of the nearest y inside (0, 1), with a derivative that never overflows."""
+    return jnp.log(jnp.clip(y, *open_unit_interval(y.dtype)))
+
+
+@_log_inside.defjvp
+def _log_inside_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (y,), (t,) = primals, tangents
+    low, high = open_unit_interval(y.dtype)
+    slope = jnp.where((y >= low) & (y <= high), 1 / jnp.maximum(y, _steepest(y.dtype)), 0.0)
+    return _log_inside(y), t * slope
+
+
+# --- the categorical law --------------------------------------------------------------------------
+
+
+def straight_through(hard: Array, soft: Array) -> Array:
+    """The value of `hard`, bit for bit, with the gradient of `soft`."""
+    return hard + (soft - lax.stop_gradient(soft))
+
+
+def one_hot_argmax(log_value: Array) -> Array:
+    """One-hot vector of the largest coordinate."""
+    return jax.nn.one_hot(log_value.argmax(-1), log_value.shape[-1], dtype=log_value.dtype)
+
+
+def categorical_log_prob(logits: Array, value: Array) -> Array:
+    """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
+
+    Example:
+        >>> round(float(categorical_log_prob(jnp.zeros(2), jnp.array([0.25, 0.75]))), 4)
+        -0.6931
+    """
+    log_pi = log_softmax(logits)
+    masked = log_pi == -jnp.inf
+    log_prob = (value * jnp.where(masked, 0.0, log_pi)).sum(-1)
+    return jnp.where((masked & (value != 0)).any(-1), -jnp.inf, log_prob)
+
+
+def categorical_entropy(logits: Array) -> Array:
+    """Entropy -sum pi log pi."""
+    log_pi = log_softmax(logits)
+    return -(jnp.exp(log_pi) * jnp.where(log_pi == -jnp.inf, 0.0, log_pi)).sum(-1)
+
+
+def categorical_kl(p_logits: Array, q_logits: Array) -> Array:
+    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has."""
+    lp, lq = jnp.broadcast_arrays(log_softmax(p_logits), log_softmax(q_logits))
+    p_masked, q_masked = lp == -jnp.inf, lq == -jnp.inf
+    difference = jnp.where(p_masked, 0.0, lp) - jnp.where(q_masked, 0.0, lq)
+    kl = (jnp.exp(lp) * difference).sum(-1)
+    return jnp.where((q_masked & ~p_masked).any(-1), jnp.inf, kl)
+
+
+# --- the binary laws ------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def _log_odds_term(x: Array) -> Array:
+    """softplus(x) + softplus(-x) = -log(y (1 - y)) for y = sigmoid(x)."""
+    magnitude = jnp.abs(x)
+    return magnitude + 2 * jnp.log1p(jnp.exp(-magnitude))
+
+
+@_log_odds_term.defjvp
+def _log_odds_term_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (t,) = primals, tangents
+    return _log_odds_term(x), t * jnp.tanh(0.5 * x)  # smooth at 0, where abs is not
+
+
+def gumbel_sigmoid_sample(temperature: Temperature, logits: Array, noise: Array) -> Array:
+    """Logit of a relaxed bit, x = (a + L) / tau, L standard logistic noise.
+
+    Example:
+        >>> gumbel_sigmoid_sample(0.5, jnp.ones(()), jnp.full((), 0.5))
+        Array(3., dtype=float32)
+    """
+    return (logits + noise) / temperature
+
+
+def gumbel_sigmoid_log_prob(
+    temperature: Temperature, logits: Array, logit_value: Array, noise: Array | None = None
+) -> Array:
+    """Log density of y = sigmoid(x) on (0, 1), from x.
+
+    log p(y) = log tau - c(tau x - a) + c(x) with c(x) = softplus(x) + softplus(-x). For an own
+    sample tau x - a is its noise, and the logits cancel.
+
+    Example:
+        >>> gumbel_sigmoid_log_prob(1.0, jnp.zeros(()), jnp.full((), 2.0))
+        Array(0., dtype=float32)
+    """
+    residual = temperature * logit_value - logits if noise is None else noise
+    return _log(temperature) - _log_odds_term(residual) + _log_odds_term(logit_value)
+
+
+def gumbel_sigmoid_kl(p_logits: Array, q_logits: Array) -> Array:
+    """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0)."""
+    p, q = (jnp.stack([a, jnp.zeros_like(a)], -1) for a in (p_logits, q_logits))
+    return exp_gumbel_softmax_kl(p, q)
+
+
+def to_unit_interval(logit_value: Array, dtype: np.dtype) -> Array:
+    """y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1; the gradient of sigmoid."""
+    y = jax.nn.sigmoid(logit_value)
+    inner = jnp.clip(lax.stop_gradient(y), *open_unit_interval(dtype))
+    return straight_through(inner, y).astype(dtype)
+
+
+@jax.custom_jvp
+def from_unit_interval(value: Array) -> Array:
+    """x = log y - log(1 - y), with a derivative that never overflows."""
+    return jnp.log(value) - jnp.log1p(-value)
+
+
+@from_unit_interval.defjvp
+def _from_unit_interval_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (y,), (t,) = primals, tangents
+    return from_unit_interval(y), t / jnp.maximum(y * (1 - y), _steepest(y.dtype))
+
+
+def bernoulli_log_prob(logits: Array, value: Array) -> Array:
+    """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
+
+    Example:
+        >>> round(float(bernoulli_log_prob(jnp.zeros(()), jnp.full((), 0.3))), 4)
+        -0.6931
+    """
+    return value * logits - jax.nn.softplus(logits)
+
+
+def bernoulli_entropy(logits: Array) -> Array:
+    """Entropy -p log p - (1 - p) log(1 - p)."""
+    return -bernoulli_log_prob(logits, jax.nn.sigmoid(logits))
+
+
+def bernoulli_kl(p_logits: Array, q_logits: Array) -> Array:
+    """KL p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))."""
+    p = jax.nn.sigmoid(p_logits)
+    return bernoulli_log_prob(p_logits, p) - bernoulli_log_prob(q_logits, p)

@@ -1,0 +1,106 @@
+"""KL divergences in NumPyro's registry: mass on mass, density on density; mixed pairs refused."""
+
+from typing import NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.distributions import (
+    BernoulliLogits,
+    BernoulliProbs,
+    Distribution,
+    RelaxedBernoulliLogits,
+    kl_divergence,
+)
+
+from gs_ppl.numpyro import functional as F
+from gs_ppl.numpyro._base import LogitsDistribution, read
+from gs_ppl.numpyro.distributions import (
+    BernoulliScored,
+    CategoricalScored,
+    DensityScored,
+    ExpGumbelSoftmax,
+    GumbelSigmoid,
+    GumbelSoftmax,
+)
+
+Bernoulli = (BernoulliLogits, BernoulliProbs)
+
+
+def _logits(distribution: Distribution) -> Array:
+    """Logits in at least float32, of our classes and of NumPyro's."""
+    own = isinstance(distribution, LogitsDistribution)
+    return distribution.a if own else jnp.asarray(distribution.logits)
+
+
+# --- mass against mass ----------------------------------------------------------------------------
+
+
+@kl_divergence.register(CategoricalScored, CategoricalScored)
+def _kl_categorical(p: Distribution, q: Distribution) -> Array:
+    return F.categorical_kl(_logits(p), _logits(q))
+
+
+@kl_divergence.register(BernoulliScored, BernoulliScored)
+@kl_divergence.register(BernoulliScored, Bernoulli)
+@kl_divergence.register(Bernoulli, BernoulliScored)
+def _kl_bernoulli(p: Distribution, q: Distribution) -> Array:
+    return F.bernoulli_kl(_logits(p), _logits(q))
+
+
+# --- density against density ----------------------------------------------------------------------
+
+
+def _require_equal_temperature(p: DensityScored, q: DensityScored) -> None:
+    """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
+    if p.temperature is q.temperature:
+        return
+    p_tau, q_tau = read(p.temperature), read(q.temperature)
+    if p_tau is not None and q_tau is not None and np.all(p_tau == q_tau.astype(p_tau.dtype)):
+        return
+    raise NotImplementedError(
+        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
+        " both the same object, or equal numbers"
+    )
+
+
+@kl_divergence.register(ExpGumbelSoftmax, ExpGumbelSoftmax)
+@kl_divergence.register(GumbelSoftmax, GumbelSoftmax)
+def _kl_relaxed(p: DensityScored, q: DensityScored) -> Array:
+    _require_equal_temperature(p, q)
+    return F.exp_gumbel_softmax_kl(p.a, q.a)
+
+
+@kl_divergence.register(GumbelSigmoid, GumbelSigmoid)
+def _kl_relaxed_bit(p: GumbelSigmoid, q: GumbelSigmoid) -> Array:
+    _require_equal_temperature(p, q)
+    return F.gumbel_sigmoid_kl(p.a, q.a)
+
+
+# --- mixed measures -------------------------------------------------------------------------------
+
+
+def _refuse_mixed(p: Distribution, q: Distribution) -> NoReturn:
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
+        " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
+        " both (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
+    )
+
+
+_DENSITIES = (DensityScored, RelaxedBernoulliLogits)
+_MASSES = (CategoricalScored, BernoulliScored, *Bernoulli)
+for density in _DENSITIES:
+    for mass in _MASSES:
+        if issubclass(density, LogitsDistribution) or issubclass(mass, LogitsDistribution):
+            kl_divergence.register(density, mass)(_refuse_mixed)
+            kl_divergence.register(mass, density)(_refuse_mixed)
+
+
+@kl_divergence.register(ExpGumbelSoftmax, GumbelSoftmax)
+@kl_divergence.register(GumbelSoftmax, ExpGumbelSoftmax)
+def _refuse_spaces(p: Distribution, q: Distribution) -> NoReturn:
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
+        " one of the two classes on both sides"
+    )
