@@ -10,6 +10,7 @@ Example:
 """
 
 from gs_ppl.numpyro import constraints, functional, kl
+from gs_ppl.numpyro.autoguide import AutoGuideList, AutoGumbelSoftmax
 from gs_ppl.numpyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -18,9 +19,14 @@ from gs_ppl.numpyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
+from gs_ppl.numpyro.handlers import config_enumerate, discretize, relax, select
 from gs_ppl.numpyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
+from gs_ppl.numpyro.svi import AnnealedSVI
 
 __all__ = [
+    "AnnealedSVI",
+    "AutoGuideList",
+    "AutoGumbelSoftmax",
     "ExpGumbelSoftmax",
     "GumbelSigmoid",
     "GumbelSoftmax",
@@ -29,7 +35,11 @@ __all__ = [
     "STGumbelSoftmax",
     "SoftBernoulli",
     "SoftOneHotCategorical",
+    "config_enumerate",
     "constraints",
+    "discretize",
     "functional",
     "kl",
+    "relax",
+    "select",
 ]

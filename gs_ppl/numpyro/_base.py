@@ -120,6 +120,10 @@ class LogitsDistribution(Distribution):
     pytree_aux_fields = ("temperature",)
     has_temperature: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
+    scored_as: ClassVar[str]  # "density" or "mass"
+    is_hard: ClassVar[bool] = False  # samples are vertices
+    binary: ClassVar[type | None] = None  # counterpart of a one-hot class
+    mass_scored: ClassVar[type]  # counterpart of a density
 
     def __init__(
         self,

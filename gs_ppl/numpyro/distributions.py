@@ -53,6 +53,7 @@ class DensityScored(KeepsIntermediates, Relaxed):
     without any is scored by itself.
     """
 
+    scored_as = "density"
     has_enumerate_support = False  # with True, NUTS would drop the site without a word
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
@@ -255,6 +256,7 @@ def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Array:
 class CategoricalScored(LogitsDistribution):
     """Scored as the categorical law: log mass sum(value log pi), linear in the value."""
 
+    scored_as = "mass"
     has_enumerate_support = True
     support = constraints.one_hot
 
@@ -287,6 +289,7 @@ class BernoulliScored(LogitsDistribution):
 
     arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
     event_dims = 0
+    scored_as = "mass"
     has_enumerate_support = True
     support = numpyro_constraints.boolean
 
@@ -336,6 +339,7 @@ class OneHotCategorical(CategoricalScored):
     arg_constraints = {"logits": numpyro_constraints.real_vector}
     reparametrized_params = []
     has_temperature = False
+    is_hard = True
 
     def __init__(
         self,
@@ -393,3 +397,7 @@ class SoftBernoulli(BernoulliScored, Relaxed):
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         x, _ = self._draw(key, sample_shape)
         return F.to_unit_interval(x, self.logits.dtype)
+
+
+GumbelSoftmax.binary, GumbelSoftmax.mass_scored = GumbelSigmoid, SoftOneHotCategorical
+SoftOneHotCategorical.binary, GumbelSigmoid.mass_scored = SoftBernoulli, SoftBernoulli

@@ -11,6 +11,26 @@ from gs_ppl.numpyro.distributions import BernoulliScored, CategoricalScored, Rel
 __all__ = ["STGumbelSigmoid", "STGumbelSoftmax"]
 
 
+class STGumbelSigmoid(BernoulliScored, Relaxed):
+    """Straight-through bit: 1 where a + L > 0, with the gradient of sigmoid((a + L) / tau).
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Example:
+        >>> d = STGumbelSigmoid(0.5, logits=jnp.array(0.0))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -0.6931
+    """
+
+    is_hard = True
+    support = constraints.differentiable_boolean
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        x, _ = self._draw(key, sample_shape)
+        hard = (x > 0).astype(x.dtype)
+        return F.straight_through(hard, jax.nn.sigmoid(x)).astype(self.logits.dtype)
+
+
 class STGumbelSoftmax(CategoricalScored, Relaxed):
     """Straight-through Gumbel-Softmax: one_hot(argmax(a + g)) with the gradient of the soft sample.
 
@@ -29,27 +49,10 @@ class STGumbelSoftmax(CategoricalScored, Relaxed):
         (1.0, -1.3863)
     """
 
+    is_hard = True
+    binary = STGumbelSigmoid
     support = constraints.differentiable_one_hot
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         l, _ = self._draw(key, sample_shape)
         return F.straight_through(F.one_hot_argmax(l), jnp.exp(l)).astype(self.logits.dtype)
-
-
-class STGumbelSigmoid(BernoulliScored, Relaxed):
-    """Straight-through bit: 1 where a + L > 0, with the gradient of sigmoid((a + L) / tau).
-
-    Args, Shapes, Raises: as GumbelSigmoid.
-
-    Example:
-        >>> d = STGumbelSigmoid(0.5, logits=jnp.array(0.0))
-        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
-        -0.6931
-    """
-
-    support = constraints.differentiable_boolean
-
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        x, _ = self._draw(key, sample_shape)
-        hard = (x > 0).astype(x.dtype)
-        return F.straight_through(hard, jax.nn.sigmoid(x)).astype(self.logits.dtype)

@@ -10,7 +10,7 @@ Example:
 """
 
 from gs_ppl.pyro import constraints, functional, kl
-from gs_ppl.pyro.autoguide import AutoGumbelSoftmax
+from gs_ppl.pyro.autoguide import AutoGuideList, AutoGumbelSoftmax
 from gs_ppl.pyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -25,6 +25,7 @@ from gs_ppl.pyro.svi import AnnealedSVI
 
 __all__ = [
     "AnnealedSVI",
+    "AutoGuideList",
     "AutoGumbelSoftmax",
     "ExpGumbelSoftmax",
     "GumbelSigmoid",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
@@ -20,7 +20,7 @@ from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.handlers import event_dims
 
-__all__ = ["AutoGumbelSoftmax"]
+__all__ = ["AutoGuideList", "AutoGumbelSoftmax"]  # Pyro's list is right as it is
 
 
 class AutoGumbelSoftmax(AutoGuide):

@@ -1,0 +1,188 @@
+"""An automatic mean-field guide over the discrete latents of a program."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
+from numpyro.distributions.util import periodic_repeat
+from numpyro.infer import autoguide
+
+from gs_ppl import rewriting
+from gs_ppl.numpyro import functional as F
+from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
+from gs_ppl.numpyro.functional import Temperature
+from gs_ppl.numpyro.handlers import carry_log_values, event_dims
+
+__all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
+
+
+class AutoGumbelSoftmax(autoguide.AutoGuide):
+    """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
+
+    q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
+    left to the other parts of an AutoGuideList. The parameters are called {site}_{prefix}_logits.
+
+    Args:
+        model: program with one-hot or Bernoulli latents, relaxed or not.
+        temperature: tau > 0; None takes that of AnnealedSVI.
+        family: class for all sites, or a dict by site name (GumbelSoftmax for the others).
+        objective: "categorical" or "relaxed", as the model's; see relax.
+        init_logits: a number for all, or a dict of arrays by site name (0 for the others).
+        prefix, create_plates: as in NumPyro's other automatic guides.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical
+        >>> def model():
+        ...     with numpyro.plate("data", 4):
+        ...         numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(3)))
+        >>> guide = AutoGumbelSoftmax(model, temperature=0.5)
+        >>> with numpyro.handlers.seed(rng_seed=0):
+        ...     guide()["z"].shape
+        (4, 3)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        temperature: Temperature | None = None,
+        family: type | Mapping[str, type] = GumbelSoftmax,
+        objective: str = "categorical",
+        init_logits: float | Mapping[str, Any] = 0.0,
+        *,
+        prefix: str = "auto",
+        create_plates: Callable | None = None,
+    ) -> None:
+        rewriting.check_objective(objective)
+        self.temperature, self.family, self.objective = temperature, family, objective
+        self._init_logits = init_logits
+        super().__init__(model, prefix=prefix, create_plates=create_plates)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        seeded = handlers.seed(self.model, numpyro.prng_key())
+        with handlers.block():
+            self.prototype_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        self._sites: dict[str, int] = {}
+        self._initial_logits: dict[str, Array] = {}
+        for name, site in self.prototype_trace.items():
+            if site["type"] == "plate":
+                self._prototype_frame_full_sizes[name] = site["args"][0]
+            elif site["type"] == "sample" and not site["is_observed"]:
+                self._setup_site(name, site)
+        if not self._sites:
+            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
+        rewriting.check_sites(
+            {*self._named(self.family), *self._named(self._init_logits)}, {*self._sites}
+        )
+
+    def _setup_site(self, name: str, site: dict[str, Any]) -> None:
+        law = rewriting.innermost(site["fn"])
+        if isinstance(law, CategoricalLogits | CategoricalProbs):
+            rewriting.refuse_integer(name)
+        dims = event_dims(law)
+        if dims is None:
+            return
+        self._sites[name] = dims
+        logits, event_dim = self._initial(name, site["value"]), site["fn"].event_dim
+        for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
+            self._prototype_frames[frame.name] = frame
+            full_size = self._prototype_frame_full_sizes[frame.name]
+            if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
+                logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
+        self._initial_logits[name] = logits
+
+    @staticmethod
+    def _named(option: Any) -> tuple:
+        return tuple(option) if isinstance(option, Mapping) else ()
+
+    def _initial(self, name: str, value: Array) -> Array:
+        init = self._init_logits
+        init = init.get(name, 0.0) if isinstance(init, Mapping) else init
+        dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
+        init = jnp.asarray(init, dtype)
+        return jnp.broadcast_to(init, jnp.broadcast_shapes(init.shape, value.shape))
+
+    def _param_name(self, site: str) -> str:
+        return f"{site}_{self.prefix}_logits"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        plates, result = self._create_plates(*args, **kwargs), {}
+        for name, dims in self._sites.items():
+            site = self.prototype_trace[name]
+            event_dim = site["fn"].event_dim
+            family = rewriting.choose_family(self.family, GumbelSoftmax, name)
+            make = rewriting.counterpart(family, dims, self.objective, name)
+            tau = rewriting.temperature_at(name, self.temperature)
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(plates[frame.name])
+                initial = self._initial_logits[name]
+                logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
+                law = make(tau, logits=logits).to_event(event_dim - dims)
+                with carry_log_values():
+                    result[name] = numpyro.sample(name, law)
+        return result
+
+    def _logits(self, params: dict[str, Array]) -> dict[str, Array]:
+        return {name: params[self._param_name(name)] for name in self._sites}
+
+    def probs(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
+        return {
+            name: jax.nn.softmax(a) if self._sites[name] else jax.nn.sigmoid(a)
+            for name, a in self._logits(params).items()
+        }
+
+    def mode(self, params: dict[str, Array]) -> dict[str, Array]:
+        """The most probable value of each site: a one-hot vector, or a bit."""
+        return {
+            name: F.one_hot_argmax(a) if self._sites[name] else (a > 0).astype(a.dtype)
+            for name, a in self._logits(params).items()
+        }
+
+    def median(self, params: dict[str, Array]) -> dict[str, Array]:
+        """The mode, which is what AutoGuideList asks its parts for."""
+        return self.mode(params)
+
+    def sample_posterior(
+        self,
+        rng_key: Array,
+        params: dict[str, Array],
+        *args: Any,
+        sample_shape: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
+        logits = self._logits(params)
+        keys = jax.random.split(rng_key, len(logits))
+        return {
+            name: (
+                OneHotCategorical(logits=a) if self._sites[name] else Bernoulli(logits=a)
+            ).sample(key, sample_shape)
+            for key, (name, a) in zip(keys, logits.items(), strict=True)
+        }
+
+
+class AutoGuideList(autoguide.AutoGuideList):
+    """NumPyro's AutoGuideList, all parts of which see the same rows of a subsampled plate.
+
+    NumPyro's own draws the indices anew for each part.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        rows, result = {name: plate._indices for name, plate in plates.items()}, {}
+        with handlers.substitute(data=rows):
+            for part in self._guides:
+                result.update(part(*args, **kwargs))
+        return result

@@ -1,0 +1,89 @@
+"""SVI with an annealed temperature."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro.infer import SVI
+
+from gs_ppl import rewriting
+
+__all__ = ["AnnealedSVI"]
+
+
+def takes_temperature(fn: Callable) -> bool:
+    """Whether the program declares an argument called temperature."""
+    return "temperature" in inspect.signature(fn).parameters
+
+
+def annealed(fn: Callable) -> Callable:
+    """`fn` with the temperature as a first positional argument, which handlers and guides see."""
+    declared = takes_temperature(fn)
+
+    def program(temperature: Any, *args: Any, **kwargs: Any) -> Any:
+        with rewriting.at_temperature(temperature):
+            if declared:
+                return fn(*args, temperature=temperature, **kwargs)
+            return fn(*args, **kwargs)
+
+    return program
+
+
+class AnnealedSVI(SVI):
+    """SVI whose step t runs at the temperature schedule(t).
+
+    The temperature reaches what relax and AutoGumbelSoftmax made without one of their own, and a
+    model or guide that declares an argument `temperature`; nothing else sees it. The step is the
+    optimizer's, so that run, update in jit or scan, and restored states anneal without recompiling.
+
+    Args:
+        model, guide, optim, loss: as in numpyro.infer.SVI.
+        schedule: step -> temperature, for a traced step: one of gs_ppl.temperature, or optax's.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> from gs_ppl import temperature
+        >>> from gs_ppl.numpyro import AnnealedSVI, AutoGumbelSoftmax, OneHotCategorical, relax
+        >>> def model():
+        ...     z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
+        ...     loc = (z * jnp.array([-2.0, 2.0])).sum(-1)
+        ...     numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=jnp.array(1.5))
+        >>> guide = AutoGumbelSoftmax(model)
+        >>> schedule = temperature.exponential(rate=1e-2, minimum=0.5)
+        >>> adam, elbo = numpyro.optim.Adam(0.05), numpyro.infer.TraceMeanField_ELBO()
+        >>> svi = AnnealedSVI(relax(model), guide, adam, elbo, schedule)
+        >>> result = svi.run(jax.random.key(0), 100, progress_bar=False)
+        >>> guide.mode(result.params)["z"]
+        Array([0., 1.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: Any,
+        loss: Any,
+        schedule: Callable[[Any], Any],
+        **static_kwargs: Any,
+    ) -> None:
+        super().__init__(annealed(model), annealed(guide), optim, loss, **static_kwargs)
+        self.schedule = schedule
+
+    def temperature(self, svi_state: Any) -> Array:
+        """The temperature of the coming step."""
+        return jnp.asarray(self.schedule(svi_state.optim_state[0]), jnp.result_type(float))
+
+    def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
+        first = jnp.asarray(self.schedule(0), jnp.result_type(float))
+        return super().init(rng_key, first, *args, **kwargs)
+
+    def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
+        return super().update(svi_state, self.temperature(svi_state), *args, **kwargs)
+
+    def stable_update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
+        return super().stable_update(svi_state, self.temperature(svi_state), *args, **kwargs)
+
+    def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Array:
+        return super().evaluate(svi_state, self.temperature(svi_state), *args, **kwargs)
