@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -146,6 +147,91 @@ class PyroBackend:
         trace = self.ppl.poutine.trace(sampled).get_trace()
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
 
+    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05) -> Any:
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(0)
+        adam = self.ppl.optim.Adam({"lr": learning_rate})
+        return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
+
+    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05) -> tuple:
+        """Losses of an annealed run, and its parameters."""
+        svi = self._annealed(model, guide, elbo, schedule, learning_rate)
+        return np.array([svi.step() for _ in range(steps)]), None
+
+    def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
+        """The temperature of the site z at each step."""
+        recorded = []
+
+        class Record(self.ppl.poutine.messenger.Messenger):
+            def _pyro_post_sample(self, msg):
+                if msg["name"] == "z":
+                    recorded.append(float(innermost(msg["fn"]).temperature))
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        program = Record()(model if relaxed else self.gs.relax(model))
+        svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
+        for _ in range(steps):
+            svi.step()
+        return recorded
+
+    def count_traces(self, model, schedule, steps) -> int:
+        """How often the model's source runs under a Jit ELBO."""
+        runs = []
+
+        def counted():
+            runs.append(1)
+            return model()
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        elbo = self.infer.JitTrace_ELBO(ignore_jit_warnings=True)
+        svi = self._annealed(self.gs.relax(counted), guide, elbo, schedule)
+        for _ in range(steps):
+            svi.step()
+        return len(runs)
+
+    def whole_and_resumed(self, model, schedule, steps) -> tuple:
+        """Losses of the second half, run in one go and after restoring the state."""
+
+        def run():
+            guide = self.gs.AutoGumbelSoftmax(model)
+            return self._annealed(self.gs.relax(model), guide, self.infer.Trace_ELBO(), schedule)
+
+        svi = run()
+        for _ in range(steps // 2):
+            svi.step()
+        state = copy.deepcopy(svi.get_state())
+        random_state = self.ppl.util.get_rng_state()
+        whole = [svi.step() for _ in range(steps // 2)]
+        svi = run()
+        svi.step()  # another run, which the restored state replaces
+        svi.set_state(state)
+        self.ppl.util.set_rng_state(random_state)
+        return whole, [svi.step() for _ in range(steps // 2)]
+
+    def guide_probs(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.probs().items()}
+
+    def guide_mode(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.mode().items()}
+
+    def rows_of_parts_agree(self) -> bool:
+        ppl, seen = self.ppl, []
+
+        def model():
+            with ppl.plate("data", 50, subsample_size=5) as rows:
+                seen.append(self.numpy(rows))
+                ppl.sample("z", self.gs.OneHotCategorical(logits=self.array(np.zeros(2))))
+                ppl.sample("w", self.native.Normal(self.array(0.0), 1.0))
+
+        guide = self.gs.AutoGuideList(model)
+        guide.append(self.gs.AutoGumbelSoftmax(ppl.poutine.block(model, expose=["z"]), 0.5))
+        guide.append(self.infer.autoguide.AutoNormal(ppl.poutine.block(model, hide=["z"])))
+        guide()
+        trace = ppl.poutine.trace(guide).get_trace()
+        frames = [trace.nodes[name]["cond_indep_stack"] for name in ("z", "w")]
+        rows = self.numpy(guide.plates["data"].indices)
+        return frames[0] == frames[1] and len(set(rows.tolist())) == 5
+
     def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
         self.ppl.set_rng_seed(seed)
         mcmc = self.infer.MCMC(
@@ -272,6 +358,105 @@ class NumPyroBackend:
         infer = importlib.import_module("numpyro.contrib.funsor").infer_discrete
         sampled = infer(model, first_available_dim=-1 - plates, rng_key=self.jax.random.key(seed))
         return self.trace(sampled, seed)
+
+    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05) -> Any:
+        adam = self.ppl.optim.Adam(learning_rate)
+        return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
+
+    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05) -> tuple:
+        svi = self._annealed(model, guide, elbo, schedule, learning_rate)
+        result = svi.run(self.jax.random.key(0), steps, progress_bar=False)
+        return np.array(result.losses), result.params
+
+    def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
+        recorded = []
+
+        class Record(self.ppl.primitives.Messenger):
+            def process_message(_, msg):
+                if msg["type"] == "sample" and msg["name"] == "z":
+                    tau = innermost(msg["fn"]).temperature
+                    self.jax.debug.callback(lambda tau: recorded.append(float(tau)), tau)
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        program = Record(model if relaxed else self.gs.relax(model))
+        svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
+        state = svi.init(self.jax.random.key(0))
+        self.jax.effects_barrier()
+        recorded.clear()  # what initialisation has seen
+        update = self.jax.jit(svi.update)
+        for _ in range(steps):
+            state, _ = update(state)
+            self.jax.effects_barrier()
+        return recorded
+
+    def count_traces(self, model, schedule, steps) -> int:
+        """How often the model's source runs under update in jit."""
+        runs = []
+
+        def counted():
+            runs.append(1)
+            return model()
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        svi = self._annealed(self.gs.relax(counted), guide, self.infer.Trace_ELBO(), schedule)
+        state, update = svi.init(self.jax.random.key(0)), self.jax.jit(svi.update)
+        for _ in range(steps):
+            state, _ = update(state)
+        return len(runs)
+
+    def whole_and_resumed(self, model, schedule, steps) -> tuple:
+        def run():
+            guide = self.gs.AutoGumbelSoftmax(model)
+            return self._annealed(self.gs.relax(model), guide, self.infer.Trace_ELBO(), schedule)
+
+        def go_on(svi, state):
+            losses = []
+            for _ in range(steps // 2):
+                state, loss = svi.update(state)
+                losses.append(float(loss))
+            return state, losses
+
+        svi = run()
+        state, _ = go_on(svi, svi.init(self.jax.random.key(0)))
+        _, whole = go_on(svi, state)
+        leaves, tree = self.jax.tree.flatten(state)
+        restored = tree.unflatten([leaf.copy() for leaf in leaves])
+        svi = run()
+        svi.init(self.jax.random.key(1))  # another run, which the restored state replaces
+        return whole, go_on(svi, restored)[1]
+
+    def guide_probs(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.probs(params).items()}
+
+    def guide_mode(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.mode(params).items()}
+
+    def rows_of_parts_agree(self) -> bool:
+        ppl, handlers = self.ppl, self.ppl.handlers
+
+        def model():
+            with ppl.plate("data", 50, subsample_size=5):
+                ppl.sample("z", self.gs.OneHotCategorical(logits=self.array(np.zeros(2))))
+                ppl.sample("w", self.native.Normal(self.array(0.0), 1.0))
+
+        seeded = handlers.seed(model, self.jax.random.key(1))
+        relaxed = self.gs.relax(seeded, 0.5)
+        guide = self.gs.AutoGuideList(relaxed)
+        guide.append(self.gs.AutoGumbelSoftmax(handlers.block(relaxed, expose=["z", "data"]), 0.5))
+        guide.append(self.infer.autoguide.AutoNormal(handlers.block(relaxed, hide=["z"])))
+        rows = []
+
+        class Rows(ppl.primitives.Messenger):
+            def postprocess_message(_, msg):
+                if msg["type"] == "plate":
+                    rows.append(tuple(self.numpy(msg["value"]).tolist()))
+
+        with handlers.seed(rng_seed=0):
+            guide()
+            rows.clear()
+            with Rows():
+                guide()
+        return len(rows) == 3 and len(set(rows)) == 1 and len(set(rows[0])) == 5
 
     def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
         mcmc = self.infer.MCMC(

@@ -91,7 +91,7 @@ def test_entropy_vectors(backend, row, dtype):
 
 
 def assert_close(got, exact, tau, dtype, seen=0.0):
-    """To the stated accuracy, relative to max(1, |exact|), plus what rounding `seen` makes of it."""
+    """To the stated accuracy, relative to max(1, |exact|), plus four roundings of `seen`."""
     relative = 1e-13 if dtype == "float64" else 1e-6 if tau <= 2 else 4e-6
     error = np.abs(got - exact)
     bound = relative * np.maximum(1, np.abs(exact)) + 4 * EPS[dtype] * seen

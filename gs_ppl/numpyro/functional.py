@@ -142,11 +142,9 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - jnp.log(noise)) / _column(temperature))
+    # -inf enters after the division, which has no gradient there
     z = (jnp.where(finite, logits, 0.0) - jnp.log(noise)) / _column(temperature)
-    z = z - jnp.where(finite, lax.stop_gradient(z), -jnp.inf).max(-1, keepdims=True)
-    # exp of a masked z could overflow, and its zero-weighted gradient would then be NaN
-    log_total = jnp.log(jnp.exp(jnp.where(finite, z, -jnp.inf)).sum(-1, keepdims=True))
-    return jnp.where(finite, z - log_total, -jnp.inf)
+    return log_softmax(jnp.where(finite, z, -jnp.inf))
 
 
 def exp_gumbel_softmax_log_prob(

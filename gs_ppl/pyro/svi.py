@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import SVI
+from pyro.poutine import unwrap
 
 from gs_ppl import rewriting
 
@@ -15,6 +16,7 @@ __all__ = ["AnnealedSVI"]
 
 def takes_temperature(fn: Callable) -> bool:
     """Whether the program declares an argument called temperature."""
+    fn = unwrap(fn)
     return "temperature" in inspect.signature(getattr(fn, "forward", fn)).parameters
 
 
@@ -50,6 +52,7 @@ class AnnealedSVI(SVI):
         ...     z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
         ...     loc = (z * torch.tensor([-2.0, 2.0])).sum(-1)
         ...     pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.tensor(1.5))
+        >>> pyro.clear_param_store()
         >>> guide = AutoGumbelSoftmax(model)
         >>> schedule = temperature.exponential(rate=1e-2, minimum=0.5)
         >>> adam, elbo = pyro.optim.Adam({"lr": 0.05}), pyro.infer.TraceMeanField_ELBO()
