@@ -43,7 +43,9 @@ def exponential(rate: float, minimum: float = 0.5, every: int = 1, start: float 
         >>> [round(schedule(step), 4) for step in (0, 999, 1000, 10_000)]
         [1.0, 1.0, 0.9048, 0.5]
     """
-    _check(rate=rate, at_least=0)
+    _check_number("rate", rate)
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"rate must be finite and at least 0, got {rate}")
     _check_positive(minimum=minimum, start=start)
     _check_count(every=every)
     if minimum > start:
@@ -109,7 +111,7 @@ def constant(temperature: float) -> Schedule:
 
 def _exponential(step: Any, *, rate: float, minimum: float, every: int, start: float) -> Any:
     decayed = start * _apply("exp", -rate * (step // every * every))
-    return max(minimum, decayed) if isinstance(step, Real) else decayed.clip(minimum)
+    return max(minimum, decayed) if isinstance(step, Real) else decayed.clip(min=minimum)
 
 
 def _linear(step: Any, *, start: float, end: float, steps: int) -> Any:
@@ -127,7 +129,7 @@ def _constant(step: Any, *, temperature: float) -> Any:
 def _progress(step: Any, steps: int) -> Any:
     """min(t / steps, 1)."""
     done = step / steps
-    return min(done, 1.0) if isinstance(step, Real) else done.clip(0.0, 1.0)
+    return min(done, 1.0) if isinstance(step, Real) else done.clip(max=1.0)
 
 
 def _apply(name: str, x: Any) -> Any:
@@ -144,19 +146,16 @@ def _apply(name: str, x: Any) -> Any:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _check(*, at_least: float, **values: float) -> None:
-    for name, value in values.items():
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not at_least <= value < math.inf:
-            raise ValueError(f"{name} must be finite and at least {at_least}, got {value}")
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
 def _check_positive(**values: float) -> None:
-    _check(at_least=-math.inf, **values)
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        _check_number(name, value)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def _check_count(**values: int) -> None:

@@ -122,7 +122,7 @@ def test_auto_guide_list_parts_see_the_same_rows(backend):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"init_logits": {"q": 0.0}}, "no discrete latent site is called 'q'"),
         ({"family": {"q": None}}, "no discrete latent site is called 'q'"),

@@ -313,3 +313,58 @@ def test_support_check_scales_with_dtype(backend, law, dtype):
         assert backend.dtype(score) == (dtype if dtype in DTYPES else "float32")
         assert backend.check(d.support, value).all()
         assert np.isfinite(backend.numpy(score)).all()
+
+
+# --- gradients where formulas meet their edges ----------------------------------------------------
+
+
+@pytest.mark.parametrize("law", select(scored_as="density", hard=False), ids=name)
+def test_gradient_through_copies_is_finite(backend, law):
+    """A copy has lost its l: 1 / y of a y that has all but vanished must not overflow."""
+    rng = np.random.default_rng(0)
+    for tau, K, scale in [(1.0, 10, 100.0), (0.1, 100, 10.0), (0.1, 1000, 1.0), (0.01, 2, 1.0)]:
+        a = backend.array(law.logits(rng, (64,), K) * scale, "float32")
+
+        def score(a, tau=tau):
+            d = law(backend, tau, a)
+            return d.log_prob(backend.sample(d, 0) * 1.0).sum()
+
+        assert np.isfinite(backend.grad(score, a)[0]).all()
+
+
+@pytest.mark.parametrize("law", ["ExpGumbelSoftmax", "GumbelSoftmax"])
+def test_gradient_at_the_vertices(backend, law):
+    """That of the log mass: one_hot - pi."""
+    a, make = np.array([0.3, -0.7, 1.0]), getattr(backend.gs, law)
+
+    def score(a):
+        d = make(0.5, logits=a)
+        return d.log_prob(d.enumerate_support())[0]
+
+    (gradient,) = backend.grad(score, backend.array(a))
+    np.testing.assert_allclose(gradient, [1, 0, 0] - np.exp(a) / np.exp(a).sum(), rtol=1e-12)
+
+
+def test_bit_gradients_at_zero(backend):
+    """Where abs and max have kinks and softplus has none."""
+    zero, F = backend.array(0.0), backend.F
+    for value in (0.0, 0.3, 1.0):
+        (gradient,) = backend.grad(lambda a: F.bernoulli_log_prob(a, backend.array(value)), zero)  # noqa: B023
+        assert gradient == pytest.approx(value - 0.5, abs=1e-15)
+
+    def score(x):
+        return F.gumbel_sigmoid_log_prob(1.0, backend.array(1.0), x)
+
+    (second,) = backend.grad(backend.functional_grad(score), zero)
+    slope = 1 / (1 + math.exp(1)) * (1 - 1 / (1 + math.exp(1)))  # of sigmoid at -1
+    assert second == pytest.approx(0.5 - 2 * slope, rel=1e-12)
+
+
+def test_mode_of_masked_logits_has_a_gradient(backend):
+    def mode(a, tau):
+        d = backend.gs.ExpGumbelSoftmax(tau, logits=a)
+        return backend.F.sum_finite(d.mode, a > -math.inf)
+
+    a = backend.array([0.3, -math.inf, 1.0])
+    gradients = backend.grad(mode, a, backend.array(0.5))
+    assert all(np.isfinite(g).all() for g in gradients)

@@ -13,9 +13,9 @@ SCHEDULES = {
         temperature.exponential(1e-2, 0.5, every=10),
         lambda t: max(0.5, math.exp(-1e-2 * (t // 10 * 10))),
     ),
-    "linear": (temperature.linear(80, 0.2, 2.0), lambda t: 2 - 1.8 * min(t / 80, 1)),
+    "linear": (temperature.linear(2.0, 0.2, steps=80), lambda t: 2 - 1.8 * min(t / 80, 1)),
     "cosine": (
-        temperature.cosine(80, 0.2, 2.0),
+        temperature.cosine(2.0, 0.2, steps=80),
         lambda t: 0.2 + 1.8 * (1 + math.cos(math.pi * min(t / 80, 1))) / 2,
     ),
 }
@@ -42,17 +42,20 @@ def test_array_steps(backend, name):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "error"),
     [
-        lambda: temperature.constant(0.0),
-        lambda: temperature.exponential(-1.0),
-        lambda: temperature.exponential(math.nan),
-        lambda: temperature.exponential(1e-3, minimum=0.0),
-        lambda: temperature.exponential(1e-3, every=0),
-        lambda: temperature.linear(0),
-        lambda: temperature.cosine(10, start=-1.0),
+        (lambda: temperature.constant(0.0), ValueError),
+        (lambda: temperature.constant("1"), TypeError),
+        (lambda: temperature.exponential(-1.0), ValueError),
+        (lambda: temperature.exponential(math.nan), ValueError),
+        (lambda: temperature.exponential(1e-3, minimum=0.0), ValueError),
+        (lambda: temperature.exponential(1e-3, minimum=2.0), ValueError),
+        (lambda: temperature.exponential(1e-3, every=0), ValueError),
+        (lambda: temperature.linear(1.0, 0.5, steps=0), ValueError),
+        (lambda: temperature.linear(1.0, 0.5, steps=1.5), TypeError),
+        (lambda: temperature.cosine(-1.0, 0.5, steps=10), ValueError),
     ],
 )
-def test_bad_arguments(make):
-    with pytest.raises(ValueError, match=r"must be .*, got"):
+def test_bad_arguments(make, error):
+    with pytest.raises(error, match=r"must be .*, got"):
         make()

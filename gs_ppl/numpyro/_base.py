@@ -105,21 +105,54 @@ def check_temperature(
     return shape
 
 
-class LogitsDistribution(Distribution):
+class LogitsTree(Distribution):
+    """The pytree: its leaves are the logits, and the temperature if it is an array.
+
+    A number is static, so that it stays the number it was in jit and vmap. The batch shape follows
+    the logits, to which vmap adds axes and from which it takes them.
+    """
+
+    pytree_data_fields = ("logits", "temperature")
+    pytree_aux_fields = ("temperature",)
+    event_dims: ClassVar[int] = 1
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        data, aux = map(list, super().tree_flatten())
+        if is_array(self.temperature):
+            aux[self.gather_pytree_aux_fields().index("temperature")] = None
+        else:
+            data[self.gather_pytree_data_fields().index("temperature")] = None
+        return tuple(data), tuple(aux)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> Self:
+        new = super().tree_unflatten(aux_data, params)
+        if new.temperature is None:
+            new.temperature = params[cls.gather_pytree_data_fields().index("temperature")]
+        if is_array(new.logits):
+            new._rebatch(new.logits.shape[: new.logits.ndim - cls.event_dims])
+        return new
+
+    def _rebatch(self, batch_shape: tuple[int, ...]) -> None:
+        """Takes over the batch shape of the logits; new axes of the temperature stay the first."""
+        added, tau = len(batch_shape) - len(self._batch_shape), self.temperature
+        if added > 0 and is_array(tau) and tau.ndim >= added:
+            ones = (1,) * (len(batch_shape) - tau.ndim)
+            self.temperature = tau.reshape(tau.shape[:added] + ones + tau.shape[added:])
+        self._batch_shape = batch_shape
+
+
+class LogitsDistribution(LogitsTree):
     """Temperature (if the class has one) and logits, with `event_dims` axes an event.
 
     `a` and `tau` are what the formulas take: logits in at least float32, and the temperature as
     it was given, or cast to the dtype of `a`. `finite` marks the categories that exist, None
-    meaning all of them. As a pytree, the leaves are the logits and a temperature that is an array;
-    a number is static, so that it stays the number it was in jit and vmap.
+    meaning all of them.
     """
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
     reparametrized_params = ["temperature", "logits"]
-    pytree_data_fields = ("logits", "temperature")
-    pytree_aux_fields = ("temperature",)
     has_temperature: ClassVar[bool] = True
-    event_dims: ClassVar[int] = 1
     scored_as: ClassVar[str]  # "density" or "mass"
     is_hard: ClassVar[bool] = False  # samples are vertices
     binary: ClassVar[type | None] = None  # counterpart of a one-hot class
@@ -155,31 +188,6 @@ class LogitsDistribution(Distribution):
         new._expand(tuple(batch_shape))
         new._validate_args = self._validate_args
         return new
-
-    def tree_flatten(self) -> tuple[tuple, tuple]:
-        data, aux = map(list, super().tree_flatten())
-        if is_array(self.temperature):
-            aux[self.gather_pytree_aux_fields().index("temperature")] = None
-        else:
-            data[self.gather_pytree_data_fields().index("temperature")] = None
-        return tuple(data), tuple(aux)
-
-    @classmethod
-    def tree_unflatten(cls, aux_data: tuple, params: tuple) -> Self:
-        new = super().tree_unflatten(aux_data, params)
-        if new.temperature is None:
-            new.temperature = params[cls.gather_pytree_data_fields().index("temperature")]
-        if is_array(new.logits):  # vmap may have added axes, or taken some
-            new._rebatch(new.logits.shape[: new.logits.ndim - cls.event_dims])
-        return new
-
-    def _rebatch(self, batch_shape: tuple[int, ...]) -> None:
-        """Takes over the batch shape of the logits; new axes of the temperature stay the first."""
-        added, tau = len(batch_shape) - len(self._batch_shape), self.temperature
-        if added > 0 and is_array(tau) and tau.ndim >= added:
-            ones = (1,) * (len(batch_shape) - tau.ndim)
-            self.temperature = tau.reshape(tau.shape[:added] + ones + tau.shape[added:])
-        self._batch_shape = batch_shape
 
     def _validate_sample(self, value: Array) -> None:
         """Refuses a value of the wrong shape or, where it can be read, outside of the support."""

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpyro import handlers
 from numpyro.distributions import (
     Bernoulli,
     BernoulliLogits,
@@ -21,7 +22,7 @@ from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.distributions import DensityScored, GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.functional import Temperature
 
-__all__ = ["config_enumerate", "discretize", "relax", "select"]
+__all__ = ["check", "config_enumerate", "discretize", "relax", "select"]
 
 
 def _parameters(law: Any) -> dict[str, Array]:
@@ -325,3 +326,82 @@ def select(table: Array, z: Array, binary: bool = False) -> Array:
             f" {z.shape}; pass binary=True for a soft bit"
         )
     return (table * z).sum(-1)
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+SCORE_FUNCTION_LOSSES = ("TraceGraph_ELBO", "TraceEnum_ELBO")
+
+
+def _site(msg: dict[str, Any]) -> rewriting.Site:
+    law = rewriting.innermost(msg["fn"])
+    if isinstance(law, LogitsDistribution):
+        kind = law.scored_as
+    elif isinstance(law, BernoulliLogits | BernoulliProbs):
+        kind = "mass"
+    else:
+        kind = "integer" if isinstance(law, CategoricalLogits | CategoricalProbs) else None
+    return rewriting.Site(
+        law,
+        kind,
+        masked=rewriting.is_masked(msg["fn"]),
+        enumerated=msg["infer"].get("enumerate") is not None,
+    )
+
+
+def _latents(trace: dict[str, Any]) -> dict[str, rewriting.Site]:
+    return {
+        name: _site(msg)
+        for name, msg in trace.items()
+        if _is_latent(msg) and not msg["infer"].get("is_auxiliary")
+    }
+
+
+def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
+    """Runs guide and model once, and refuses pairings whose loss would be finite but wrong.
+
+    AnnealedSVI does it at its initialisation. Under a bare SVI that nobody checks, a bare discrete
+    law on one side stays unseen.
+
+    Args:
+        model: program, relaxed or enumerated as it is handed to SVI.
+        guide: program, likewise.
+        loss: the ELBO object.
+        *args: what the programs take.
+        **kwargs: what the programs take.
+
+    Raises:
+        ValueError: naming the site and the cure: a density paired with a mass, class indices with
+            vectors, log-space with the simplex; a discrete guide site that the loss has no
+            gradient for; a mask on one side alone; a latent that is neither in the guide nor
+            enumerated.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import OneHotCategorical, check, relax
+        >>> def program():
+        ...     return numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(3)))
+        >>> guide = relax(program, 0.5, objective="relaxed")
+        >>> check(program, guide, numpyro.infer.Trace_ELBO())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
+    """
+    with handlers.block():
+        seeded = handlers.seed(guide, jax.random.key(0))
+        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
+        model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
+    in_guide, loss_name = _latents(guide_trace), type(loss).__name__
+    for name, site in _latents(model_trace).items():
+        if name not in in_guide:
+            rewriting.check_unpaired(name, site)
+            continue
+        pair = in_guide[name]
+        rewriting.check_pairing(name, pair, site)
+        discrete = pair.kind is not None and not pair.law.has_rsample
+        if discrete and loss_name not in SCORE_FUNCTION_LOSSES:
+            raise ValueError(
+                f"site {name!r}: {loss_name} has no gradient for {pair.name} in the guide: relax"
+                " model and guide, or use TraceGraph_ELBO or TraceEnum_ELBO"
+            )

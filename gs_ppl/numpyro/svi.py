@@ -9,6 +9,7 @@ from jax import Array
 from numpyro.infer import SVI
 
 from gs_ppl import rewriting
+from gs_ppl.numpyro.handlers import check
 
 __all__ = ["AnnealedSVI"]
 
@@ -77,7 +78,10 @@ class AnnealedSVI(SVI):
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
         first = jnp.asarray(self.schedule(0), jnp.result_type(float))
-        return super().init(rng_key, first, *args, **kwargs)
+        state = super().init(rng_key, first, *args, **kwargs)
+        programs = {k: v for k, v in kwargs.items() if k != "init_params"} | self.static_kwargs
+        check(self.model, self.guide, self.loss, first, *args, **programs)
+        return state
 
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         return super().update(svi_state, self.temperature(svi_state), *args, **kwargs)

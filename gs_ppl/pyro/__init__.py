@@ -19,7 +19,7 @@ from gs_ppl.pyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
-from gs_ppl.pyro.handlers import config_enumerate, discretize, relax, select
+from gs_ppl.pyro.handlers import check, config_enumerate, discretize, relax, select
 from gs_ppl.pyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
 from gs_ppl.pyro.svi import AnnealedSVI
 
@@ -35,6 +35,7 @@ __all__ = [
     "STGumbelSoftmax",
     "SoftBernoulli",
     "SoftOneHotCategorical",
+    "check",
     "config_enumerate",
     "constraints",
     "discretize",

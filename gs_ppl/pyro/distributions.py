@@ -121,12 +121,13 @@ class ExpGumbelSoftmax(DensityScored):
 
     def log_prob(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
-        l = value.to(self.a.dtype) if draw is None else draw.log_value
-        density = self._log_simplex_density(draw, l)
         if draw is not None:
-            return density
+            return self._log_simplex_density(draw, draw.log_value)
+        l = value.to(self.a.dtype)
         vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)
-        return density.where(~vertex, F.categorical_log_prob(self.a, l.exp()))
+        inside = l.masked_fill(vertex.unsqueeze(-1), 0.0)  # keeps NaN out of the gradient
+        mass = F.categorical_log_prob(self.a, l.exp())
+        return self._log_simplex_density(None, inside).where(~vertex, mass)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return one_hot_support(self, expand).log()
@@ -213,7 +214,7 @@ class GumbelSigmoid(DensityScored):
 
     def log_prob(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
-        x = value.to(self.a.dtype).logit() if draw is None else draw.log_value
+        x = F.from_unit_interval(value.to(self.a.dtype)) if draw is None else draw.log_value
         noise = draw.noise if draw is not None and draw.scored_by_noise(self) else None
         return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
 

@@ -124,11 +124,9 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - noise.log()) / _column(temperature))
+    # -inf enters after the division, which has no gradient there
     z = (logits.where(finite, 0.0) - noise.log()) / _column(temperature)
-    z = z - z.detach().where(finite, -math.inf).amax(-1, keepdim=True)
-    # exp of a masked z could overflow, and its zero-weighted gradient would then be NaN
-    log_total = z.where(finite, -math.inf).exp().sum(-1, keepdim=True).log()
-    return (z - log_total).where(finite, -math.inf)
+    return log_softmax(z.where(finite, -math.inf))
 
 
 def exp_gumbel_softmax_log_prob(
@@ -178,7 +176,9 @@ def exp_gumbel_softmax_noise_log_prob(
 
 def exp_gumbel_softmax_mode(temperature: Temperature, logits: Tensor) -> Tensor:
     """Mode of the log-space density, log_softmax(a / tau)."""
-    return log_softmax(logits / _column(temperature))
+    finite = logits > -math.inf  # -inf / tau has no gradient in tau
+    z = logits.where(finite, 0.0) / _column(temperature)
+    return log_softmax(z.where(finite, -math.inf))
 
 
 def exp_gumbel_softmax_entropy(
@@ -243,7 +243,7 @@ def to_simplex(log_value: Tensor, dtype: torch.dtype, finite: Tensor | None = No
 
 def from_simplex(value: Tensor, finite: Tensor | None = None) -> Tensor:
     """l = log(y) of the nearest point inside the open simplex; -inf for masked categories at 0."""
-    l = value.clamp(*open_unit_interval(value.dtype)).log()
+    l = _log_inside(value)
     return l if finite is None else l.where(finite | (value != 0), -math.inf)
 
 
@@ -251,6 +251,21 @@ def open_unit_interval(dtype: torch.dtype) -> tuple[float, float]:
     """The smallest and the largest float inside (0, 1); in float16 the smallest is subnormal."""
     info = torch.finfo(dtype)
     return (2.0**-24 if dtype == torch.float16 else info.tiny), 1.0 - info.eps / 2
+
+
+def _log_inside(y: Tensor) -> Tensor:
+    """log(y) of the nearest y inside (0, 1), with a derivative that never overflows.
+
+    The derivative 1 / y at a y that has all but vanished meets the derivative y of the sample; by
+    itself it would overflow on the way, to inf or to inf * 0. Below 2^26 times the smallest float
+    it is therefore held constant.
+    """
+    low, high = open_unit_interval(y.dtype)
+    steepest = torch.finfo(y.dtype).tiny * 2.0**26
+    log = y.clamp(steepest, high).log()
+    slope = ((y >= low) & (y < steepest)).to(y.dtype) / steepest
+    line = y.detach().clamp(low, steepest).log() + (y - y.detach()) * slope
+    return log.where(y >= steepest, line)
 
 
 # --- the categorical law --------------------------------------------------------------------------
@@ -300,8 +315,7 @@ def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 def _log_odds_term(x: Tensor) -> Tensor:
     """softplus(x) + softplus(-x) = -log(y (1 - y)) for y = sigmoid(x)."""
-    magnitude = x.abs()
-    return magnitude + 2 * (-magnitude).exp().log1p()
+    return 2 * torch.logaddexp(x / 2, -x / 2)  # smooth at 0
 
 
 def gumbel_sigmoid_sample(temperature: Temperature, logits: Tensor, noise: Tensor) -> Tensor:
@@ -343,6 +357,11 @@ def to_unit_interval(logit_value: Tensor, dtype: torch.dtype) -> Tensor:
     return (y + (inner - y.detach())).to(dtype)
 
 
+def from_unit_interval(value: Tensor) -> Tensor:
+    """x = log y - log(1 - y), with a derivative that never overflows."""
+    return _log_inside(value) - (-value).log1p()
+
+
 def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
     """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
 
@@ -350,8 +369,7 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
         >>> bernoulli_log_prob(torch.tensor(0.0), torch.tensor(0.3))
         tensor(-0.6931)
     """
-    softplus = logits.clamp(min=0) + (-logits.abs()).exp().log1p()
-    return value * logits - softplus
+    return value * logits - torch.logaddexp(logits, torch.zeros_like(logits))
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pyro.infer import SVI
 from pyro.poutine import unwrap
 
 from gs_ppl import rewriting
+from gs_ppl.pyro.handlers import check
 
 __all__ = ["AnnealedSVI"]
 
@@ -74,6 +75,7 @@ class AnnealedSVI(SVI):
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self.num_steps = 0
+        self._elbo, self._checked = loss, False
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -81,6 +83,9 @@ class AnnealedSVI(SVI):
         return torch.as_tensor(self.schedule(self.num_steps), dtype=torch.get_default_dtype())
 
     def step(self, *args: Any, **kwargs: Any) -> float:
+        if not self._checked:
+            check(self.model, self.guide, self._elbo, self.temperature, *args, **kwargs)
+            self._checked = True
         loss = super().step(self.temperature, *args, **kwargs)
         self.num_steps += 1
         return loss
