@@ -127,6 +127,10 @@ class Site:
     def name(self) -> str:
         return type(self.law).__name__
 
+    @property
+    def is_hard(self) -> bool:
+        return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
+
 
 def is_masked(fn: Any) -> bool:
     """Whether a mask stands anywhere around the law."""
@@ -152,6 +156,8 @@ def check_pairing(site: str, guide: Site, model: Site) -> None:
             f"{pair} mixes class indices with vectors: write both as OneHotCategorical, or"
             " config_enumerate both"
         )
+    if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
+        raise ValueError(f"{pair} scores soft values by a law of hard ones: relax the model too")
     if guide.masked != model.masked and guide.kind is not None:
         side, other = ("guide", "model") if guide.masked else ("model", "guide")
         raise ValueError(

@@ -124,15 +124,6 @@ class PyroBackend:
             if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
         }
 
-    def quiet(self, program: Callable) -> Callable:
-        """Without validation of values, so that nothing stops before the check does."""
-
-        def run():
-            with self.ppl.validation_enabled(False):
-                return program()
-
-        return run
-
     def markov(self, steps: Iterable) -> Iterable:
         return self.ppl.markov(steps)
 
@@ -347,9 +338,6 @@ class NumPyroBackend:
             for name, site in trace.items()
             if site["type"] == "sample"
         }
-
-    def quiet(self, program: Callable) -> Callable:
-        return program
 
     def markov(self, steps: Iterable) -> Iterable:
         return importlib.import_module("numpyro.contrib.funsor").markov(steps)
