@@ -51,4 +51,5 @@ def test_recorded_demo():
     for backend in ("pyro", "numpyro"):
         assert gaps[backend, "Enumeration", None] == 0
         assert abs(gaps[backend, "GumbelSoftmax", "1 → 0.5"]) < 1
-        assert gaps[backend, "STGumbelSoftmax", "1 → 0.5"] > 1  # its bias, in plain sight
+        # less bias at a low temperature, but at the cost of more variance, which wins
+        assert gaps[backend, "STGumbelSoftmax", "0.1"] > gaps[backend, "STGumbelSoftmax", "1 → 0.5"]
