@@ -90,10 +90,14 @@ class PyroBackend:
     # programs: `ppl` has sample, plate, param on both sides
 
     def trace(self, program: Callable, seed: int) -> dict[str, Any]:
-        """Values of the sample sites."""
+        """Values of the latent sites."""
         self.ppl.set_rng_seed(seed)
         trace = self.ppl.poutine.trace(program).get_trace()
-        return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+        return {
+            name: trace.nodes[name]["value"]
+            for name in trace.stochastic_nodes
+            if type(trace.nodes[name]["fn"]).__name__ != "_Subsample"
+        }
 
     def loss(self, elbo: str, model: Callable, guide: Callable, particles: int, seed: int) -> float:
         """Negative ELBO; the guide's parameters are constants."""
@@ -129,6 +133,15 @@ class PyroBackend:
 
     def condition(self, program: Callable, data: dict) -> Callable:
         return self.ppl.condition(program, data=data)
+
+    def scaled(self, program: Callable, scale: float) -> Callable:
+        return self.ppl.poutine.scale(program, scale=scale)
+
+    def blocked(self, program: Callable, hide: list[str]) -> Callable:
+        return self.ppl.poutine.block(program, hide=hide)
+
+    def elbo_loss(self, elbo: Any, model: Callable, guide: Callable) -> float:
+        return float(elbo.loss(model, guide))
 
     def without_observed(self, program: Callable) -> Callable:
         """The prior over the latent sites, as a guide."""
@@ -344,6 +357,16 @@ class NumPyroBackend:
 
     def condition(self, program: Callable, data: dict) -> Callable:
         return self.ppl.handlers.condition(program, data=data)
+
+    def scaled(self, program: Callable, scale: float) -> Callable:
+        return self.ppl.handlers.scale(program, scale=scale)
+
+    def blocked(self, program: Callable, hide: list[str]) -> Callable:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(0))  # block hides from seed
+        return self.ppl.handlers.block(seeded, hide=hide)
+
+    def elbo_loss(self, elbo: Any, model: Callable, guide: Callable) -> float:
+        return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
 
     def without_observed(self, program: Callable) -> Callable:
         return self.ppl.handlers.block(
