@@ -185,7 +185,7 @@ class PyroBackend:
         svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
         for _ in range(steps):
             svi.step()
-        return recorded
+        return recorded[-steps:]  # the check before the first step has seen one too
 
     def count_traces(self, model, schedule, steps) -> int:
         """How often the model's source runs under a Jit ELBO."""
