@@ -142,21 +142,14 @@ class LogitsTree(Distribution):
         self._batch_shape = batch_shape
 
 
-class LogitsDistribution(LogitsTree):
+class Parameters(LogitsTree):
     """Temperature (if the class has one) and logits, with `event_dims` axes an event.
 
-    `a` and `tau` are what the formulas take: logits in at least float32, and the temperature as
-    it was given, or cast to the dtype of `a`. `finite` marks the categories that exist, None
-    meaning all of them.
+    `finite` marks the categories that exist, None meaning all of them.
     """
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
-    reparametrized_params = ["temperature", "logits"]
     has_temperature: ClassVar[bool] = True
-    scored_as: ClassVar[str]  # "density" or "mass"
-    is_hard: ClassVar[bool] = False  # samples are vertices
-    binary: ClassVar[type | None] = None  # counterpart of a one-hot class
-    mass_scored: ClassVar[type]  # counterpart of a density
 
     def __init__(
         self,
@@ -189,26 +182,26 @@ class LogitsDistribution(LogitsTree):
         new._validate_args = self._validate_args
         return new
 
-    def _validate_sample(self, value: Array) -> None:
-        """Refuses a value of the wrong shape or, where it can be read, outside of the support."""
-        name, shape = type(self).__name__, jnp.shape(value)
-        if shape[len(shape) - self.event_dims :] != self.event_shape:
-            raise ValueError(
-                f"{name}: the value must have the event shape {self.event_shape}, got shape {shape}"
-            )
-        values = read(value)
-        if values is not None and not np.all(self.support(np.asarray(value))):
-            raise ValueError(
-                f"{name}: the value must lie in the support {self.support}, got"
-                f" values from {values.min()} to {values.max()}"
-            )
-
     @property
     def finite(self) -> Array | None:
         if not self.event_dims:
             return None
         limits = _limits(self.logits)
         return None if limits is not None and limits[0] > -math.inf else self.logits > -jnp.inf
+
+
+class LogitsDistribution(Parameters):
+    """What all classes have: what they are, and their parameters as the formulas take them.
+
+    `a` and `tau` are the logits in at least float32, and the temperature as it was given, or cast
+    to the dtype of `a`.
+    """
+
+    reparametrized_params = ["temperature", "logits"]
+    scored_as: ClassVar[str]  # "density" or "mass"
+    is_hard: ClassVar[bool] = False  # samples are vertices
+    binary: ClassVar[type | None] = None  # counterpart of a one-hot class
+    mass_scored: ClassVar[type]  # counterpart of a density
 
     @property
     def probs(self) -> Array:
@@ -228,6 +221,20 @@ class LogitsDistribution(LogitsTree):
 
     def _cast(self, x: Array) -> Array:
         return jnp.asarray(x, jnp.promote_types(self.logits.dtype, jnp.float32))
+
+    def _validate_sample(self, value: Array) -> None:
+        """Refuses a value of the wrong shape or, where it can be read, outside of the support."""
+        name, shape = type(self).__name__, jnp.shape(value)
+        if shape[len(shape) - self.event_dims :] != self.event_shape:
+            raise ValueError(
+                f"{name}: the value must have the event shape {self.event_shape}, got shape {shape}"
+            )
+        values = read(value)
+        if values is not None and not np.all(self.support(np.asarray(value))):
+            raise ValueError(
+                f"{name}: the value must lie in the support {self.support}, got"
+                f" values from {values.min()} to {values.max()}"
+            )
 
     def __repr__(self) -> str:
         tau = self.temperature

@@ -94,22 +94,15 @@ def check_temperature(
     return shape
 
 
-class LogitsDistribution(TorchDistribution):
+class Parameters(TorchDistribution):
     """Temperature (if the class has one) and logits, with `event_dims` axes an event.
 
-    `a` and `tau` are what the formulas take: logits in at least float32, and the temperature as
-    it was given, or cast to the dtype and device of `a`. `finite` marks the categories that exist,
-    None meaning all of them.
+    `finite` marks the categories that exist, None meaning all of them.
     """
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
-    has_rsample = True
     has_temperature: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
-    scored_as: ClassVar[str]  # "density" or "mass"
-    is_hard: ClassVar[bool] = False  # samples are vertices
-    binary: ClassVar[type | None] = None  # counterpart of a one-hot class
-    mass_scored: ClassVar[type]  # counterpart of a density
 
     def __init__(
         self,
@@ -149,6 +142,20 @@ class LogitsDistribution(TorchDistribution):
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
         return new
+
+
+class LogitsDistribution(Parameters):
+    """What all classes have: what they are, and their parameters as the formulas take them.
+
+    `a` and `tau` are the logits in at least float32, and the temperature as it was given, or cast
+    to the dtype and device of `a`.
+    """
+
+    has_rsample = True
+    scored_as: ClassVar[str]  # "density" or "mass"
+    is_hard: ClassVar[bool] = False  # samples are vertices
+    binary: ClassVar[type | None] = None  # counterpart of a one-hot class
+    mass_scored: ClassVar[type]  # counterpart of a density
 
     @property
     def probs(self) -> Tensor:
