@@ -37,7 +37,7 @@ from gs_ppl.temperature import Schedule, constant, exponential
 COMPONENTS = 10
 TOTAL = 16  # points per pixel
 BATCH = 256
-LEARNING_RATE = 0.1
+LEARNING_RATES = 0.07, 0.007  # of Adam, at the first and at the last step
 CHUNK = 20  # steps between two points of the curves
 TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
 
@@ -76,19 +76,20 @@ class Fit:
 
 
 def list_methods(steps: int, quick: bool) -> list[Method]:
-    to_half = exponential(1.5 / steps, minimum=0.5, every=CHUNK)
+    to_half = exponential(1 / steps, minimum=0.5, every=CHUNK)
     to_tenth = exponential(3 / steps, minimum=0.1, every=CHUNK)
     soft, hard = "GumbelSoftmax", "STGumbelSoftmax"
-    main = [
-        Method("Enumeration", "black", guide="empty_guide"),
-        Method(soft, "tab:blue", soft, to_half, "1 → 0.5"),
-        Method(hard, "tab:red", hard, to_half, "1 → 0.5"),
-    ]
+    exact = Method("Enumeration", "black", guide="empty_guide")
+    annealed_soft = Method(soft, "tab:blue", soft, to_half, "1 → 0.5")
+    annealed_hard = Method(hard, "tab:red", hard, to_half, "1 → 0.5")
     if quick:
-        return main
+        return [exact, annealed_soft, annealed_hard]
     return [
-        *main,
+        exact,
+        annealed_soft,
         Method(soft, "skyblue", soft, constant(0.2), "0.2"),
+        annealed_hard,
+        Method(hard, "tab:pink", hard, constant(1.0), "1"),
         Method(hard, "tab:orange", hard, to_tenth, "1 → 0.1"),
         Method(hard, "gold", hard, constant(0.1), "0.1"),
         # the same guide and the same bound as the straight-through rows, without any noise
@@ -128,7 +129,9 @@ def train_pyro(
     initial_means = torch.tensor(initial_means, dtype=torch.float32)
     # TraceMeanField takes the KL of guide and prior in closed form, for soft and for hard z
     elbo = TraceMeanField_ELBO() if method.family else TraceEnum_ELBO(max_plate_nesting=1)
-    adam = pyro.optim.Adam({"lr": LEARNING_RATE})
+    first, last = LEARNING_RATES
+    decay = (last / first) ** (1 / batches[..., 0].size)
+    adam = pyro.optim.ClippedAdam({"lr": first, "lrd": decay, "clip_norm": math.inf})
     svi = gs.AnnealedSVI(*treat(method, gs, mixture), adam, elbo, method.schedule)
     for chunk in batches:
         losses = [svi.step(counts[batch], initial_means) for batch in chunk]
@@ -150,7 +153,9 @@ def train_numpyro(
     counts = jnp.asarray(counts, jnp.float32)
     initial_means = jnp.asarray(initial_means, jnp.float32)
     elbo = TraceMeanField_ELBO() if method.family else TraceEnum_ELBO(max_plate_nesting=1)
-    adam = numpyro.optim.Adam(LEARNING_RATE)
+    first, last = LEARNING_RATES
+    decay = (last / first) ** (1 / batches[..., 0].size)
+    adam = numpyro.optim.Adam(lambda step: first * decay**step)
     svi = gs.AnnealedSVI(*treat(method, gs, mixture), adam, elbo, method.schedule)
     state = svi.init(jax.random.key(seed), counts[batches[0, 0]], initial_means)
 
@@ -272,22 +277,28 @@ def make_table(fits: list[Fit]) -> Table:
 
 
 def draw_curves(fits: list[Fit], path: Path) -> None:
+    """One panel per backend; a logarithmic scale above the best, where the methods differ."""
     backends = list(dict.fromkeys(f.backend for f in fits))
-    figure = Figure(figsize=(1 + 5.5 * len(backends), 5), layout="constrained")
+    figure = Figure(figsize=(7 * len(backends), 6), layout="constrained")
     axes = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]
+    floor = min(nats for f in fits for _, nats in f.curve) - 0.5
     for ax, backend in zip(axes, backends, strict=True):
         for f in fits:
             if f.backend == backend:
                 exact = f.method is fits[0].method
                 steps, nats = zip(*f.curve, strict=True)
-                label = (
-                    f.method.label if exact else f"{f.method.label} ({compute_gap(f, fits):+.1f} %)"
-                )
-                ax.plot(steps, nats, color=f.method.color, lw=2.5 if exact else 1.5, label=label)
-        ax.set(title=TITLES[backend], xlabel="step", xlim=(0, steps[-1]))
+                label = f.method.label
+                if not exact:
+                    label += f" ({compute_gap(f, fits):+.1f} %)"
+                excess = np.array(nats) - floor
+                ax.plot(steps, excess, color=f.method.color, lw=2.5 if exact else 1.5, label=label)
+        ticks = math.ceil(floor) + np.array([0, 1, 2, 4, 8, 16, 32])
+        ax.set(title=TITLES[backend], xlabel="step", xlim=(0, steps[-1]), yscale="log")
+        ax.set_yticks(ticks - floor, labels=ticks)
+        ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", alpha=0.3)
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=9)
     axes[0].set_ylabel("exact −log evidence, nats per image")
     figure.savefig(path, dpi=130)
 
@@ -296,7 +307,7 @@ def draw_means(fits: list[Fit], counts: np.ndarray, labels: np.ndarray, path: Pa
     """Ink probabilities of the components; one row per method, in the order of enumeration's."""
     backends = list(dict.fromkeys(f.backend for f in fits))
     rows = len(fits) // len(backends)
-    figure = Figure(figsize=(2.2 + 6.5 * len(backends), 0.5 + 0.72 * rows), layout="constrained")
+    figure = Figure(figsize=(2.2 + 6.5 * len(backends), 0.5 + 0.64 * rows), layout="constrained")
     grid = figure.subplots(rows, len(backends), squeeze=False)
     for column, backend in zip(grid.T, backends, strict=True):
         shown = [f for f in fits if f.backend == backend]
@@ -307,10 +318,12 @@ def draw_means(fits: list[Fit], counts: np.ndarray, labels: np.ndarray, path: Pa
         order = np.argsort(digit, kind="stable")
         for ax, f in zip(column, shown, strict=True):
             ink = 1 / (1 + np.exp(-f.means[order].reshape(-1, 8, 8)))
-            strip = np.pad(ink, ((0, 0), (0, 0), (0, 1))).transpose(1, 0, 2).reshape(8, -1)
+            strip = np.pad(ink, ((0, 0), (0, 0), (0, 2))).transpose(1, 0, 2).reshape(8, -1)
             ax.imshow(strip, cmap="gray_r", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
+            gap = "" if f is shown[0] else f"{compute_gap(f, fits):+.1f} %"
+            ax.text(1.01, 0.5, gap, transform=ax.transAxes, va="center")
             if backend == backends[0]:
                 ax.set_ylabel(f.method.label, rotation=0, ha="right", va="center")
         column[0].set_title(TITLES[backend])

@@ -14,7 +14,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def demo() -> str:
-    record = json.loads((ROOT / "examples" / "results" / "comparison.json").read_text())
+    results = ROOT / "examples" / "results"
+    names = ["comparison.json", "comparison_seed1.json", "comparison_seed2.json"]
+    record, *others = (json.loads((results / name).read_text()) for name in names)
     rows = [
         [
             TITLES[row["backend"]],
@@ -22,12 +24,13 @@ def demo() -> str:
             row["temperature"] or "",
             f"{row['nats_per_image']:.2f}",
             f"{row['gap_percent']:+.2f} %",
+            ", ".join(f"{other['rows'][i]['gap_percent']:+.2f} %" for other in others),
             f"{row['adjusted_rand_index']:.2f}",
             f"{row['steps_per_second']:.0f}",
         ]
-        for row in record["rows"]
+        for i, row in enumerate(record["rows"])
     ]
-    header = ["PPL", "z in model and guide", "tau", "nats/image", "gap", "Rand index", "steps/s"]
+    header = ["PPL", "z in model and guide", "tau", "nats", "gap", "seeds 1, 2", "Rand", "steps/s"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     source = f"Seed {record['seed']}, {record['steps']} steps; {versions}."
     return f"{table(header, rows)}\n\n{source}"
