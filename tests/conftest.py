@@ -10,6 +10,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", choices=[*BACKENDS, "both"], default="both")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only(side): about a thing that only this side has")
+
+
 @functools.cache
 def load(name: str):
     return BACKENDS[name]()
@@ -18,7 +22,9 @@ def load(name: str):
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("backend")
-        names = list(BACKENDS) if chosen == "both" else [chosen]
+        marker = metafunc.definition.get_closest_marker("only")
+        own = marker.args if marker else BACKENDS
+        names = [name for name in own if chosen in (name, "both")]
         metafunc.parametrize("backend", names, indirect=True)
 
 

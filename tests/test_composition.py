@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import load
 from programs import DATA, LOCS, PRIOR
 from test_handlers import by_name, plain
 
@@ -98,13 +97,11 @@ def test_subsampled_plate_scales(backend):
     assert loss == pytest.approx(6 * reference.categorical_kl(guide, model), rel=1e-6)
 
 
-def test_scan_in_numpyro(request):
+@pytest.mark.only("numpyro")
+def test_scan(backend):
     """Sites of a scanned body are relaxed, and refused for enumeration, not passed over."""
-    if request.config.getoption("--backend") == "pyro":
-        return  # Pyro has no scan
     from numpyro.contrib.control_flow import scan
 
-    backend = load("numpyro")
     ppl, gs, jnp = backend.ppl, backend.gs, backend.jnp
 
     def model():

@@ -5,36 +5,26 @@ import io
 
 import numpy as np
 import pytest
-from conftest import load
 from laws import name, select
 
 LAWS = select(scored_as="density")
 
 
-@pytest.fixture
-def side(request):
-    """The adapter that a test names, unless the other side alone is wanted."""
-    chosen = request.config.getoption("--backend")
-    return load(request.param) if chosen in (request.param, "both") else None
-
-
-on_pyro = pytest.mark.parametrize("side", ["pyro"], indirect=True)
-on_numpyro = pytest.mark.parametrize("side", ["numpyro"], indirect=True)
+on_pyro = pytest.mark.only("pyro")
+on_numpyro = pytest.mark.only("numpyro")
 each_law = pytest.mark.parametrize("law", LAWS, ids=name)
 
 
-def draw(side, law, tau=0.7, requires_grad=False):
-    a = side.array(law.logits(np.random.default_rng(0), (6,)))
+def draw(backend, law, tau=0.7, requires_grad=False):
+    a = backend.array(law.logits(np.random.default_rng(0), (6,)))
     a = a.requires_grad_() if requires_grad else a
-    return a, law(side, tau, a)
+    return a, law(backend, tau, a)
 
 
 @on_pyro
 @each_law
-def test_overwritten_samples_are_scored_by_their_value(side, law):
-    if side is None:
-        return
-    _, d = draw(side, law)
+def test_overwritten_samples_are_scored_by_their_value(backend, law):
+    _, d = draw(backend, law)
     first, second = d.sample(), d.sample()
     first.copy_(second)
     np.testing.assert_allclose(d.log_prob(first), d.log_prob(second.clone()), rtol=1e-9)
@@ -42,14 +32,12 @@ def test_overwritten_samples_are_scored_by_their_value(side, law):
 
 @on_pyro
 @each_law
-def test_detached_samples_have_the_partial_derivative(side, law):
+def test_detached_samples_have_the_partial_derivative(backend, law):
     """What a score-function estimator needs; not the total one, in which the logits cancel."""
-    if side is None:
-        return
-    a, d = draw(side, law, requires_grad=True)
+    a, d = draw(backend, law, requires_grad=True)
     z = d.sample()
     one, other = (
-        side.torch.autograd.grad(d.log_prob(value).sum(), a)[0] for value in (z, z.clone())
+        backend.torch.autograd.grad(d.log_prob(value).sum(), a)[0] for value in (z, z.clone())
     )
     np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
     assert one.abs().max() > 0.1
@@ -57,51 +45,43 @@ def test_detached_samples_have_the_partial_derivative(side, law):
 
 @on_pyro
 @each_law
-def test_leaf_samples_have_the_gradient_at_the_value(side, law):
-    if side is None:
-        return
-    _, d = draw(side, law)
+def test_leaf_samples_have_the_gradient_at_the_value(backend, law):
+    _, d = draw(backend, law)
     z = d.sample()
     one = z.requires_grad_()
     other = z.detach().clone().requires_grad_()
-    gradients = [side.torch.autograd.grad(d.log_prob(v).sum(), v)[0] for v in (one, other)]
+    gradients = [backend.torch.autograd.grad(d.log_prob(v).sum(), v)[0] for v in (one, other)]
     np.testing.assert_allclose(*gradients, rtol=1e-12)
 
 
 @on_pyro
 @each_law
-def test_saved_and_copied_samples(side, law):
+def test_saved_and_copied_samples(backend, law):
     """They forget their record, and load with weights_only."""
-    if side is None:
-        return
-    _, d = draw(side, law)
+    _, d = draw(backend, law)
     z, buffer = d.sample(), io.BytesIO()
-    side.torch.save(z, buffer)
+    backend.torch.save(z, buffer)
     buffer.seek(0)
-    for other in (side.torch.load(buffer, weights_only=True), copy.deepcopy(z)):
+    for other in (backend.torch.load(buffer, weights_only=True), copy.deepcopy(z)):
         assert (other == z).all()
         np.testing.assert_allclose(d.log_prob(other), d.log_prob(z), rtol=1e-9)
 
 
 @on_pyro
 @each_law
-def test_inference_mode(side, law):
-    if side is None:
-        return
-    _, d = draw(side, law)
-    with side.torch.inference_mode():
+def test_inference_mode(backend, law):
+    _, d = draw(backend, law)
+    with backend.torch.inference_mode():
         z = d.sample()
         np.testing.assert_allclose(d.log_prob(z), d.log_prob(z.clone()), rtol=1e-9)
 
 
 @on_numpyro
 @each_law
-def test_intermediates(side, law):
+def test_intermediates(backend, law):
     """[l, noise] is an own sample, [l] one of another law, none the value itself: all agree."""
-    if side is None:
-        return
-    _, d = draw(side, law)
-    value, drawn = d.sample_with_intermediates(side.jax.random.key(0), (4,))
+    _, d = draw(backend, law)
+    value, drawn = d.sample_with_intermediates(backend.jax.random.key(0), (4,))
     own = d.log_prob(value, drawn)
     np.testing.assert_allclose(d.log_prob(value, drawn[:1]), own, rtol=1e-9)
     np.testing.assert_allclose(d.log_prob(value), own, rtol=1e-9)
@@ -110,15 +90,13 @@ def test_intermediates(side, law):
 
 @on_numpyro
 @each_law
-def test_another_law_scores_the_log_value(side, law):
+def test_another_law_scores_the_log_value(backend, law):
     """In float32 at tau = 0.01, where the value itself has underflowed."""
-    if side is None:
-        return
     rng = np.random.default_rng(0)
-    a, b = (side.array(law.logits(rng, (6,)), "float32") for _ in range(2))
-    p, q = law(side, 0.01, a), law(side, 0.01, b)
-    value, (log_value, _) = p.sample_with_intermediates(side.jax.random.key(0))
-    exact = law(side, 0.01, side.array(b, "float64"), validate_args=False)
-    wide = side.array(log_value, "float64")
-    expected = exact.log_prob(side.array(value, "float64"), [wide])
+    a, b = (backend.array(law.logits(rng, (6,)), "float32") for _ in range(2))
+    p, q = law(backend, 0.01, a), law(backend, 0.01, b)
+    value, (log_value, _) = p.sample_with_intermediates(backend.jax.random.key(0))
+    exact = law(backend, 0.01, backend.array(b, "float64"), validate_args=False)
+    wide = backend.array(log_value, "float64")
+    expected = exact.log_prob(backend.array(value, "float64"), [wide])
     np.testing.assert_allclose(q.log_prob(value, [log_value]), expected, rtol=1e-4)
