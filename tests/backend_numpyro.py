@@ -1,0 +1,248 @@
+"""NumPyro's side of the interface that the parity tests drive: see backend_pyro.py."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from gs_ppl.rewriting import innermost
+
+Array = Any
+
+
+class NumPyroBackend:
+    """JAX and NumPyro."""
+
+    name = "numpyro"
+
+    def __init__(self) -> None:
+        self.jax = importlib.import_module("jax")
+        self.jax.config.update("jax_enable_x64", True)  # tests compare in float64 too
+        self.jnp = self.jax.numpy
+        self.gs = importlib.import_module("gs_ppl.numpyro")
+        self.F = self.gs.functional
+        self.ppl = importlib.import_module("numpyro")
+        self.native = importlib.import_module("numpyro.distributions")
+        self.infer = importlib.import_module("numpyro.infer")
+
+    def array(self, values: Any, dtype: str = "float64") -> Array:
+        return self.jnp.asarray(np.array(values), dtype=dtype)
+
+    def numpy(self, x: Array) -> np.ndarray:
+        x = self.jnp.asarray(x)
+        return (
+            np.array(x, np.float64)
+            if self.jnp.issubdtype(x.dtype, self.jnp.floating)
+            else (np.array(x))
+        )
+
+    def dtype(self, x: Array) -> str:
+        return str(x.dtype)
+
+    def noise(self, kind: str, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
+        return getattr(self.F, f"{kind}_noise")(self.jax.random.key(seed), shape, dtype=dtype)
+
+    def sample(self, d: Any, seed: int, shape: tuple[int, ...] = ()) -> Array:
+        return d.sample(self.jax.random.key(seed), shape)
+
+    def sample_and_score(self, d: Any, seed: int, shape: tuple[int, ...] = ()) -> tuple:
+        value, intermediates = d.sample_with_intermediates(self.jax.random.key(seed), shape)
+        return value, d.log_prob(value, intermediates) if intermediates else d.log_prob(value)
+
+    def kl(self, p: Any, q: Any) -> Array:
+        return self.native.kl_divergence(p, q)
+
+    def mask(self, d: Any, mask: Any) -> Any:
+        return d.mask(self.jnp.asarray(mask))
+
+    def bijection(self, constraint: Any) -> Any:
+        return self.native.biject_to(constraint)
+
+    def check(self, constraint: Any, value: Array) -> np.ndarray:
+        return np.asarray(constraint(value))
+
+    def grad(self, f: Callable, *xs: Array) -> list[np.ndarray]:
+        grads = self.jax.grad(f, argnums=tuple(range(len(xs))))(*xs)
+        return [self.numpy(g) for g in grads]
+
+    def functional_grad(self, f: Callable) -> Callable:
+        return self.jax.grad(f)
+
+    def jvp(self, f: Callable, x: Array, v: Array) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(map(self.numpy, self.jax.jvp(f, (x,), (v,))))
+
+    def vmap(self, f: Callable) -> Callable:
+        return self.jax.vmap(f)
+
+    def traced_seed(self, seed: Array | int) -> Array | int:
+        return seed
+
+    def stack(self, xs: list) -> Array:
+        return self.jnp.stack(xs)
+
+    def jit(self, f: Callable) -> Callable:
+        return self.jax.jit(f)
+
+    def trace(self, program: Callable, seed: int) -> dict[str, Any]:
+        handlers = self.ppl.handlers
+        trace = handlers.trace(handlers.seed(program, self.jax.random.key(seed))).get_trace()
+        sites = (site for site in trace.values() if site["type"] == "sample")
+        return {site["name"]: site["value"] for site in sites if not site["is_observed"]}
+
+    def loss(self, elbo: str, model: Callable, guide: Callable, particles: int, seed: int) -> float:
+        loss = getattr(self.infer, elbo)(num_particles=particles)
+        return float(loss.loss(self.jax.random.key(seed), {}, model, guide))
+
+    def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
+        svi = self.infer.SVI(model, guide, self.ppl.optim.Adam(0.05), getattr(self.infer, elbo)())
+        result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
+        params = {name: self.numpy(value) for name, value in result.params.items()}
+        return np.array(result.losses), params
+
+    def sites(self, program: Callable, seed: int) -> dict[str, tuple]:
+        handlers = self.ppl.handlers
+        trace = handlers.trace(handlers.seed(program, self.jax.random.key(seed))).get_trace()
+        return {
+            name: (innermost(site["fn"]), site["value"])
+            for name, site in trace.items()
+            if site["type"] == "sample"
+        }
+
+    def markov(self, steps: Iterable) -> Iterable:
+        return importlib.import_module("numpyro.contrib.funsor").markov(steps)
+
+    def condition(self, program: Callable, data: dict) -> Callable:
+        return self.ppl.handlers.condition(program, data=data)
+
+    def scaled(self, program: Callable, scale: float) -> Callable:
+        return self.ppl.handlers.scale(program, scale=scale)
+
+    def blocked(self, program: Callable, hide: list[str]) -> Callable:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(0))  # block hides from seed
+        return self.ppl.handlers.block(seeded, hide=hide)
+
+    def elbo_loss(self, elbo: Any, model: Callable, guide: Callable) -> float:
+        return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
+
+    def without_observed(self, program: Callable) -> Callable:
+        return self.ppl.handlers.block(
+            program, hide_fn=lambda m: m["type"] == "sample" and m["is_observed"]
+        )
+
+    def enumerated_loss(self, model: Callable, guide: Callable, plates: int) -> float:
+        elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
+        return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
+
+    def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
+        infer = importlib.import_module("numpyro.contrib.funsor").infer_discrete
+        sampled = infer(model, first_available_dim=-1 - plates, rng_key=self.jax.random.key(seed))
+        return self.trace(sampled, seed)
+
+    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05) -> Any:
+        adam = self.ppl.optim.Adam(learning_rate)
+        return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
+
+    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05) -> tuple:
+        svi = self._annealed(model, guide, elbo, schedule, learning_rate)
+        result = svi.run(self.jax.random.key(0), steps, progress_bar=False)
+        return np.array(result.losses), result.params
+
+    def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
+        recorded = []
+
+        class Record(self.ppl.primitives.Messenger):
+            def process_message(_, msg):
+                if msg["type"] == "sample" and msg["name"] == "z":
+                    tau = innermost(msg["fn"]).temperature
+                    self.jax.debug.callback(lambda tau: recorded.append(float(tau)), tau)
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        program = Record(model if relaxed else self.gs.relax(model))
+        svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
+        state = svi.init(self.jax.random.key(0))
+        self.jax.effects_barrier()
+        recorded.clear()  # what initialisation has seen
+        update = self.jax.jit(svi.update)
+        for _ in range(steps):
+            state, _ = update(state)
+            self.jax.effects_barrier()
+        return recorded
+
+    def count_traces(self, model, schedule, steps) -> int:
+        """How often the model's source runs under update in jit."""
+        runs = []
+
+        def counted():
+            runs.append(1)
+            return model()
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        svi = self._annealed(self.gs.relax(counted), guide, self.infer.Trace_ELBO(), schedule)
+        state, update = svi.init(self.jax.random.key(0)), self.jax.jit(svi.update)
+        for _ in range(steps):
+            state, _ = update(state)
+        return len(runs)
+
+    def whole_and_resumed(self, model, schedule, steps) -> tuple:
+        def run():
+            guide = self.gs.AutoGumbelSoftmax(model)
+            return self._annealed(self.gs.relax(model), guide, self.infer.Trace_ELBO(), schedule)
+
+        def go_on(svi, state):
+            losses = []
+            for _ in range(steps // 2):
+                state, loss = svi.update(state)
+                losses.append(float(loss))
+            return state, losses
+
+        svi = run()
+        state, _ = go_on(svi, svi.init(self.jax.random.key(0)))
+        _, whole = go_on(svi, state)
+        leaves, tree = self.jax.tree.flatten(state)
+        restored = tree.unflatten([leaf.copy() for leaf in leaves])
+        svi = run()
+        svi.init(self.jax.random.key(1))  # another run, which the restored state replaces
+        return whole, go_on(svi, restored)[1]
+
+    def guide_probs(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.probs(params).items()}
+
+    def guide_mode(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.mode(params).items()}
+
+    def rows_of_parts_agree(self) -> bool:
+        ppl, handlers = self.ppl, self.ppl.handlers
+
+        def model():
+            with ppl.plate("data", 50, subsample_size=5):
+                ppl.sample("z", self.gs.OneHotCategorical(logits=self.array(np.zeros(2))))
+                ppl.sample("w", self.native.Normal(self.array(0.0), 1.0))
+
+        seeded = handlers.seed(model, self.jax.random.key(1))
+        relaxed = self.gs.relax(seeded, 0.5)
+        guide = self.gs.AutoGuideList(relaxed)
+        guide.append(self.gs.AutoGumbelSoftmax(handlers.block(relaxed, expose=["z", "data"]), 0.5))
+        guide.append(self.infer.autoguide.AutoNormal(handlers.block(relaxed, hide=["z"])))
+        rows = []
+
+        class Rows(ppl.primitives.Messenger):
+            def postprocess_message(_, msg):
+                if msg["type"] == "plate":
+                    rows.append(tuple(self.numpy(msg["value"]).tolist()))
+
+        with handlers.seed(rng_seed=0):
+            guide()
+            rows.clear()
+            with Rows():
+                guide()
+        return len(rows) == 3 and len(set(rows)) == 1 and len(set(rows[0])) == 5
+
+    def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
+        mcmc = self.infer.MCMC(
+            self.infer.NUTS(model), num_samples=samples, num_warmup=warmup, progress_bar=False
+        )
+        mcmc.run(self.jax.random.key(seed))
+        return {name: self.numpy(value) for name, value in mcmc.get_samples().items()}

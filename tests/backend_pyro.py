@@ -1,0 +1,254 @@
+"""Pyro's side of the interface that the parity tests drive: see backend_numpyro.py."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from gs_ppl.rewriting import innermost
+
+Array = Any
+
+
+class PyroBackend:
+    """torch and Pyro."""
+
+    name = "pyro"
+
+    def __init__(self) -> None:
+        self.torch = importlib.import_module("torch")
+        self.gs = importlib.import_module("gs_ppl.pyro")
+        self.F = self.gs.functional
+        self.ppl = importlib.import_module("pyro")
+        self.native = importlib.import_module("pyro.distributions")
+        self.infer = importlib.import_module("pyro.infer")
+
+    def array(self, values: Any, dtype: str = "float64") -> Array:
+        return self.torch.as_tensor(np.array(values), dtype=getattr(self.torch, dtype))
+
+    def numpy(self, x: Array) -> np.ndarray:
+        x = self.torch.as_tensor(x).detach()
+        x = x.double() if x.is_floating_point() else x
+        return x.resolve_conj().numpy().copy()
+
+    def dtype(self, x: Array) -> str:
+        return str(x.dtype).removeprefix("torch.")
+
+    def noise(self, kind: str, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
+        self.torch.manual_seed(seed)
+        return getattr(self.F, f"{kind}_noise")(shape, dtype=getattr(self.torch, dtype))
+
+    def sample(self, d: Any, seed: int | None, shape: tuple[int, ...] = ()) -> Array:
+        if seed is not None:
+            self.torch.manual_seed(seed)
+        return d.rsample(shape) if d.has_rsample else d.sample(shape)
+
+    def sample_and_score(self, d: Any, seed: int | None, shape: tuple[int, ...] = ()) -> tuple:
+        """An own sample and its score, as an ELBO takes them."""
+        value = self.sample(d, seed, shape)
+        return value, d.log_prob(value)
+
+    def kl(self, p: Any, q: Any) -> Array:
+        return self.torch.distributions.kl_divergence(p, q)
+
+    def mask(self, d: Any, mask: Any) -> Any:
+        return d.mask(self.torch.as_tensor(mask))
+
+    def bijection(self, constraint: Any) -> Any:
+        return self.torch.distributions.biject_to(constraint)
+
+    def check(self, constraint: Any, value: Array) -> np.ndarray:
+        return constraint.check(value).numpy()
+
+    def grad(self, f: Callable, *xs: Array) -> list[np.ndarray]:
+        """Gradients of the scalar f(*xs)."""
+        xs = [x.detach().clone().requires_grad_() for x in xs]
+        return [self.numpy(g) for g in self.torch.autograd.grad(f(*xs), xs)]
+
+    def functional_grad(self, f: Callable) -> Callable:
+        return self.torch.func.grad(f)
+
+    def jvp(self, f: Callable, x: Array, v: Array) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(map(self.numpy, self.torch.func.jvp(f, (x,), (v,))))
+
+    def vmap(self, f: Callable) -> Callable:
+        return self.torch.func.vmap(f, randomness="different")
+
+    def traced_seed(self, seed: Array | int) -> None:
+        """torch seeds no generator inside of compile and vmap, where each lane draws anew."""
+
+    def stack(self, xs: list) -> Array:
+        return self.torch.stack(xs)
+
+    def jit(self, f: Callable) -> Callable:
+        return self.torch.compile(f, backend="eager", fullgraph=True)
+
+    # programs: `ppl` has sample, plate, param on both sides
+
+    def trace(self, program: Callable, seed: int) -> dict[str, Any]:
+        """Values of the latent sites."""
+        self.ppl.set_rng_seed(seed)
+        trace = self.ppl.poutine.trace(program).get_trace()
+        return {
+            name: trace.nodes[name]["value"]
+            for name in trace.stochastic_nodes
+            if type(trace.nodes[name]["fn"]).__name__ != "_Subsample"
+        }
+
+    def loss(self, elbo: str, model: Callable, guide: Callable, particles: int, seed: int) -> float:
+        """Negative ELBO; the guide's parameters are constants."""
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(seed)
+        vectorize = elbo == "Trace_ELBO" and particles > 1  # Pyro's mean-field ELBO cannot
+        loss = getattr(self.infer, elbo)(num_particles=particles, vectorize_particles=vectorize)
+        return float(loss.loss(model, guide))
+
+    def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
+        """Losses and fitted parameters after `steps` of Adam(0.05)."""
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(seed)
+        svi = self.infer.SVI(
+            model, guide, self.ppl.optim.Adam({"lr": 0.05}), getattr(self.infer, elbo)()
+        )
+        losses = np.array([svi.step() for _ in range(steps)])
+        store = self.ppl.get_param_store()
+        return losses, {name: self.numpy(value) for name, value in store.items()}
+
+    def sites(self, program: Callable, seed: int) -> dict[str, tuple]:
+        """Innermost law and value of each sample site."""
+        self.ppl.set_rng_seed(seed)
+        nodes = self.ppl.poutine.trace(program).get_trace().nodes
+        return {
+            name: (innermost(node["fn"]), node["value"])
+            for name, node in nodes.items()
+            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+        }
+
+    def markov(self, steps: Iterable) -> Iterable:
+        return self.ppl.markov(steps)
+
+    def condition(self, program: Callable, data: dict) -> Callable:
+        return self.ppl.condition(program, data=data)
+
+    def scaled(self, program: Callable, scale: float) -> Callable:
+        return self.ppl.poutine.scale(program, scale=scale)
+
+    def blocked(self, program: Callable, hide: list[str]) -> Callable:
+        return self.ppl.poutine.block(program, hide=hide)
+
+    def elbo_loss(self, elbo: Any, model: Callable, guide: Callable) -> float:
+        return float(elbo.loss(model, guide))
+
+    def without_observed(self, program: Callable) -> Callable:
+        """The prior over the latent sites, as a guide."""
+        return self.ppl.poutine.block(
+            program, hide_fn=lambda m: m["type"] == "sample" and m["is_observed"]
+        )
+
+    def enumerated_loss(self, model: Callable, guide: Callable, plates: int) -> float:
+        self.ppl.clear_param_store()
+        elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
+        return float(elbo.loss(model, guide))
+
+    def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
+        self.ppl.set_rng_seed(seed)
+        sampled = self.infer.infer_discrete(model, first_available_dim=-1 - plates)
+        trace = self.ppl.poutine.trace(sampled).get_trace()
+        return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+
+    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05) -> Any:
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(0)
+        adam = self.ppl.optim.Adam({"lr": learning_rate})
+        return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
+
+    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05) -> tuple:
+        """Losses of an annealed run, and its parameters."""
+        svi = self._annealed(model, guide, elbo, schedule, learning_rate)
+        return np.array([svi.step() for _ in range(steps)]), None
+
+    def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
+        """The temperature of the site z at each step."""
+        recorded = []
+
+        class Record(self.ppl.poutine.messenger.Messenger):
+            def _pyro_post_sample(self, msg):
+                if msg["name"] == "z":
+                    recorded.append(float(innermost(msg["fn"]).temperature))
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        program = Record()(model if relaxed else self.gs.relax(model))
+        svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
+        for _ in range(steps):
+            svi.step()
+        return recorded[-steps:]  # the check before the first step has seen one too
+
+    def count_traces(self, model, schedule, steps) -> int:
+        """How often the model's source runs under a Jit ELBO."""
+        runs = []
+
+        def counted():
+            runs.append(1)
+            return model()
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        elbo = self.infer.JitTrace_ELBO(ignore_jit_warnings=True)
+        svi = self._annealed(self.gs.relax(counted), guide, elbo, schedule)
+        for _ in range(steps):
+            svi.step()
+        return len(runs)
+
+    def whole_and_resumed(self, model, schedule, steps) -> tuple:
+        """Losses of the second half, run in one go and after restoring the state."""
+
+        def run():
+            guide = self.gs.AutoGumbelSoftmax(model)
+            return self._annealed(self.gs.relax(model), guide, self.infer.Trace_ELBO(), schedule)
+
+        svi = run()
+        for _ in range(steps // 2):
+            svi.step()
+        state = copy.deepcopy(svi.get_state())
+        random_state = self.ppl.util.get_rng_state()
+        whole = [svi.step() for _ in range(steps // 2)]
+        svi = run()
+        svi.step()  # another run, which the restored state replaces
+        svi.set_state(state)
+        self.ppl.util.set_rng_state(random_state)
+        return whole, [svi.step() for _ in range(steps // 2)]
+
+    def guide_probs(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.probs().items()}
+
+    def guide_mode(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.mode().items()}
+
+    def rows_of_parts_agree(self) -> bool:
+        ppl, seen = self.ppl, []
+
+        def model():
+            with ppl.plate("data", 50, subsample_size=5) as rows:
+                seen.append(self.numpy(rows))
+                ppl.sample("z", self.gs.OneHotCategorical(logits=self.array(np.zeros(2))))
+                ppl.sample("w", self.native.Normal(self.array(0.0), 1.0))
+
+        guide = self.gs.AutoGuideList(model)
+        guide.append(self.gs.AutoGumbelSoftmax(ppl.poutine.block(model, expose=["z"]), 0.5))
+        guide.append(self.infer.autoguide.AutoNormal(ppl.poutine.block(model, hide=["z"])))
+        guide()
+        trace = ppl.poutine.trace(guide).get_trace()
+        frames = [trace.nodes[name]["cond_indep_stack"] for name in ("z", "w")]
+        rows = self.numpy(guide.plates["data"].indices)
+        return frames[0] == frames[1] and len(set(rows.tolist())) == 5
+
+    def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
+        self.ppl.set_rng_seed(seed)
+        mcmc = self.infer.MCMC(
+            self.infer.NUTS(model), num_samples=samples, warmup_steps=warmup, disable_progbar=True
+        )
+        mcmc.run()
+        return {name: self.numpy(value) for name, value in mcmc.get_samples().items()}
