@@ -1,0 +1,64 @@
+"""What all examples share: arguments, versions, and the JSON file that a run leaves."""
+
+import argparse
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gs_ppl
+
+TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
+PACKAGES = {
+    "pyro": ["torch", "pyro-ppl"],
+    "numpyro": ["jax", "numpyro", "funsor"],
+}
+
+
+def make_parser(description: str, output: str, steps: int) -> argparse.ArgumentParser:
+    """The arguments that every example takes; `description` is its docstring."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--backend", choices=(*TITLES, "both"), default="both")
+    parser.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="default DIR/report.json")
+    parser.add_argument("--quick", action="store_true", help="few steps: does it run?")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, checked, with `backends` in place of "both" and the folder made."""
+    arguments = parser.parse_args()
+    if arguments.steps < 1:
+        parser.error(f"--steps must be at least 1, got {arguments.steps}")
+    arguments.backends = list(TITLES) if arguments.backend == "both" else [arguments.backend]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def find_versions(backends: list[str]) -> dict[str, str]:
+    packages = ["numpy", "scikit-learn", *(p for backend in backends for p in PACKAGES[backend])]
+    versions = {package: metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), "gs-ppl": gs_ppl.__version__, **versions}
+
+
+def write_report(
+    arguments: argparse.Namespace, pictures: list[Path], rows: list[dict[str, Any]], **more: Any
+) -> Path:
+    """Writes command, seed, versions and figures; returns where."""
+    report = {
+        "command": " ".join(sys.argv),
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "versions": find_versions(arguments.backends),
+        **more,
+        "pictures": [str(picture) for picture in pictures],
+        "rows": rows,
+    }
+    target = arguments.json or arguments.output / "report.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report, indent=2) + "\n")
+    return target
