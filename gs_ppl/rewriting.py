@@ -12,16 +12,21 @@ OBJECTIVES = ("categorical", "relaxed")
 # --- the law inside of its wrappers ---------------------------------------------------------------
 
 
+def is_wrapper(fn: Any) -> bool:
+    """Whether this is to_event, mask or expand; a transformed law has a base and is none."""
+    return hasattr(fn, "base_dist") and not hasattr(fn, "transforms")
+
+
 def innermost(fn: Any) -> Any:
     """The law inside of to_event, mask and expand."""
-    while hasattr(fn, "base_dist"):
+    while is_wrapper(fn):
         fn = fn.base_dist
     return fn
 
 
 def rewrap(fn: Any, make: Callable[[Any], Any]) -> Any:
     """`fn` with `make` applied to the law inside; `fn` itself where that changes nothing."""
-    if not hasattr(fn, "base_dist"):
+    if not is_wrapper(fn):
         return make(fn)
     inner = rewrap(fn.base_dist, make)
     if inner is fn.base_dist:
@@ -76,6 +81,14 @@ def refuse_integer(site: str) -> None:
     )
 
 
+def refuse_reparameterization(site: str, got: str) -> None:
+    """GumbelSoftmaxReparam is about latent sites with a soft relaxed law."""
+    raise ValueError(
+        f"site {site!r}: GumbelSoftmaxReparam takes a latent site with a soft relaxed law"
+        f" (GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid), {got}"
+    )
+
+
 def check_sites(wanted: set[str], discrete: set[str]) -> None:
     """Refuses names in sites= or family= that no discrete latent site of the program has."""
     missing = sorted(wanted - discrete)
@@ -120,8 +133,11 @@ class Site:
     `kind` is "density", "mass", "integer", or None for a law that is no concern of ours.
     """
 
-    def __init__(self, law: Any, kind: str | None, *, masked: bool, enumerated: bool) -> None:
-        self.law, self.kind, self.masked, self.enumerated = law, kind, masked, enumerated
+    def __init__(
+        self, law: Any, kind: str | None, *, log_space: bool, masked: bool, enumerated: bool
+    ) -> None:
+        self.law, self.kind, self.log_space = law, kind, log_space
+        self.masked, self.enumerated = masked, enumerated
 
     @property
     def name(self) -> str:
@@ -134,7 +150,7 @@ class Site:
 
 def is_masked(fn: Any) -> bool:
     """Whether a mask stands anywhere around the law."""
-    while hasattr(fn, "base_dist"):
+    while is_wrapper(fn):
         if getattr(fn, "_mask", True) is not True:
             return True
         fn = fn.base_dist
@@ -149,7 +165,7 @@ def check_pairing(site: str, guide: Site, model: Site) -> None:
             f"{pair} mixes a density with a mass, which have no common measure: relax model and"
             " guide alike, with one family and objective"
         )
-    if guide.kind == model.kind == "density" and guide.law.support != model.law.support:
+    if guide.kind == model.kind == "density" and guide.log_space != model.log_space:
         raise ValueError(f"{pair} mixes log-space with the simplex: use one class on both sides")
     if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
         raise ValueError(
@@ -166,9 +182,9 @@ def check_pairing(site: str, guide: Site, model: Site) -> None:
         )
 
 
-def check_unpaired(site: str, model: Site) -> None:
+def check_unpaired(site: str, model: Site, *, loss_enumerates: bool) -> None:
     """Refuses a discrete or relaxed latent that neither the guide nor enumeration takes care of."""
-    if model.kind is not None and not model.enumerated:
+    if model.kind is not None and not (model.enumerated and loss_enumerates):
         raise ValueError(
             f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it"
             " would be drawn from the prior. Add it to the guide, or config_enumerate the model"

@@ -96,6 +96,14 @@ class NumPyroBackend:
         loss = getattr(self.infer, elbo)(num_particles=particles)
         return float(loss.loss(self.jax.random.key(seed), {}, model, guide))
 
+    def loss_and_gradient(self, elbo: Any, model: Callable, guide: Callable, seed: int) -> tuple:
+        key, handlers = self.jax.random.key(seed), self.ppl.handlers
+        sites = handlers.trace(handlers.seed(guide, key)).get_trace().values()
+        params = {site["name"]: site["value"] for site in sites if site["type"] == "param"}
+        loss = self.jax.value_and_grad(lambda params: elbo.loss(key, params, model, guide))
+        value, gradient = loss(params)
+        return float(value), {name: self.numpy(g) for name, g in gradient.items()}
+
     def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
         svi = self.infer.SVI(model, guide, self.ppl.optim.Adam(0.05), getattr(self.infer, elbo)())
         result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
@@ -116,6 +124,9 @@ class NumPyroBackend:
 
     def condition(self, program: Callable, data: dict) -> Callable:
         return self.ppl.handlers.condition(program, data=data)
+
+    def masked(self, program: Callable, mask: np.ndarray) -> Callable:
+        return self.ppl.handlers.mask(program, mask=self.jnp.asarray(mask))
 
     def scaled(self, program: Callable, scale: float) -> Callable:
         return self.ppl.handlers.scale(program, scale=scale)
@@ -239,6 +250,15 @@ class NumPyroBackend:
             with Rows():
                 guide()
         return len(rows) == 3 and len(set(rows)) == 1 and len(set(rows[0])) == 5
+
+    def reparam(self, program: Callable, config: dict[str, str]) -> Callable:
+        """`transform` or `noise` by site: TransformReparam or GumbelSoftmaxReparam."""
+        kinds = {
+            "transform": self.infer.reparam.TransformReparam,
+            "noise": self.gs.GumbelSoftmaxReparam,
+        }
+        config = {site: kinds[kind]() for site, kind in config.items()}
+        return self.ppl.handlers.reparam(program, config=config)
 
     def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
         mcmc = self.infer.MCMC(

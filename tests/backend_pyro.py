@@ -107,6 +107,14 @@ class PyroBackend:
         loss = getattr(self.infer, elbo)(num_particles=particles, vectorize_particles=vectorize)
         return float(loss.loss(model, guide))
 
+    def loss_and_gradient(self, elbo: Any, model: Callable, guide: Callable, seed: int) -> tuple:
+        """Loss, and its gradient by each parameter at its initial value."""
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(seed)
+        loss = elbo.loss_and_grads(model, guide)
+        named = self.ppl.get_param_store().named_parameters()
+        return float(loss), {name: self.numpy(value.grad) for name, value in named}
+
     def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
         """Losses and fitted parameters after `steps` of Adam(0.05)."""
         self.ppl.clear_param_store()
@@ -133,6 +141,9 @@ class PyroBackend:
 
     def condition(self, program: Callable, data: dict) -> Callable:
         return self.ppl.condition(program, data=data)
+
+    def masked(self, program: Callable, mask: np.ndarray) -> Callable:
+        return self.ppl.poutine.mask(program, mask=self.torch.as_tensor(mask))
 
     def scaled(self, program: Callable, scale: float) -> Callable:
         return self.ppl.poutine.scale(program, scale=scale)
@@ -244,6 +255,15 @@ class PyroBackend:
         frames = [trace.nodes[name]["cond_indep_stack"] for name in ("z", "w")]
         rows = self.numpy(guide.plates["data"].indices)
         return frames[0] == frames[1] and len(set(rows.tolist())) == 5
+
+    def reparam(self, program: Callable, config: dict[str, str]) -> Callable:
+        """`transform` or `noise` by site: TransformReparam or GumbelSoftmaxReparam."""
+        kinds = {
+            "transform": self.infer.reparam.TransformReparam,
+            "noise": self.gs.GumbelSoftmaxReparam,
+        }
+        config = {site: kinds[kind]() for site, kind in config.items()}
+        return self.ppl.poutine.reparam(program, config=config)
 
     def nuts(self, model: Callable, seed: int, warmup: int, samples: int) -> dict[str, np.ndarray]:
         self.ppl.set_rng_seed(seed)

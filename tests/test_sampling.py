@@ -72,7 +72,7 @@ def test_same_noise_same_sample():
             "l masked given": F.exp_gumbel_softmax_log_prob(tau, masked_, l_masked, finite),
             "noise masked": F.exp_gumbel_softmax_noise_log_prob(tau, E_, finite),
             "entropy": F.exp_gumbel_softmax_entropy(tau, masked_, finite),
-            "mode": F.exp_gumbel_softmax_mode(tau, a_),
+            "mode": F.tempered_log_softmax(tau, a_),
             "kl": F.exp_gumbel_softmax_kl(a_, b_),
             "categorical": F.categorical_log_prob(b_, F.to_simplex(l, l.dtype)),
             "categorical kl": F.categorical_kl(masked_, b_),

@@ -116,6 +116,10 @@ class LogitsTree(Distribution):
     pytree_aux_fields = ("temperature",)
     event_dims: ClassVar[int] = 1
 
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        return LogitsTree.pytree_data_fields  # and not what is made from them
+
     def tree_flatten(self) -> tuple[tuple, tuple]:
         data, aux = map(list, super().tree_flatten())
         if is_array(self.temperature):
@@ -174,7 +178,8 @@ class Parameters(LogitsTree):
     def _expand(self, batch_shape: tuple[int, ...]) -> None:
         event_shape = self.logits.shape[self.logits.ndim - self.event_dims :]
         self.logits = jnp.broadcast_to(self.logits, batch_shape + event_shape)
-        super().__init__(batch_shape, event_shape, validate_args=False)
+        # not the __init__ of a TransformedDistribution, which some of the classes are as well
+        Distribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     def expand(self, batch_shape: tuple[int, ...]) -> Self:
         new = copy.copy(self)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import ParameterFreeTransform, SigmoidTransform
+from numpyro.distributions.transforms import ParameterFreeTransform, Transform
 
 from gs_ppl.numpyro import functional as F
 
@@ -164,6 +164,49 @@ class SimplexTransform(LogSimplexTransform):
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: object = None) -> Array:
         log_value = LogSimplexTransform.__call__(self, x)
         return super().log_abs_det_jacobian(x, y) + log_value.sum(-1)
+
+
+class ExpTransform(Transform):
+    """Bijection l -> y = exp(l) from the log-simplex to the open simplex.
+
+    Its log Jacobian sum(l) takes dl_1 ... dl_{K-1} / y_K to dy_1 ... dy_{K-1}. `finite` marks the
+    categories that exist, None meaning all of them.
+    """
+
+    domain = log_simplex
+    codomain = simplex
+
+    def __init__(self, finite: Array | None = None) -> None:
+        self.finite = finite
+
+    def __call__(self, x: Array) -> Array:
+        return F.to_simplex(x, x.dtype, self.finite)
+
+    def _inverse(self, y: Array) -> Array:
+        return F.from_simplex(y, self.finite)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: object = None) -> Array:
+        return F.sum_finite(x, self.finite)
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        return (self.finite,), (("finite",), {})
+
+
+class SigmoidTransform(ParameterFreeTransform):
+    """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1."""
+
+    domain = constraints.real
+    codomain = open_unit_interval
+    sign = 1
+
+    def __call__(self, x: Array) -> Array:
+        return F.to_unit_interval(x, x.dtype)
+
+    def _inverse(self, y: Array) -> Array:
+        return F.from_unit_interval(y)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: object = None) -> Array:
+        return -F.log_odds_term(x)
 
 
 biject_to.register(log_simplex, lambda constraint: LogSimplexTransform())

@@ -4,7 +4,9 @@ from typing import NoReturn
 
 import jax.numpy as jnp
 from jax import Array
+from numpyro.distributions import Logistic, TransformedDistribution
 from numpyro.distributions import constraints as numpyro_constraints
+from numpyro.distributions.transforms import Transform
 
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
@@ -58,6 +60,8 @@ class DensityScored(KeepsIntermediates, Relaxed):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         return self.sample_with_intermediates(key, sample_shape)[0]
+
+    rsample = sample
 
     def _recall(self, value: Array, intermediates: list[Array] | None) -> list[Array] | None:
         if not intermediates and self._validate_args:
@@ -142,13 +146,13 @@ class ExpGumbelSoftmax(DensityScored):
 
     @property
     def mode(self) -> Array:
-        return F.exp_gumbel_softmax_mode(self.tau, self.a)
+        return F.tempered_log_softmax(self.tau, self.a)
 
     def entropy(self) -> Array:
         return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
 
 
-class GumbelSoftmax(DensityScored):
+class GumbelSoftmax(DensityScored, TransformedDistribution):
     """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
 
     log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
@@ -172,6 +176,14 @@ class GumbelSoftmax(DensityScored):
 
     support = constraints.simplex
 
+    @property
+    def base_dist(self) -> ExpGumbelSoftmax:
+        return ExpGumbelSoftmax(self.temperature, logits=self.logits, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.ExpTransform(self.finite)]
+
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
@@ -192,7 +204,7 @@ class GumbelSoftmax(DensityScored):
         return one_hot_support(self, expand)
 
 
-class GumbelSigmoid(DensityScored):
+class GumbelSigmoid(DensityScored, TransformedDistribution):
     """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
 
     x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
@@ -219,6 +231,14 @@ class GumbelSigmoid(DensityScored):
     arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
     event_dims = 0
     support = constraints.open_unit_interval
+
+    @property
+    def base_dist(self) -> Logistic:
+        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.SigmoidTransform()]
 
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()

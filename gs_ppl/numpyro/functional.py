@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.scipy.special import logsumexp
 from scipy import special
 
 from gs_ppl import quadrature
@@ -192,11 +193,31 @@ def exp_gumbel_softmax_noise_log_prob(
     return constant + (K - 1) * _log(temperature) + log_prob
 
 
-def exp_gumbel_softmax_mode(temperature: Temperature, logits: Array) -> Array:
-    """Mode of the log-space density, log_softmax(a / tau)."""
+def tempered_log_softmax(temperature: Temperature, logits: Array) -> Array:
+    """log_softmax(a / tau): the mode of the log-space density; with a + g for a, a sample of it."""
     finite = logits > -jnp.inf  # -inf / tau has no gradient in tau
     z = jnp.where(finite, logits, 0.0) / _column(temperature)
     return log_softmax(jnp.where(finite, z, -jnp.inf))
+
+
+def gumbel_noise_of(
+    temperature: Temperature, logits: Array, log_value: Array, finite: Array | None = None
+) -> Array:
+    """Gumbel noise g = tau l - a + c that gives the sample l, with c such that sum exp(-g) = K.
+
+    c leaves l alone; in law sum exp(-g) is Gamma(K), independent of l. Masked categories have 0.
+
+    Example:
+        >>> g = gumbel_noise_of(0.5, jnp.zeros(2), jnp.log(jnp.array([0.8, 0.2])))
+        >>> [round(float(y), 4) for y in jnp.exp(tempered_log_softmax(0.5, g))]
+        [0.8, 0.2]
+    """
+    if finite is None:
+        g = _column(temperature) * log_value - logits
+        return g + logsumexp(-g, -1, keepdims=True) - math.log(g.shape[-1])
+    g = _column(temperature) * jnp.where(finite, log_value, 0.0) - jnp.where(finite, logits, 0.0)
+    c = logsumexp(jnp.where(finite, -g, -jnp.inf), -1, keepdims=True)
+    return jnp.where(finite, g + c - jnp.log(finite.sum(-1, keepdims=True)), 0.0)
 
 
 def exp_gumbel_softmax_entropy(
@@ -336,16 +357,16 @@ def categorical_kl(p_logits: Array, q_logits: Array) -> Array:
 
 
 @jax.custom_jvp
-def _log_odds_term(x: Array) -> Array:
+def log_odds_term(x: Array) -> Array:
     """softplus(x) + softplus(-x) = -log(y (1 - y)) for y = sigmoid(x)."""
     magnitude = jnp.abs(x)
     return magnitude + 2 * jnp.log1p(jnp.exp(-magnitude))
 
 
-@_log_odds_term.defjvp
+@log_odds_term.defjvp
 def _log_odds_term_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
-    return _log_odds_term(x), t * jnp.tanh(0.5 * x)  # smooth at 0, where abs is not
+    return log_odds_term(x), t * jnp.tanh(0.5 * x)  # smooth at 0, where abs is not
 
 
 def gumbel_sigmoid_sample(temperature: Temperature, logits: Array, noise: Array) -> Array:
@@ -371,7 +392,7 @@ def gumbel_sigmoid_log_prob(
         Array(0., dtype=float32)
     """
     residual = temperature * logit_value - logits if noise is None else noise
-    return _log(temperature) - _log_odds_term(residual) + _log_odds_term(logit_value)
+    return _log(temperature) - log_odds_term(residual) + log_odds_term(logit_value)
 
 
 def gumbel_sigmoid_kl(p_logits: Array, q_logits: Array) -> Array:

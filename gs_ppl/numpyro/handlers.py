@@ -15,11 +15,17 @@ from numpyro.distributions import (
     CategoricalLogits,
     CategoricalProbs,
 )
+from numpyro.infer import TraceEnum_ELBO
 from numpyro.primitives import Messenger
 
 from gs_ppl import rewriting
 from gs_ppl.numpyro._base import LogitsDistribution, read
-from gs_ppl.numpyro.distributions import DensityScored, GumbelSoftmax, OneHotCategorical
+from gs_ppl.numpyro.distributions import (
+    DensityScored,
+    ExpGumbelSoftmax,
+    GumbelSoftmax,
+    OneHotCategorical,
+)
 from gs_ppl.numpyro.functional import Temperature
 
 __all__ = ["check", "config_enumerate", "discretize", "relax", "select"]
@@ -330,8 +336,6 @@ def select(table: Array, z: Array, binary: bool = False) -> Array:
 
 # --- check ----------------------------------------------------------------------------------------
 
-SCORE_FUNCTION_LOSSES = ("TraceGraph_ELBO", "TraceEnum_ELBO")
-
 
 def _site(msg: dict[str, Any]) -> rewriting.Site:
     law = rewriting.innermost(msg["fn"])
@@ -344,6 +348,7 @@ def _site(msg: dict[str, Any]) -> rewriting.Site:
     return rewriting.Site(
         law,
         kind,
+        log_space=isinstance(law, ExpGumbelSoftmax),
         masked=rewriting.is_masked(msg["fn"]),
         enumerated=msg["infer"].get("enumerate") is not None,
     )
@@ -374,7 +379,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ValueError: naming the site and the cure: a density paired with a mass, class indices with
             vectors, log-space with the simplex; a discrete guide site that the loss has no
             gradient for; a mask on one side alone; a latent that is neither in the guide nor
-            enumerated.
+            enumerated by the loss.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -392,16 +397,16 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
         model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
-    in_guide, loss_name = _latents(guide_trace), type(loss).__name__
+    in_guide = _latents(guide_trace)
     for name, site in _latents(model_trace).items():
         if name not in in_guide:
-            rewriting.check_unpaired(name, site)
+            rewriting.check_unpaired(name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO))
             continue
         pair = in_guide[name]
         rewriting.check_pairing(name, pair, site)
         discrete = pair.kind is not None and not pair.law.has_rsample
-        if discrete and loss_name not in SCORE_FUNCTION_LOSSES:
+        if discrete and not loss.can_infer_discrete:
             raise ValueError(
-                f"site {name!r}: {loss_name} has no gradient for {pair.name} in the guide: relax"
-                " model and guide, or use TraceGraph_ELBO or TraceEnum_ELBO"
+                f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
+                " guide: relax model and guide, or use TraceGraph_ELBO or TraceEnum_ELBO"
             )

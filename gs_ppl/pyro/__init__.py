@@ -20,6 +20,7 @@ from gs_ppl.pyro.distributions import (
     SoftOneHotCategorical,
 )
 from gs_ppl.pyro.handlers import check, config_enumerate, discretize, relax, select
+from gs_ppl.pyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.pyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
 from gs_ppl.pyro.svi import AnnealedSVI
 
@@ -30,6 +31,7 @@ __all__ = [
     "ExpGumbelSoftmax",
     "GumbelSigmoid",
     "GumbelSoftmax",
+    "GumbelSoftmaxReparam",
     "OneHotCategorical",
     "STGumbelSigmoid",
     "STGumbelSoftmax",

@@ -134,7 +134,8 @@ class Parameters(TorchDistribution):
     def _expand(self, batch_shape: Size) -> None:
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
         self.logits = self.logits.expand(batch_shape + event_shape)
-        super().__init__(batch_shape, event_shape, validate_args=False)
+        # not the __init__ of a TransformedDistribution, which some of the classes are as well
+        TorchDistribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)

@@ -114,13 +114,55 @@ class SimplexTransform(LogSimplexTransform):
         return F.to_simplex(super()._call(x), x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return super()._inverse(y.clamp(*F.open_unit_interval(y.dtype)).log())
+        return super()._inverse(F.from_simplex(y))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return super().log_abs_det_jacobian(x, y) + LogSimplexTransform._call(self, x).sum(-1)
 
 
+class ExpTransform(Transform):
+    """Bijection l -> y = exp(l) from the log-simplex to the open simplex.
+
+    Its log Jacobian sum(l) takes dl_1 ... dl_{K-1} / y_K to dy_1 ... dy_{K-1}. `finite` marks the
+    categories that exist, None meaning all of them.
+    """
+
+    domain = log_simplex
+    codomain = simplex
+    bijective = True
+
+    def __init__(self, finite: Tensor | None = None, cache_size: int = 0) -> None:
+        super().__init__(cache_size)
+        self.finite = finite
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.finite is other.finite
+
+    __hash__ = Transform.__hash__
+
+    def _call(self, x: Tensor) -> Tensor:
+        return F.to_simplex(x, x.dtype, self.finite)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return F.from_simplex(y, self.finite)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.sum_finite(x, self.finite)
+
+
+class SigmoidTransform(torch.distributions.SigmoidTransform):
+    """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1."""
+
+    codomain = open_unit_interval
+
+    def _call(self, x: Tensor) -> Tensor:
+        return F.to_unit_interval(x, x.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return F.from_unit_interval(y)
+
+
 for registry in (biject_to, transform_to):
     registry.register(_LogSimplex, lambda constraint: LogSimplexTransform())
     registry.register(_Simplex, lambda constraint: SimplexTransform())
-    registry.register(_OpenUnitInterval, lambda constraint: torch.distributions.SigmoidTransform())
+    registry.register(_OpenUnitInterval, lambda constraint: SigmoidTransform())

@@ -3,7 +3,9 @@
 from typing import NoReturn
 
 import torch
+from pyro.distributions import Logistic
 from torch import Size, Tensor
+from torch.distributions import Transform, TransformedDistribution
 from torch.distributions import constraints as torch_constraints
 
 from gs_ppl.pyro import constraints
@@ -49,6 +51,10 @@ class DensityScored(Relaxed):
 
     scored_as = "density"
     has_enumerate_support = False  # with True, NUTS would drop the site without a word
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
     def _recall(self, value: Tensor) -> Draw | None:
         draw = Draw.of(value)
@@ -134,13 +140,13 @@ class ExpGumbelSoftmax(DensityScored):
 
     @property
     def mode(self) -> Tensor:
-        return F.exp_gumbel_softmax_mode(self.tau, self.a)
+        return F.tempered_log_softmax(self.tau, self.a)
 
     def entropy(self) -> Tensor:
         return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
 
 
-class GumbelSoftmax(DensityScored):
+class GumbelSoftmax(DensityScored, TransformedDistribution):
     """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
 
     log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
@@ -162,6 +168,14 @@ class GumbelSoftmax(DensityScored):
 
     support = constraints.simplex
 
+    @property
+    def base_dist(self) -> ExpGumbelSoftmax:
+        return ExpGumbelSoftmax(self.temperature, logits=self.logits, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.ExpTransform(self.finite)]
+
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         l, noise = self._draw(sample_shape)
         y = F.to_simplex(l, self.logits.dtype, self.finite)
@@ -180,7 +194,7 @@ class GumbelSoftmax(DensityScored):
         return one_hot_support(self, expand)
 
 
-class GumbelSigmoid(DensityScored):
+class GumbelSigmoid(DensityScored, TransformedDistribution):
     """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
 
     x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
@@ -207,6 +221,14 @@ class GumbelSigmoid(DensityScored):
     arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
     event_dims = 0
     support = constraints.open_unit_interval
+
+    @property
+    def base_dist(self) -> Logistic:
+        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.SigmoidTransform()]
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         x, noise = self._draw(sample_shape)

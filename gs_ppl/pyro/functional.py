@@ -174,11 +174,31 @@ def exp_gumbel_softmax_noise_log_prob(
     return constant + sum_finite(noise.log(), finite) - K * (sum_finite(noise, finite) / K).log()
 
 
-def exp_gumbel_softmax_mode(temperature: Temperature, logits: Tensor) -> Tensor:
-    """Mode of the log-space density, log_softmax(a / tau)."""
+def tempered_log_softmax(temperature: Temperature, logits: Tensor) -> Tensor:
+    """log_softmax(a / tau): the mode of the log-space density; with a + g for a, a sample of it."""
     finite = logits > -math.inf  # -inf / tau has no gradient in tau
     z = logits.where(finite, 0.0) / _column(temperature)
     return log_softmax(z.where(finite, -math.inf))
+
+
+def gumbel_noise_of(
+    temperature: Temperature, logits: Tensor, log_value: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """Gumbel noise g = tau l - a + c that gives the sample l, with c such that sum exp(-g) = K.
+
+    c leaves l alone; in law sum exp(-g) is Gamma(K), independent of l. Masked categories have 0.
+
+    Example:
+        >>> g = gumbel_noise_of(0.5, torch.zeros(2), torch.tensor([0.8, 0.2]).log())
+        >>> tempered_log_softmax(0.5, g).exp()
+        tensor([0.8000, 0.2000])
+    """
+    if finite is None:
+        g = _column(temperature) * log_value - logits
+        return g + (-g).logsumexp(-1, keepdim=True) - math.log(g.shape[-1])
+    g = _column(temperature) * log_value.where(finite, 0.0) - logits.where(finite, 0.0)
+    c = (-g).where(finite, -math.inf).logsumexp(-1, keepdim=True)
+    return (g + c - finite.sum(-1, keepdim=True).log()).where(finite, 0.0)
 
 
 def exp_gumbel_softmax_entropy(
@@ -313,7 +333,7 @@ def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 # --- the binary laws ------------------------------------------------------------------------------
 
 
-def _log_odds_term(x: Tensor) -> Tensor:
+def log_odds_term(x: Tensor) -> Tensor:
     """softplus(x) + softplus(-x) = -log(y (1 - y)) for y = sigmoid(x)."""
     return 2 * torch.logaddexp(x / 2, -x / 2)  # smooth at 0
 
@@ -341,7 +361,7 @@ def gumbel_sigmoid_log_prob(
         tensor(0.)
     """
     residual = temperature * logit_value - logits if noise is None else noise
-    return _log(temperature) - _log_odds_term(residual) + _log_odds_term(logit_value)
+    return _log(temperature) - log_odds_term(residual) + log_odds_term(logit_value)
 
 
 def gumbel_sigmoid_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:

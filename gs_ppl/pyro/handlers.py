@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical
+from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.ops.indexing import Vindex
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -20,7 +21,7 @@ from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, cons
 
 from gs_ppl import rewriting
 from gs_ppl.pyro._base import LogitsDistribution
-from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
+from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 
 __all__ = ["check", "config_enumerate", "discretize", "relax", "select"]
@@ -282,6 +283,9 @@ def select(table: Tensor, z: Tensor, binary: bool = False) -> Tensor:
 
 # --- check ----------------------------------------------------------------------------------------
 
+# without a score function, and with one that is right for infinitely many particles alone
+PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
+
 
 def _site(node: dict[str, Any]) -> rewriting.Site:
     law = rewriting.innermost(node["fn"])
@@ -297,6 +301,7 @@ def _site(node: dict[str, Any]) -> rewriting.Site:
     return rewriting.Site(
         law,
         kind,
+        log_space=isinstance(law, ExpGumbelSoftmax),
         masked=masked or rewriting.is_masked(node["fn"]),
         enumerated=node["infer"].get("enumerate") is not None,
     )
@@ -327,8 +332,9 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     Raises:
         ValueError: naming the site and the cure: a density paired with a mass, class indices with
             vectors, log-space with the simplex; a straight-through guide over Pyro's own
-            OneHotCategorical, whose score has no gradient; a mask on one side alone; a latent
-            that is neither in the guide nor enumerated.
+            OneHotCategorical, whose score has no gradient; a discrete guide site that the loss
+            has no gradient for; a mask on one side alone; a latent that is neither in the guide
+            nor enumerated by the loss.
 
     Example:
         >>> import pyro, torch
@@ -349,7 +355,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     in_guide = _latents(guide_trace)
     for name, site in _latents(model_trace).items():
         if name not in in_guide:
-            rewriting.check_unpaired(name, site)
+            rewriting.check_unpaired(name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO))
             continue
         pair = in_guide[name]
         rewriting.check_pairing(name, pair, site)
@@ -358,4 +364,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             raise ValueError(
                 f"site {name!r}: Pyro scores {site.name} by argmax, so that {pair.name} in the"
                 " guide has no gradient through it: relax the model too"
+            )
+        discrete = pair.kind is not None and not pair.law.has_rsample
+        if discrete and isinstance(loss, PATHWISE_LOSSES):
+            raise ValueError(
+                f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
+                " guide: relax model and guide, or use Trace_ELBO, TraceGraph_ELBO or TraceEnum_ELBO"
             )

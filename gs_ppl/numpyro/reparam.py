@@ -1,0 +1,80 @@
+"""Relaxed sites drawn from parameter-free noise: a well-conditioned space for HMC and NUTS."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro.distributions import Gumbel, Logistic
+from numpyro.infer.reparam import Reparam
+
+from gs_ppl import rewriting
+from gs_ppl.numpyro import functional as F
+from gs_ppl.numpyro.distributions import ExpGumbelSoftmax, Relaxed
+
+__all__ = ["GumbelSoftmaxReparam"]
+
+
+class GumbelSoftmaxReparam(Reparam):
+    """Draws a relaxed site as a function of noise that has no parameters.
+
+    z = softmax((a + g) / tau), with K independent standard Gumbel variables g at the site
+    "{name}_gumbel" (for a bit z = sigmoid((a + L) / tau), one standard logistic variable L at the
+    site "{name}_logistic"); z itself becomes deterministic. At low temperature the posterior of z
+    crowds into the corners of the simplex, while that of g stays as wide as its prior. It is for
+    latent sites with a soft law: GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid, and those that
+    relax puts there. (TransformReparam takes the log of z, or the logit of a bit, instead.)
+
+    `inverse(law, z)` is the noise that gives z, for an initial value: g = tau log z - a + c, where
+    c, on which z does not depend, is such that sum exp(-g) = K.
+
+    Raises:
+        ValueError: naming the site, if it is observed or has another law.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import GumbelSoftmax, GumbelSoftmaxReparam
+        >>> def model():
+        ...     return numpyro.sample("z", GumbelSoftmax(0.3, logits=jnp.zeros(3)))
+        >>> program = numpyro.handlers.reparam(model, config={"z": GumbelSoftmaxReparam()})
+        >>> program = numpyro.handlers.seed(program, jax.random.key(0))
+        >>> numpyro.handlers.trace(program).get_trace()["z_gumbel"]["value"].shape
+        (3,)
+    """
+
+    def __call__(self, name: str, fn: Any, obs: Array | None) -> tuple[None, Array]:
+        law = rewriting.innermost(fn)
+        if not isinstance(law, Relaxed) or law.is_hard:
+            rewriting.refuse_reparameterization(name, f"got {type(law).__name__}")
+        if obs is not None:
+            rewriting.refuse_reparameterization(name, "and this one is observed")
+        noise = numpyro.sample(
+            f"{name}_{'gumbel' if law.event_dims else 'logistic'}",
+            rewriting.rewrap(fn, noise_law),
+        )
+        return None, self.forward(law, noise)
+
+    @staticmethod
+    def forward(law: Relaxed, noise: Array) -> Array:
+        """The sample that the noise gives."""
+        if not law.event_dims:
+            return F.to_unit_interval((law.a + noise) / law.tau, law.logits.dtype)
+        l = F.tempered_log_softmax(law.tau, law.a + noise)
+        if isinstance(law, ExpGumbelSoftmax):
+            return l.astype(law.logits.dtype)
+        return F.to_simplex(l, law.logits.dtype, law.finite)
+
+    @staticmethod
+    def inverse(law: Relaxed, value: Array) -> Array:
+        """Noise that gives the sample."""
+        law = rewriting.innermost(law)
+        value = jnp.asarray(value, law.a.dtype)
+        if not law.event_dims:
+            return law.tau * F.from_unit_interval(value) - law.a
+        l = value if isinstance(law, ExpGumbelSoftmax) else F.from_simplex(value, law.finite)
+        return F.gumbel_noise_of(law.tau, law.a, l, law.finite)
+
+
+def noise_law(law: Relaxed) -> Any:
+    zero = jnp.zeros(law.logits.shape, law.a.dtype)
+    return Gumbel(zero).to_event(1) if law.event_dims else Logistic(zero)

@@ -1,0 +1,87 @@
+"""Relaxed sites drawn from parameter-free noise: a well-conditioned space for HMC and NUTS."""
+
+from typing import Any
+
+import pyro
+from pyro.distributions import Delta, Gumbel, Logistic
+from pyro.infer.reparam.reparam import Reparam
+from torch import Tensor
+
+from gs_ppl import rewriting
+from gs_ppl.pyro import functional as F
+from gs_ppl.pyro.distributions import ExpGumbelSoftmax, Relaxed
+
+__all__ = ["GumbelSoftmaxReparam"]
+
+
+class GumbelSoftmaxReparam(Reparam):
+    """Draws a relaxed site as a function of noise that has no parameters.
+
+    z = softmax((a + g) / tau), with K independent standard Gumbel variables g at the site
+    "{name}_gumbel" (for a bit z = sigmoid((a + L) / tau), one standard logistic variable L at the
+    site "{name}_logistic"); z itself becomes deterministic. At low temperature the posterior of z
+    crowds into the corners of the simplex, while that of g stays as wide as its prior. It is for
+    latent sites with a soft law: GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid, and those that
+    relax puts there. (TransformReparam takes the log of z, or the logit of a bit, instead.)
+
+    `inverse(law, z)` is the noise that gives z, to which an initial value is taken:
+    g = tau log z - a + c, where c, on which z does not depend, is such that sum exp(-g) = K.
+    (Pyro's reparameterizer of this name has tau z where tau log z is right.)
+
+    Raises:
+        ValueError: naming the site, if it is observed or has another law.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import GumbelSoftmax, GumbelSoftmaxReparam
+        >>> def model():
+        ...     return pyro.sample("z", GumbelSoftmax(0.3, logits=torch.zeros(3)))
+        >>> reparameterized = pyro.poutine.reparam(model, {"z": GumbelSoftmaxReparam()})
+        >>> pyro.poutine.trace(reparameterized).get_trace().nodes["z_gumbel"]["value"].shape
+        torch.Size([3])
+    """
+
+    def apply(self, msg: dict[str, Any]) -> dict[str, Any]:
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        law = rewriting.innermost(fn)
+        if not isinstance(law, Relaxed) or law.is_hard:
+            rewriting.refuse_reparameterization(name, f"got {type(law).__name__}")
+        if msg["is_observed"]:
+            rewriting.refuse_reparameterization(name, "and this one is observed")
+        noise = pyro.sample(
+            f"{name}_{'gumbel' if law.event_dims else 'logistic'}",
+            rewriting.rewrap(fn, noise_law),
+            obs=None if value is None else self.inverse(law, value),
+            infer={"is_observed": False},  # obs is where it starts
+        )
+        value = self.forward(law, noise) if value is None else value
+        return {
+            "fn": Delta(value, event_dim=fn.event_dim).mask(False),
+            "value": value,
+            "is_observed": True,
+        }
+
+    @staticmethod
+    def forward(law: Relaxed, noise: Tensor) -> Tensor:
+        """The sample that the noise gives."""
+        if not law.event_dims:
+            return F.to_unit_interval((law.a + noise) / law.tau, law.logits.dtype)
+        l = F.tempered_log_softmax(law.tau, law.a + noise)
+        if isinstance(law, ExpGumbelSoftmax):
+            return l.to(law.logits.dtype)
+        return F.to_simplex(l, law.logits.dtype, law.finite)
+
+    @staticmethod
+    def inverse(law: Relaxed, value: Tensor) -> Tensor:
+        """Noise that gives the sample."""
+        law = rewriting.innermost(law)
+        value = value.to(law.a.dtype)
+        if not law.event_dims:
+            return law.tau * F.from_unit_interval(value) - law.a
+        l = value if isinstance(law, ExpGumbelSoftmax) else F.from_simplex(value, law.finite)
+        return F.gumbel_noise_of(law.tau, law.a, l, law.finite)
+
+
+def noise_law(law: Relaxed) -> Gumbel | Logistic:
+    zero, one = law.a.new_zeros(law.logits.shape), law.a.new_ones(())
+    return Gumbel(zero, one).to_event(1) if law.event_dims else Logistic(zero, one)
