@@ -355,7 +355,9 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     in_guide = _latents(guide_trace)
     for name, site in _latents(model_trace).items():
         if name not in in_guide:
-            rewriting.check_unpaired(name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO))
+            rewriting.check_unpaired(
+                name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
+            )
             continue
         pair = in_guide[name]
         rewriting.check_pairing(name, pair, site)
@@ -369,5 +371,6 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         if discrete and isinstance(loss, PATHWISE_LOSSES):
             raise ValueError(
                 f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
-                " guide: relax model and guide, or use Trace_ELBO, TraceGraph_ELBO or TraceEnum_ELBO"
+                " guide: relax model and guide, or use Trace_ELBO, TraceGraph_ELBO or"
+                " TraceEnum_ELBO"
             )
