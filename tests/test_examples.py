@@ -1,15 +1,21 @@
 """Every example runs, in a short form, in a process of its own."""
 
+import importlib
+import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "compare_inference.py": ["--quick", "--backend", "both"],
+    "which_causes.py": ["--quick", "--backend", "both"],
 }
 
 
@@ -55,3 +61,143 @@ def test_recorded_demo(record):
         assert abs(gaps[backend, "GumbelSoftmax", "1 → 0.5"]) < 1
         # cold from the start: more variance than the bias that it saves
         assert gaps[backend, "STGumbelSoftmax", "0.1"] > gaps[backend, "STGumbelSoftmax", "1 → 0.5"]
+
+
+# --- which_causes.py ------------------------------------------------------------------------------
+
+CAUSES = ROOT / "examples" / "results" / "which_causes"
+
+
+def read_rows(path):
+    """Rows by backend, method and temperature, and the report itself."""
+    report = json.loads(path.read_text())
+    rows = {(row["backend"], row["method"], row["temperature"]): row for row in report["rows"]}
+    return rows, report
+
+
+@pytest.fixture(scope="module")
+def which_causes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples")
+        yield importlib.import_module("which_causes")
+
+
+@pytest.fixture(scope="module")
+def small(which_causes):
+    """A network of 8 causes, its exact marginals and those of the mean-field optimum."""
+    network = which_causes.simulate(causes=8, seed=0)
+    return network, *which_causes.sum_states(network)
+
+
+def test_sum_over_states_is_bayes_rule(which_causes, small):
+    """Against a sum over the states of one case, each probability multiplied out."""
+    network, exact, _ = small
+    joint = {}
+    for z in itertools.product([0, 1], repeat=8):
+        off = math.exp(-which_causes.LEAK) * np.exp(-network.rates[np.array(z) == 1]).prod(0)
+        prior = network.prior ** sum(z) * (1 - network.prior) ** (8 - sum(z))
+        joint[z] = prior * np.where(network.findings[3], 1 - off, off).prod()
+    present = sum(p * np.array(z) for z, p in joint.items()) / sum(joint.values())
+    np.testing.assert_allclose(exact[3], present, rtol=1e-9)
+
+
+def test_mean_field_optimum_is_one(which_causes, small):
+    network, exact, mean_field = small
+    best = which_causes.estimate_loss(network, mean_field, samples=1000)
+    # the same draws, so that the noise of the estimates is common; .01 nats is what remains
+    for other in (exact, 0.9 * mean_field + 0.05, 0.98 * mean_field):
+        assert best < which_causes.estimate_loss(network, other, samples=1000) - 0.01
+
+
+def test_gibbs_sampler_agrees_with_the_sum(which_causes, small):
+    """Within its Monte Carlo error, which the two chains show."""
+    network, exact, _ = small
+    chains = which_causes.sample_gibbs(network, sweeps=1000, seed=0)
+    error = abs(chains[0] - chains[1]) / 2  # the mean of two is as far off as half their difference
+    assert 0.5 < abs(chains.mean(0) - exact).mean() / error.mean() < 1.5
+    assert error.mean() < 0.01
+
+
+def test_alone_is_exact_for_a_single_finding(which_causes, small):
+    """With one finding, naive Bayes over the others' prior leaves nothing out."""
+    network = small[0]
+    linked = int((network.rates > 0).sum(0).argmax())
+    one = which_causes.Network(
+        network.rates[:, [linked]], network.prior, network.findings[:, [linked]], network.truth
+    )
+    exact, _ = which_causes.sum_states(one)
+    np.testing.assert_allclose(which_causes.judge_alone(one, network.prior), exact, rtol=1e-9)
+
+
+def test_noisy_or_model_scores_as_the_references_do(backend, which_causes, small):
+    network = small[0]
+    model = importlib.import_module(f"gs_ppl.models.noisy_or_{backend.name}").model
+    data = backend.array(network.findings), backend.array(network.rates)
+    given = backend.condition(model, {"z": backend.array(network.truth)})
+
+    def program():
+        return given(*data, which_causes.LEAK, network.prior)
+
+    loss = backend.loss("Trace_ELBO", program, lambda: None, particles=1, seed=0)
+    log_prior = np.where(network.truth, math.log(network.prior), math.log1p(-network.prior))
+    expected = network.log_likelihood(network.truth).sum() + log_prior.sum()
+    assert loss == pytest.approx(-expected, rel=1e-5)
+
+
+def test_relaxed_bits_come_close_to_the_exact_posterior(backend, which_causes, small):
+    """Not exact: the posterior's causes are dependent, the guide's are not."""
+    network, exact, mean_field = small
+    method = which_causes.list_methods(steps=800, quick=True)[0]
+    assert method.family == "GumbelSoftmax"
+    with tqdm(disable=True) as bar:
+        answer = which_causes.fit(backend.name, method, network, 800, seed=0, bar=bar)
+    assert 0.005 < abs(answer.probs - exact).mean() < 0.05
+    alone = which_causes.judge_alone(network, network.prior)
+    assert abs(answer.probs - exact).mean() < abs(alone - exact).mean() / 2
+    losses = [which_causes.estimate_loss(network, p) for p in (mean_field, answer.probs, alone)]
+    assert losses == sorted(losses)
+
+
+def test_bits_are_not_enumerated(backend):
+    model = importlib.import_module(f"gs_ppl.models.noisy_or_{backend.name}").model
+    data = backend.array(np.zeros((2, 3))), backend.array(np.ones((4, 3))), 0.1, 0.3
+    with pytest.raises(ValueError, match="'z': to_event joins"):
+        backend.trace(lambda: backend.gs.config_enumerate(model)(*data), seed=0)
+
+
+@pytest.mark.parametrize("record", ["report", "seed1"])
+def test_recorded_which_causes(record):
+    rows, report = read_rows(CAUSES / f"{record}.json")
+    gibbs, alone = rows[None, "Gibbs sampler", None], rows[None, "Alone, others at prior", None]
+    assert report["gibbs"]["apart_mean"] < 0.001  # far below what it is to judge
+    for backend in ("pyro", "numpyro"):
+        soft, warm = (rows[backend, "GumbelSoftmax", end] for end in ("1 → 0.1", "1 → 0.5"))
+        hard, hard_1 = (rows[backend, "STGumbelSoftmax", end] for end in ("1 → 0.1", "1"))
+        score = rows[backend, "Score function", None]
+        # soft bits: close to the sampler, and far from what each cause says alone
+        assert soft["off_gibbs"] < 0.01
+        assert soft["off_gibbs"] < 0.6 * alone["off_gibbs"]
+        assert soft["log_loss"] - gibbs["log_loss"] < 0.5 * (alone["log_loss"] - gibbs["log_loss"])
+        assert soft["average_precision"] > gibbs["average_precision"] - 0.015
+        # a warm end: no closer than each alone, but better ranked
+        assert 0.9 < warm["off_gibbs"] / alone["off_gibbs"] < 1.1
+        assert warm["average_precision"] > alone["average_precision"] + 0.03
+        for row in (hard, hard_1):  # twice as many causes as there are
+            assert row["off_gibbs"] > 5 * soft["off_gibbs"]
+            assert 1.9 < row["present"] / report["present"] < 2.2
+        # from its start at the prior, the score function goes astray
+        assert score["negative_elbo"] > 2 * gibbs["negative_elbo"]
+        assert score["average_precision"] < 0.1
+    baseline = rows["pyro", "Score function, baseline", None]
+    hard = rows["pyro", "STGumbelSoftmax", "1"]
+    assert 0.75 < baseline["off_gibbs"] / hard["off_gibbs"] < 1.1
+
+
+def test_recorded_which_causes_summed():
+    rows, report = read_rows(CAUSES / "10_causes" / "report.json")
+    optimum = rows[None, "Mean-field optimum", None]
+    assert rows[None, "Gibbs sampler", None]["off_exact"] < report["gibbs"]["apart_mean"]
+    for backend in ("pyro", "numpyro"):
+        soft = rows[backend, "GumbelSoftmax", "1 → 0.1"]
+        assert soft["off_exact"] < optimum["off_exact"] < 0.05  # although its bound is worse:
+        assert optimum["negative_elbo"] < soft["negative_elbo"]
