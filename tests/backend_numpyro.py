@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ class NumPyroBackend:
     """JAX and NumPyro."""
 
     name = "numpyro"
+    default_dtype = "float64"
 
     def __init__(self) -> None:
         self.jax = importlib.import_module("jax")
@@ -28,7 +30,8 @@ class NumPyroBackend:
         self.native = importlib.import_module("numpyro.distributions")
         self.infer = importlib.import_module("numpyro.infer")
 
-    def array(self, values: Any, dtype: str = "float64") -> Array:
+    def array(self, values: Any, dtype: str | None = None) -> Array:
+        dtype = dtype or self.default_dtype
         return self.jnp.asarray(np.array(values), dtype=dtype)
 
     def numpy(self, x: Array) -> np.ndarray:
@@ -146,6 +149,33 @@ class NumPyroBackend:
     def enumerated_loss(self, model: Callable, guide: Callable, plates: int) -> float:
         elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
         return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
+
+    def infer_config(self, program: Callable, config: dict) -> Callable:
+        """The same `infer` entries at each latent site."""
+        latent = lambda site: config if not site["is_observed"] else {}  # noqa: E731
+        return self.ppl.handlers.infer_config(program, latent)
+
+    @contextmanager
+    def single_precision(self) -> Iterator[None]:
+        """Within it, arrays are float32 unless they ask for another dtype."""
+        self.default_dtype = "float32"
+        try:
+            yield
+        finally:
+            self.default_dtype = "float64"
+
+    def predictive(self, program: Callable, samples: int) -> dict[str, np.ndarray]:
+        predictive = self.infer.Predictive(program, num_samples=samples, return_sites=["z"])
+        draws = predictive(self.jax.random.key(0))
+        return {name: self.numpy(value) for name, value in draws.items()}
+
+    def predictive_discrete(self, model: Callable, plates: int, samples: int) -> dict:
+        """Posterior draws of the enumerated sites."""
+        predictive = self.infer.Predictive(
+            model, {}, num_samples=samples, infer_discrete=True, return_sites=["z"]
+        )
+        draws = predictive(self.jax.random.key(0))
+        return {name: self.numpy(value) for name, value in draws.items()}
 
     def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
         infer = importlib.import_module("numpyro.contrib.funsor").infer_discrete

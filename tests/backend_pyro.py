@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ class PyroBackend:
     """torch and Pyro."""
 
     name = "pyro"
+    default_dtype = "float64"
 
     def __init__(self) -> None:
         self.torch = importlib.import_module("torch")
@@ -27,7 +29,8 @@ class PyroBackend:
         self.native = importlib.import_module("pyro.distributions")
         self.infer = importlib.import_module("pyro.infer")
 
-    def array(self, values: Any, dtype: str = "float64") -> Array:
+    def array(self, values: Any, dtype: str | None = None) -> Array:
+        dtype = dtype or self.default_dtype
         return self.torch.as_tensor(np.array(values), dtype=getattr(self.torch, dtype))
 
     def numpy(self, x: Array) -> np.ndarray:
@@ -112,8 +115,10 @@ class PyroBackend:
         self.ppl.clear_param_store()
         self.ppl.set_rng_seed(seed)
         loss = elbo.loss_and_grads(model, guide)
-        named = self.ppl.get_param_store().named_parameters()
-        return float(loss), {name: self.numpy(value.grad) for name, value in named}
+        gradient = {}
+        for name, value in self.ppl.get_param_store().named_parameters():
+            gradient[name], value.grad = self.numpy(value.grad), None  # it may be the user's tensor
+        return float(loss), gradient
 
     def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
         """Losses and fitted parameters after `steps` of Adam(0.05)."""
@@ -164,6 +169,30 @@ class PyroBackend:
         self.ppl.clear_param_store()
         elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
         return float(elbo.loss(model, guide))
+
+    def infer_config(self, program: Callable, config: dict) -> Callable:
+        """The same `infer` entries at each latent site."""
+        latent = lambda site: config if not site["is_observed"] else {}  # noqa: E731
+        return self.ppl.poutine.infer_config(program, latent)
+
+    @contextmanager
+    def single_precision(self) -> Iterator[None]:
+        """Within it, arrays are float32 unless they ask for another dtype."""
+        self.default_dtype = "float32"
+        try:
+            yield
+        finally:
+            self.default_dtype = "float64"
+
+    def predictive(self, program: Callable, samples: int) -> dict[str, np.ndarray]:
+        self.ppl.set_rng_seed(0)
+        draws = self.infer.Predictive(program, num_samples=samples, return_sites=["z"])()
+        return {name: self.numpy(value) for name, value in draws.items()}
+
+    def predictive_discrete(self, model: Callable, plates: int, samples: int) -> dict:
+        """Posterior draws of the enumerated sites."""
+        serving = self.infer.infer_discrete(model, first_available_dim=-1 - plates)
+        return self.predictive(serving, samples)
 
     def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
         self.ppl.set_rng_seed(seed)

@@ -91,14 +91,23 @@ def test_no_closed_form_says_why(backend, law, what):
 # --- enumeration ----------------------------------------------------------------------------------
 
 
-def test_relaxed_bit_has_no_support_to_enumerate(backend):
-    d = backend.gs.GumbelSigmoid(0.3, logits=backend.array(0.5))
-    assert not d.has_enumerate_support
-    with pytest.raises(NotImplementedError, match="enumerate SoftBernoulli"):
-        d.enumerate_support()
+def test_relaxed_bit_scores_vertices_only_where_enumerated(backend):
+    """A rounded sigmoid is 1 by itself: elsewhere the interval is open."""
+    make = lambda: backend.gs.GumbelSigmoid(  # noqa: E731
+        0.3, logits=backend.array(0.5), validate_args=True
+    )
+    d, inside, one = make(), backend.array(0.25), backend.array(1.0)
+    density = backend.numpy(d.log_prob(inside))
+    with pytest.raises(ValueError):
+        d.log_prob(one)
+    d.enumerate_support()
+    assert backend.numpy(d.log_prob(one)) == pytest.approx(-np.logaddexp(0, -0.5))
+    assert backend.numpy(d.log_prob(inside)) == density
+    with pytest.raises(ValueError):
+        make().log_prob(one)
 
 
-@pytest.mark.parametrize("law", [x for x in LAWS if x.name != "GumbelSigmoid"], ids=name)
+@pytest.mark.parametrize("law", LAWS, ids=name)
 def test_enumerate_support(backend, law):
     """Values of shape (support,) + batch + event, whose masses sum to one."""
     a = law.logits(np.random.default_rng(0), (5, 2), 3)

@@ -1,4 +1,4 @@
-"""The classes inside of programs: plates, subsampling, ELBOs, exact enumeration in Pyro."""
+"""The classes inside of programs: plates, subsampling, ELBOs."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_elbo_is_the_kl(backend, law, elbo):
         assert loss == pytest.approx(expected, abs=0.1)
 
 
-def mixture(backend, family, **infer):
+def mixture(backend, family):
     """Two observations below one categorical; returns the program and its log evidence."""
     log_prior, locs, data = (
         np.log([0.5, 0.3, 0.2]),
@@ -70,7 +70,7 @@ def mixture(backend, family, **infer):
     ppl = backend.ppl
 
     def model():
-        z = ppl.sample("z", family(prior), **infer)
+        z = ppl.sample("z", family(prior))
         with ppl.plate("data", 2):
             ppl.sample("x", backend.native.Normal((z * centers).sum(-1), 1.0), obs=x)
 
@@ -109,19 +109,6 @@ def test_svi_trains(backend, law):
     assert np.isfinite(losses).all()
     assert losses[-50:].mean() < losses[:10].mean()
     assert params["a"].argmax() == joint.argmax()
-
-
-# NumPyro enumerates integer sites alone, to which config_enumerate lowers the others
-@pytest.mark.only("pyro")
-@pytest.mark.parametrize(
-    "law", [law for law in LAWS if law.event_dims and law.name != "ExpGumbelSoftmax"], ids=name
-)
-def test_explicit_enumeration_flag(backend, law):
-    """Pyro enumerates a site that asks for it, also where the class does not by default."""
-    model, joint = mixture(backend, lambda a: law(backend, 0.3, a), infer={"enumerate": "parallel"})
-    elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=1)
-    evidence = -elbo.loss(model, lambda: None)
-    assert evidence == pytest.approx(np.logaddexp.reduce(joint), rel=1e-12)
 
 
 def test_evidence_of_the_mixture():

@@ -209,7 +209,8 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
 
     x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
     measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
-    must lie inside too.
+    must lie inside too. 0 and 1, which a rounded sigmoid reaches by itself, are scored by their
+    mass only where this very object has been asked to enumerate them.
 
     Args:
         temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
@@ -231,6 +232,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
     event_dims = 0
     support = constraints.open_unit_interval
+    _enumerated = False
 
     @property
     def base_dist(self) -> Logistic:
@@ -247,16 +249,22 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         return F.to_unit_interval(x, self.logits.dtype), [x, noise]
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+        if intermediates or not self._enumerated:
+            return self._density(value, intermediates)
+        value = self._cast(value)
+        vertex = (value == 0) | (value == 1)
+        mass = F.bernoulli_log_prob(self.a, value)
+        return jnp.where(vertex, mass, self._density(jnp.where(vertex, 0.5, value), None))
+
+    def _density(self, value: Array, intermediates: list[Array] | None) -> Array:
         draw = self._recall(value, intermediates)
         x = F.from_unit_interval(self._cast(value)) if draw is None else draw[0]
         noise = draw[1] if draw is not None and len(draw) == 2 else None
         return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
 
-    def enumerate_support(self, expand: bool = True) -> NoReturn:
-        raise NotImplementedError(
-            "GumbelSigmoid is a density on the open interval: 0 and 1 have no score, since a"
-            " float32 sigmoid reaches them; enumerate SoftBernoulli or STGumbelSigmoid instead"
-        )
+    def enumerate_support(self, expand: bool = True) -> Array:
+        self._enumerated = True
+        return bit_support(self, expand)
 
     def entropy(self) -> Array:
         self._refuse("entropy", "E[log y (1 - y)] has none")
@@ -271,6 +279,13 @@ def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Array:
     values = jnp.eye(K, dtype=distribution.logits.dtype)
     values = values.reshape(K, *(1,) * len(batch_shape), K)
     return jnp.broadcast_to(values, (K, *batch_shape, K)) if expand else values
+
+
+def bit_support(distribution: LogitsDistribution, expand: bool) -> Array:
+    """0 and 1, shape (2,) + batch, batch all ones unless `expand`."""
+    batch_shape = distribution.batch_shape
+    values = jnp.arange(2, dtype=distribution.logits.dtype).reshape(2, *(1,) * len(batch_shape))
+    return jnp.broadcast_to(values, (2, *batch_shape)) if expand else values
 
 
 class CategoricalScored(LogitsDistribution):
@@ -319,8 +334,7 @@ class BernoulliScored(LogitsDistribution):
         return F.bernoulli_log_prob(self.a, self._cast(value))
 
     def enumerate_support(self, expand: bool = True) -> Array:
-        values = jnp.arange(2, dtype=self.logits.dtype).reshape(2, *(1,) * len(self.batch_shape))
-        return jnp.broadcast_to(values, (2, *self.batch_shape)) if expand else values
+        return bit_support(self, expand)
 
     @property
     def mean(self) -> Array:

@@ -248,11 +248,12 @@ class config_enumerate(Messenger):
 
     One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
     with the same parameters (class indices in traces and samples), the program its one-hot vector.
-    Condition and substitute accept indices and one-hot vectors alike.
+    Condition and substitute accept indices and one-hot vectors alike; inside of plates vectors
+    are for handlers within: config_enumerate(condition(model, ...)).
 
     Raises:
-        ValueError: naming the site, where to_event has joined several discrete variables, and
-            for one-hot sites inside of scan.
+        ValueError: naming the site, where to_event has joined several discrete variables, for
+            one-hot sites inside of scan, and for vectors from without inside of a plate.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro
@@ -286,9 +287,18 @@ class config_enumerate(Messenger):
         if msg["type"] != "sample":
             return
         law, value = rewriting.innermost(msg["fn"]), msg["value"]
-        if isinstance(law, OneHotIndex) and msg["is_observed"]:
+        if not isinstance(law, OneHotIndex):
+            return
+        is_vector = jnp.issubdtype(value.dtype, jnp.floating)
+        if msg["is_observed"]:
             msg["infer"].pop("enumerate", None)  # an outer condition has fixed it since
-        if isinstance(law, OneHotIndex) and not jnp.issubdtype(value.dtype, jnp.floating):
+            if is_vector and msg["cond_indep_stack"]:
+                raise ValueError(
+                    f"site {msg['name']!r}: inside of a plate, a handler around config_enumerate"
+                    " must give class indices, since NumPyro reads the last axis as a plate's;"
+                    " one-hot vectors go inside, as in config_enumerate(condition(model, ...))"
+                )
+        if not is_vector:
             msg["value"] = jax.nn.one_hot(value, law.logits.shape[-1], dtype=law.logits.dtype)
 
 
@@ -397,8 +407,14 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
         model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
-    in_guide = _latents(guide_trace)
-    for name, site in _latents(model_trace).items():
+    in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    for name, site in [*in_guide.items(), *in_model.items()]:
+        if site.enumerated and isinstance(site.law, LogitsDistribution):
+            raise ValueError(
+                f"site {name!r}: NumPyro does not sum out {site.name} by its infer flag alone: use"
+                " config_enumerate"
+            )
+    for name, site in in_model.items():
         if name not in in_guide:
             rewriting.check_unpaired(name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO))
             continue

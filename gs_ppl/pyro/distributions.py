@@ -199,7 +199,8 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
 
     x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
     measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
-    must lie inside too.
+    must lie inside too. 0 and 1, which a rounded sigmoid reaches by itself, are scored by their
+    mass only where this very object has been asked to enumerate them.
 
     Args:
         temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
@@ -221,6 +222,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
     event_dims = 0
     support = constraints.open_unit_interval
+    _enumerated = False
 
     @property
     def base_dist(self) -> Logistic:
@@ -235,16 +237,21 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         return Draw.attach(F.to_unit_interval(x, self.logits.dtype), self, x, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if not self._enumerated:
+            return self._density(value)
+        vertex = (value == 0) | (value == 1)
+        mass = F.bernoulli_log_prob(self.a, value.to(self.a.dtype))
+        return mass.where(vertex, self._density(value.masked_fill(vertex, 0.5)))
+
+    def _density(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
         x = F.from_unit_interval(value.to(self.a.dtype)) if draw is None else draw.log_value
         noise = draw.noise if draw is not None and draw.scored_by_noise(self) else None
         return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
 
-    def enumerate_support(self, expand: bool = True) -> NoReturn:
-        raise NotImplementedError(
-            "GumbelSigmoid is a density on the open interval: 0 and 1 have no score, since a"
-            " float32 sigmoid reaches them; enumerate SoftBernoulli or STGumbelSigmoid instead"
-        )
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        self._enumerated = True
+        return bit_support(self, expand)
 
     def entropy(self) -> Tensor:
         self._refuse("entropy", "E[log y (1 - y)] has none")
@@ -259,6 +266,13 @@ def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
     values = torch.eye(K, dtype=distribution.logits.dtype, device=distribution.logits.device)
     values = values.reshape(K, *(1,) * len(batch_shape), K)
     return values.expand(K, *batch_shape, K) if expand else values
+
+
+def bit_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
+    """0 and 1, shape (2,) + batch, batch all ones unless `expand`."""
+    batch_shape = distribution.batch_shape
+    values = distribution.logits.new_tensor([0.0, 1.0]).reshape(2, *(1,) * len(batch_shape))
+    return values.expand(2, *batch_shape) if expand else values
 
 
 class CategoricalScored(LogitsDistribution):
@@ -307,8 +321,7 @@ class BernoulliScored(LogitsDistribution):
         return F.bernoulli_log_prob(self.a, value.to(self.a.dtype))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        values = self.logits.new_tensor([0.0, 1.0]).reshape(2, *(1,) * len(self.batch_shape))
-        return values.expand(2, *self.batch_shape) if expand else values
+        return bit_support(self, expand)
 
     @property
     def mean(self) -> Tensor:

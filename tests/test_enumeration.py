@@ -1,0 +1,195 @@
+"""Exact enumeration through the PPLs' other algorithms, in float32, and by Pyro's explicit flag."""
+
+import numpy as np
+import pytest
+from programs import DATA, LOCS, PRIOR, PROGRAMS
+from scipy import integrate, stats
+from test_handlers import ONE_HOT, by_name, empty, laws, plain
+
+FAILURE_RATE = 1e-4
+
+
+def flagged(backend, model):
+    return backend.infer_config(model, {"enumerate": "parallel"})
+
+
+# --- the explicit flag ----------------------------------------------------------------------------
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("family", ONE_HOT)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_explicit_flag(backend, program, family):
+    """infer={"enumerate": "parallel"} enumerates every class, those too that do not by default."""
+    model = flagged(backend, program.build(backend, laws(backend, family)))
+    loss = backend.enumerated_loss(model, empty, program.plates)
+    assert -loss == pytest.approx(program.evidence(), rel=1e-12)
+
+
+@pytest.mark.only("pyro")
+def test_explicit_flag_in_log_space(backend):
+    def model():
+        l = backend.ppl.sample("z", backend.gs.ExpGumbelSoftmax(0.5, probs=backend.array(PRIOR)))
+        loc = (l.exp() * backend.array(LOCS)).sum(-1)
+        backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.3))
+
+    loss = backend.enumerated_loss(flagged(backend, model), empty, 0)
+    evidence = np.log((PRIOR * stats.norm(LOCS).pdf(0.3)).sum())
+    assert -loss == pytest.approx(evidence, rel=1e-12)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("family", ONE_HOT[1:])
+def test_flag_alone_is_refused(backend, family):
+    """NumPyro would take the site for summed out, and its loss would be finite and wrong."""
+    program = by_name("bernoulli_net")
+    model = flagged(backend, program.build(backend, laws(backend, family)))
+    elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=program.plates)
+    with pytest.raises(ValueError, match=r"site 'top': .* use config_enumerate"):
+        backend.gs.check(model, empty, elbo)
+    backend.gs.check(backend.gs.config_enumerate(model), empty, elbo)
+
+
+# --- float32 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["OneHotCategorical", "GumbelSoftmax"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_float32(backend, program, family):
+    with backend.single_precision():
+        make = laws(backend, family, "float32")
+        model = backend.gs.config_enumerate(program.build(backend, make))
+        loss = backend.enumerated_loss(model, empty, program.plates)
+    assert -loss == pytest.approx(program.evidence(), rel=1e-5)
+
+
+# --- marginals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("family", [*ONE_HOT, "ExpGumbelSoftmax"])
+@pytest.mark.parametrize("name", ["hidden_markov", "factorial"])
+def test_compute_marginals(backend, name, family):
+    """TraceEnum_ELBO.compute_marginals: laws of class indices, equal to summation by hand."""
+    program = by_name(name)
+    model = backend.gs.config_enumerate(program.build(backend, laws(backend, family)))
+    elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=program.plates)
+    marginals = elbo.compute_marginals(model, empty)
+    assert set(marginals) == set(program.sites)
+    for i, site in enumerate(program.sites):
+        exact = program.marginal(i)
+        bit = type(marginals[site]).__name__ == "Bernoulli"
+        values = backend.array(np.arange(len(exact)), "float64" if bit else "int64")
+        got = np.exp([backend.numpy(marginals[site].log_prob(v)) for v in values])
+        np.testing.assert_allclose(got, exact, rtol=1e-10)
+
+
+# --- log density and NUTS -------------------------------------------------------------------------
+
+
+def with_shift(backend, family, condition=None):
+    """A mixture whose locations share a normal shift: discrete latents beside a continuous one."""
+    ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
+    law = laws(backend, family)
+
+    def model():
+        shift = ppl.sample("shift", Normal(backend.array(0.0), 1.0))
+        with ppl.plate("data", 6):
+            z = ppl.sample("z", law("one_hot", PRIOR))
+            loc = gs.select(backend.array(LOCS), z) + shift
+            ppl.sample("x", Normal(loc, 1.0), obs=backend.array(DATA))
+
+    return model
+
+
+def log_joint_of_shift(shift):
+    points = [np.log((PRIOR * stats.norm(LOCS + shift).pdf(x)).sum()) for x in DATA]
+    return stats.norm.logpdf(shift) + np.sum(points)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("family", ONE_HOT)
+def test_log_density(backend, family):
+    """numpyro.contrib.funsor.log_density sums the discrete latents out at given continuous ones."""
+    from numpyro.contrib.funsor import enum, log_density
+
+    model = enum(backend.gs.config_enumerate(with_shift(backend, family)), first_available_dim=-2)
+    for shift in (-0.7, 0.4):
+        got, _ = log_density(model, (), {}, {"shift": backend.array(shift)})
+        assert float(got) == pytest.approx(log_joint_of_shift(shift), rel=1e-10)
+
+
+@pytest.mark.parametrize("family", ["OneHotCategorical", "STGumbelSoftmax"])
+def test_nuts_over_the_rest(backend, family):
+    """NUTS sums the discrete latents out by enumeration and samples the shift."""
+    model = backend.gs.config_enumerate(with_shift(backend, family))
+    draws = backend.nuts(model, seed=0, warmup=150, samples=400)
+    assert set(draws) == {"shift"}
+    density = lambda s: np.exp(log_joint_of_shift(s))  # noqa: E731
+    evidence = integrate.quad(density, -6, 6)[0]
+    cdf = np.vectorize(lambda s: integrate.quad(density, -6, s)[0] / evidence)
+    assert stats.kstest(draws["shift"][::8], cdf).pvalue > FAILURE_RATE
+
+
+# --- predictive -----------------------------------------------------------------------------------
+
+
+def test_predictive(backend):
+    """Posterior samples of the discrete sites through Predictive: class indices, in law exact."""
+    program = by_name("mixture")
+    model = backend.gs.config_enumerate(plain(backend, program))
+    z = backend.predictive_discrete(model, plates=1, samples=300)["z"]
+    assert z.shape == (300, 3)
+    assert z.dtype.kind == "i"
+    for i in range(3):
+        counts = np.bincount(z[:, i], minlength=3)
+        expected = 300 * program.marginal(i)
+        assert stats.chisquare(counts, expected).pvalue > FAILURE_RATE
+
+
+@pytest.mark.parametrize("handler", ["plain", "relaxed", "enumerated"])
+def test_prior_predictive(backend, handler):
+    """Without data: one-hot vectors from a plain program, soft ones relaxed, indices enumerated."""
+    gs = backend.gs
+    model = plain(backend, by_name("mixture"))
+    program = {
+        "plain": model,
+        "relaxed": gs.relax(model, 0.5),
+        "enumerated": gs.config_enumerate(model),
+    }[handler]
+    z = backend.predictive(program, samples=400)["z"]
+    if handler == "enumerated":
+        assert z.shape == (400, 3)
+        counts = np.bincount(z.ravel(), minlength=3)
+    else:
+        assert z.shape == (400, 3, 3)
+        np.testing.assert_allclose(z.sum(-1), 1, atol=1e-6)
+        counts = np.bincount(z.argmax(-1).ravel(), minlength=3)
+    assert stats.chisquare(counts, 1200 * PRIOR).pvalue > FAILURE_RATE
+
+
+# --- condition ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "inside"),
+    [("indices", False), ("vectors", False), ("vectors", True)],
+    ids=["indices", "vectors", "vectors, inside"],
+)
+def test_condition_inside_of_a_plate(backend, value, inside):
+    """Class indices and one-hot vectors, from without and from within."""
+    program = by_name("mixture")
+    model, enumerate_ = plain(backend, program), backend.gs.config_enumerate
+    z = np.array([2, 0, 1])
+    data = {"z": backend.array(z, "int64") if value == "indices" else backend.array(np.eye(3)[z])}
+    conditioned = (
+        enumerate_(backend.condition(model, data))
+        if inside
+        else backend.condition(enumerate_(model), data)
+    )
+    if backend.name == "numpyro" and value == "vectors" and not inside:
+        with pytest.raises(ValueError, match=r"site 'z': .* must give class indices"):
+            backend.enumerated_loss(conditioned, empty, program.plates)
+        return
+    loss = backend.enumerated_loss(conditioned, empty, program.plates)
+    assert -loss == pytest.approx(program.log_joint(*z), rel=1e-10)
