@@ -5,6 +5,8 @@ family for a site, and the temperature that an annealed run hands down. Imports 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 OBJECTIVES = ("categorical", "relaxed")
@@ -39,15 +41,39 @@ def rewrap(fn: Any, make: Callable[[Any], Any]) -> Any:
 # --- families -------------------------------------------------------------------------------------
 
 
-def check_objective(objective: str) -> None:
-    """Refuses what is neither "categorical" nor "relaxed"."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+@dataclass(frozen=True)
+class Relaxation:
+    """How discrete sites are relaxed: the options that relax and AutoGumbelSoftmax share.
+
+    A `family` by site name leaves the others to the default.
+    """
+
+    temperature: Any
+    family: type | Mapping[str, type]
+    objective: str
+    default: type
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            wanted = ", ".join(OBJECTIVES)
+            raise ValueError(f"objective must be one of {wanted}, got {self.objective!r}")
+
+    @property
+    def named(self) -> set[str]:
+        """The sites that the options name."""
+        return named(self.family)
+
+    def law(self, site: str, event_dims: int) -> Callable[..., Any]:
+        """Makes the law of a site from its parameters."""
+        by_name = isinstance(self.family, Mapping)
+        family = self.family.get(site, self.default) if by_name else self.family
+        make = counterpart(family, event_dims, self.objective, site)
+        return partial(make, temperature_at(site, self.temperature))
 
 
-def choose_family(family: type | Mapping[str, type], default: type, site: str) -> type:
-    """The family of a site: one for all, or by name with a default."""
-    return family.get(site, default) if isinstance(family, Mapping) else family
+def named(option: Any) -> set[str]:
+    """The sites that an option by site name speaks of."""
+    return set(option) if isinstance(option, Mapping) else set()
 
 
 def counterpart(family: type, event_dims: int, objective: str, site: str) -> type:

@@ -22,45 +22,16 @@ from gs_ppl.numpyro.handlers import carry_log_values, event_dims
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
 
-class AutoGumbelSoftmax(autoguide.AutoGuide):
-    """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
-
-    q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
-    left to the other parts of an AutoGuideList. The parameters are called {site}_{prefix}_logits.
-
-    Args:
-        model: program with one-hot or Bernoulli latents, relaxed or not.
-        temperature: tau > 0; None takes that of AnnealedSVI.
-        family: class for all sites, or a dict by site name (GumbelSoftmax for the others).
-        objective: "categorical" or "relaxed", as the model's; see relax.
-        init_logits: a number for all, or a dict of arrays by site name (0 for the others).
-        prefix, create_plates: as in NumPyro's other automatic guides.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, numpyro
-        >>> from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical
-        >>> def model():
-        ...     with numpyro.plate("data", 4):
-        ...         numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(3)))
-        >>> guide = AutoGumbelSoftmax(model, temperature=0.5)
-        >>> with numpyro.handlers.seed(rng_seed=0):
-        ...     guide()["z"].shape
-        (4, 3)
-    """
+class SiteLogits(autoguide.AutoGuide):
+    """Logits for each discrete latent of a program, for all rows of its plates."""
 
     def __init__(
         self,
         model: Callable,
-        temperature: Temperature | None = None,
-        family: type | Mapping[str, type] = GumbelSoftmax,
-        objective: str = "categorical",
-        init_logits: float | Mapping[str, Any] = 0.0,
-        *,
-        prefix: str = "auto",
-        create_plates: Callable | None = None,
+        init_logits: float | Mapping[str, Any],
+        prefix: str,
+        create_plates: Callable | None,
     ) -> None:
-        rewriting.check_objective(objective)
-        self.temperature, self.family, self.objective = temperature, family, objective
         self._init_logits = init_logits
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
@@ -77,18 +48,15 @@ class AutoGumbelSoftmax(autoguide.AutoGuide):
                 self._setup_site(name, site)
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
-        rewriting.check_sites(
-            {*self._named(self.family), *self._named(self._init_logits)}, {*self._sites}
-        )
+        rewriting.check_sites(rewriting.named(self._init_logits), {*self._sites})
 
     def _setup_site(self, name: str, site: dict[str, Any]) -> None:
         law = rewriting.innermost(site["fn"])
         if isinstance(law, CategoricalLogits | CategoricalProbs):
             rewriting.refuse_integer(name)
-        dims = event_dims(law)
-        if dims is None:
+        if event_dims(law) is None:
             return
-        self._sites[name] = dims
+        self._sites[name] = event_dims(law)
         logits, event_dim = self._initial(name, site["value"]), site["fn"].event_dim
         for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
             self._prototype_frames[frame.name] = frame
@@ -96,10 +64,6 @@ class AutoGumbelSoftmax(autoguide.AutoGuide):
             if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
                 logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
         self._initial_logits[name] = logits
-
-    @staticmethod
-    def _named(option: Any) -> tuple:
-        return tuple(option) if isinstance(option, Mapping) else ()
 
     def _initial(self, name: str, value: Array) -> Array:
         init = self._init_logits
@@ -110,26 +74,6 @@ class AutoGumbelSoftmax(autoguide.AutoGuide):
 
     def _param_name(self, site: str) -> str:
         return f"{site}_{self.prefix}_logits"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        plates, result = self._create_plates(*args, **kwargs), {}
-        for name, dims in self._sites.items():
-            site = self.prototype_trace[name]
-            event_dim = site["fn"].event_dim
-            family = rewriting.choose_family(self.family, GumbelSoftmax, name)
-            make = rewriting.counterpart(family, dims, self.objective, name)
-            tau = rewriting.temperature_at(name, self.temperature)
-            with ExitStack() as stack:
-                for frame in site["cond_indep_stack"]:
-                    stack.enter_context(plates[frame.name])
-                initial = self._initial_logits[name]
-                logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
-                law = make(tau, logits=logits).to_event(event_dim - dims)
-                with carry_log_values():
-                    result[name] = numpyro.sample(name, law)
-        return result
 
     def _logits(self, params: dict[str, Array]) -> dict[str, Array]:
         return {name: params[self._param_name(name)] for name in self._sites}
@@ -169,6 +113,64 @@ class AutoGumbelSoftmax(autoguide.AutoGuide):
             ).sample(key, sample_shape)
             for key, (name, a) in zip(keys, logits.items(), strict=True)
         }
+
+
+class AutoGumbelSoftmax(SiteLogits):
+    """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
+
+    q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
+    left to the other parts of an AutoGuideList. The parameters are called {site}_{prefix}_logits.
+
+    Args:
+        model: program with one-hot or Bernoulli latents, relaxed or not.
+        temperature: tau > 0; None takes that of AnnealedSVI.
+        family: class for all sites, or a dict by site name (GumbelSoftmax for the others).
+        objective: "categorical" or "relaxed", as the model's; see relax.
+        init_logits: a number for all, or a dict of arrays by site name (0 for the others).
+        prefix, create_plates: as in NumPyro's other automatic guides.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical
+        >>> def model():
+        ...     with numpyro.plate("data", 4):
+        ...         numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(3)))
+        >>> guide = AutoGumbelSoftmax(model, temperature=0.5)
+        >>> with numpyro.handlers.seed(rng_seed=0):
+        ...     guide()["z"].shape
+        (4, 3)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        temperature: Temperature | None = None,
+        family: type | Mapping[str, type] = GumbelSoftmax,
+        objective: str = "categorical",
+        init_logits: float | Mapping[str, Any] = 0.0,
+        *,
+        prefix: str = "auto",
+        create_plates: Callable | None = None,
+    ) -> None:
+        self.how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
+        super().__init__(model, init_logits, prefix, create_plates)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            rewriting.check_sites(self.how.named, {*self._sites})
+        plates, result = self._create_plates(*args, **kwargs), {}
+        for name, dims in self._sites.items():
+            site = self.prototype_trace[name]
+            initial, event_dim = self._initial_logits[name], site["fn"].event_dim
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(plates[frame.name])
+                logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
+                law = self.how.law(name, dims)(logits=logits).to_event(event_dim - dims)
+                with carry_log_values():
+                    result[name] = numpyro.sample(name, law)
+        return result
 
 
 class AutoGuideList(autoguide.AutoGuideList):

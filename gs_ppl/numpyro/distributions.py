@@ -218,9 +218,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         logits: log-odds a, finite, shape batch, nats.
         validate_args: check values (default: NumPyro's setting).
 
-    Shapes: sample, log_prob: sample + batch.
-
-    Raises: as ExpGumbelSoftmax.
+    Shapes, Raises: as ExpGumbelSoftmax, without the last axis.
 
     Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
 

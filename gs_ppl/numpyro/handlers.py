@@ -104,7 +104,56 @@ class carry_log_values(Messenger):
             drawn[:] = [carried]
 
 
-class relax(carry_log_values):
+class RelaxMessenger(carry_log_values):
+    """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
+
+    def __init__(
+        self, fn: Callable | None, how: rewriting.Relaxation, sites: Collection[str] | None
+    ) -> None:
+        super().__init__(fn)
+        self.how = how
+        self.sites = None if sites is None else frozenset(sites)
+
+    def __enter__(self) -> None:
+        self._discrete: set[str] = set()
+        super().__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            rewriting.check_sites({*(self.sites or ()), *self.how.named}, self._discrete)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if _is_latent(msg):
+            self._relax(msg)
+        super().process_message(msg)
+
+    def _relax(self, msg: dict[str, Any]) -> None:
+        name, law = msg["name"], rewriting.innermost(msg["fn"])
+        if _is_discrete(law):
+            self._discrete.add(name)
+        if self.sites is not None and name not in self.sites:
+            return
+        integer = isinstance(law, CategoricalLogits | CategoricalProbs)
+        if integer and "enumerate" not in msg["infer"]:
+            rewriting.refuse_integer(name)
+        if _is_discrete(law):
+            make = self.how.law(name, event_dims(law))
+            msg["fn"] = rewriting.rewrap(msg["fn"], lambda law: make(**_parameters(law)))
+
+
+def relax(
+    fn: Callable | None = None,
+    temperature: Temperature | None = None,
+    family: type | Mapping[str, type] = GumbelSoftmax,
+    sites: Collection[str] | None = None,
+    objective: str = "categorical",
+) -> Any:
     """Relaxes the latent OneHotCategorical and Bernoulli sites of a program, for SVI.
 
     Model and guide are relaxed alike. Observed sites, continuous ones and those that are relaxed
@@ -135,54 +184,8 @@ class relax(carry_log_values):
         ...     bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-
-    def __init__(
-        self,
-        fn: Callable | None = None,
-        temperature: Temperature | None = None,
-        family: type | Mapping[str, type] = GumbelSoftmax,
-        sites: Collection[str] | None = None,
-        objective: str = "categorical",
-    ) -> None:
-        super().__init__(fn)
-        rewriting.check_objective(objective)
-        self.temperature, self.family, self.objective = temperature, family, objective
-        self.sites = None if sites is None else frozenset(sites)
-
-    def __enter__(self) -> None:
-        self._discrete: set[str] = set()
-        super().__enter__()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        if exc_type is None:
-            named = self.family if isinstance(self.family, Mapping) else ()
-            rewriting.check_sites({*(self.sites or ()), *named}, self._discrete)
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if _is_latent(msg):
-            self._relax(msg)
-        super().process_message(msg)
-
-    def _relax(self, msg: dict[str, Any]) -> None:
-        name, law = msg["name"], rewriting.innermost(msg["fn"])
-        if _is_discrete(law):
-            self._discrete.add(name)
-        if self.sites is not None and name not in self.sites:
-            return
-        integer = isinstance(law, CategoricalLogits | CategoricalProbs)
-        if integer and "enumerate" not in msg["infer"]:
-            rewriting.refuse_integer(name)
-        if _is_discrete(law):
-            family = rewriting.choose_family(self.family, GumbelSoftmax, name)
-            make = rewriting.counterpart(family, event_dims(law), self.objective, name)
-            tau = rewriting.temperature_at(name, self.temperature)
-            msg["fn"] = rewriting.rewrap(msg["fn"], lambda law: make(tau, **_parameters(law)))
+    how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
+    return RelaxMessenger(fn, how, sites)
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -276,7 +279,8 @@ class config_enumerate(Messenger):
         if dims is not None and msg["fn"].event_dim > dims:
             raise ValueError(
                 f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
-                " into one, whose joint support is not enumerated: use a plate instead"
+                " into one, whose joint support is not enumerated: use a plate instead, and stay"
+                " inside of it with all that depends on the site"
             )
         msg["fn"] = rewriting.rewrap(msg["fn"], _lowered)
         if msg["fn"].has_enumerate_support:

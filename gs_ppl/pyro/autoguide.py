@@ -11,19 +11,87 @@ from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
-from torch import Tensor
-from torch.distributions import Categorical, constraints
+from torch import Size, Tensor
+from torch.distributions import Bernoulli, Categorical, constraints
 
 from gs_ppl import rewriting
 from gs_ppl.pyro import functional as F
-from gs_ppl.pyro.distributions import GumbelSoftmax
+from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.handlers import event_dims
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]  # Pyro's list is right as it is
 
 
-class AutoGumbelSoftmax(AutoGuide):
+class SiteLogits(AutoGuide):
+    """Logits for each discrete latent of a program, for all rows of its plates."""
+
+    def __init__(
+        self,
+        model: Callable,
+        init_logits: float | Mapping[str, Any],
+        create_plates: Callable | None,
+    ) -> None:
+        self._init_logits = init_logits
+        super().__init__(model, create_plates=create_plates)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        self.logits = PyroModule()
+        self._sites: dict[str, int] = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            law = rewriting.innermost(site["fn"])
+            if isinstance(law, Categorical):
+                rewriting.refuse_integer(name)
+            if event_dims(law) is None:
+                continue
+            self._sites[name] = event_dims(law)
+            logits, event_dim = self._initial(name, site["value"]), site["fn"].event_dim
+            for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
+                full_size = frame.full_size or frame.size
+                if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
+                    logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
+            deep_setattr(
+                self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
+            )
+        if not self._sites:
+            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
+        rewriting.check_sites(rewriting.named(self._init_logits), {*self._sites})
+
+    def _initial(self, name: str, value: Tensor) -> Tensor:
+        init = self._init_logits
+        init = init.get(name, 0.0) if isinstance(init, Mapping) else init
+        init = torch.as_tensor(init, dtype=value.dtype, device=value.device)
+        return init.broadcast_to(torch.broadcast_shapes(init.shape, value.shape)).clone()
+
+    @torch.no_grad()
+    def probs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
+        logits = {name: attrgetter(name)(self.logits) for name in self._sites}
+        return {
+            name: a.softmax(-1) if self._sites[name] else a.sigmoid() for name, a in logits.items()
+        }
+
+    def mode(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The most probable value of each site: a one-hot vector, or a bit."""
+        return {
+            name: F.one_hot_argmax(p) if self._sites[name] else (p > 0.5).to(p.dtype)
+            for name, p in self.probs().items()
+        }
+
+    median = mode  # what AutoGuideList asks its parts for
+
+    def sample_posterior(self, sample_shape: Size = Size()) -> dict[str, Tensor]:
+        """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
+        return {
+            name: (OneHotCategorical(probs=p) if self._sites[name] else Bernoulli(p)).sample(
+                sample_shape
+            )
+            for name, p in self.probs().items()
+        }
+
+
+class AutoGumbelSoftmax(SiteLogits):
     """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
 
     q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
@@ -58,76 +126,19 @@ class AutoGumbelSoftmax(AutoGuide):
         *,
         create_plates: Callable | None = None,
     ) -> None:
-        rewriting.check_objective(objective)
-        self.temperature, self.family, self.objective = temperature, family, objective
-        self._init_logits = init_logits
-        super().__init__(model, create_plates=create_plates)
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        self.logits = PyroModule()
-        self._sites: dict[str, int] = {}
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
-            law = rewriting.innermost(site["fn"])
-            if isinstance(law, Categorical):
-                rewriting.refuse_integer(name)
-            dims = event_dims(law)
-            if dims is None:
-                continue
-            self._sites[name] = dims
-            logits, event_dim = self._initial(name, site["value"]), site["fn"].event_dim
-            for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
-                full_size = frame.full_size or frame.size
-                if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
-                    logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
-            deep_setattr(
-                self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
-            )
-        if not self._sites:
-            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
-        rewriting.check_sites(
-            {*self._named(self.family), *self._named(self._init_logits)}, {*self._sites}
-        )
-
-    @staticmethod
-    def _named(option: Any) -> tuple:
-        return tuple(option) if isinstance(option, Mapping) else ()
-
-    def _initial(self, name: str, value: Tensor) -> Tensor:
-        init = self._init_logits
-        init = init.get(name, 0.0) if isinstance(init, Mapping) else init
-        init = torch.as_tensor(init, dtype=value.dtype, device=value.device)
-        return init.broadcast_to(torch.broadcast_shapes(init.shape, value.shape)).clone()
+        self.how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
+        super().__init__(model, init_logits, create_plates)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+            rewriting.check_sites(self.how.named, {*self._sites})
         plates, result = self._create_plates(*args, **kwargs), {}
         for name, dims in self._sites.items():
             site = self.prototype_trace.nodes[name]
-            family = rewriting.choose_family(self.family, GumbelSoftmax, name)
-            make = rewriting.counterpart(family, dims, self.objective, name)
-            tau = rewriting.temperature_at(name, self.temperature)
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                law = make(tau, logits=attrgetter(name)(self.logits))
+                law = self.how.law(name, dims)(logits=attrgetter(name)(self.logits))
                 result[name] = pyro.sample(name, law.to_event(site["fn"].event_dim - dims))
         return result
-
-    @torch.no_grad()
-    def probs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
-        logits = {name: attrgetter(name)(self.logits) for name in self._sites}
-        return {
-            name: a.softmax(-1) if self._sites[name] else a.sigmoid() for name, a in logits.items()
-        }
-
-    def mode(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The most probable value of each site: a one-hot vector, or a bit."""
-        return {
-            name: F.one_hot_argmax(p) if self._sites[name] else (p > 0.5).to(p.dtype)
-            for name, p in self.probs().items()
-        }
-
-    median = mode  # what AutoGuideList asks its parts for

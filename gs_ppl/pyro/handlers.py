@@ -64,16 +64,9 @@ def _wrap(messenger: Messenger, fn: Callable | None) -> Any:
 class RelaxMessenger(Messenger):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
-    def __init__(
-        self,
-        temperature: Temperature | None = None,
-        family: type | Mapping[str, type] = GumbelSoftmax,
-        sites: Collection[str] | None = None,
-        objective: str = "categorical",
-    ) -> None:
+    def __init__(self, how: rewriting.Relaxation, sites: Collection[str] | None) -> None:
         super().__init__()
-        rewriting.check_objective(objective)
-        self.temperature, self.family, self.objective = temperature, family, objective
+        self.how = how
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> Self:
@@ -88,8 +81,7 @@ class RelaxMessenger(Messenger):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            named = self.family if isinstance(self.family, Mapping) else ()
-            rewriting.check_sites({*(self.sites or ()), *named}, self._discrete)
+            rewriting.check_sites({*(self.sites or ()), *self.how.named}, self._discrete)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name, law = msg["name"], rewriting.innermost(msg["fn"])
@@ -102,10 +94,8 @@ class RelaxMessenger(Messenger):
         if isinstance(law, TorchCategorical) and "enumerate" not in msg["infer"]:
             rewriting.refuse_integer(name)
         if _is_discrete(law):
-            family = rewriting.choose_family(self.family, GumbelSoftmax, name)
-            make = rewriting.counterpart(family, event_dims(law), self.objective, name)
-            tau = rewriting.temperature_at(name, self.temperature)
-            msg["fn"] = rewriting.rewrap(msg["fn"], lambda law: make(tau, **_parameters(law)))
+            make = self.how.law(name, event_dims(law))
+            msg["fn"] = rewriting.rewrap(msg["fn"], lambda law: make(**_parameters(law)))
 
 
 def relax(
@@ -144,7 +134,8 @@ def relax(
         >>> bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    return _wrap(RelaxMessenger(temperature, family, sites, objective), fn)
+    how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
+    return _wrap(RelaxMessenger(how, sites), fn)
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -204,7 +195,8 @@ class EnumerateMessenger(Messenger):
         if dims is not None and msg["fn"].event_dim > dims:
             raise ValueError(
                 f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
-                " into one, whose joint support is not enumerated: use a plate instead"
+                " into one, whose joint support is not enumerated: use a plate instead, and stay"
+                " inside of it with all that depends on the site"
             )
         msg["fn"] = rewriting.rewrap(msg["fn"], _lowered)
         if getattr(msg["fn"], "has_enumerate_support", False):

@@ -19,10 +19,9 @@ class GumbelSoftmaxReparam(Reparam):
 
     z = softmax((a + g) / tau), with K independent standard Gumbel variables g at the site
     "{name}_gumbel" (for a bit z = sigmoid((a + L) / tau), one standard logistic variable L at the
-    site "{name}_logistic"); z itself becomes deterministic. At low temperature the posterior of z
-    crowds into the corners of the simplex, while that of g stays as wide as its prior. It is for
-    latent sites with a soft law: GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid, and those that
-    relax puts there. (TransformReparam takes the log of z, or the logit of a bit, instead.)
+    site "{name}_logistic"); z itself becomes deterministic. At low temperature z crowds into the
+    corners of the simplex, while g stays as wide as its prior. For latent sites with a soft law.
+    (TransformReparam takes the log of z, or the logit of a bit, instead.)
 
     `inverse(law, z)` is the noise that gives z, to which an initial value is taken:
     g = tau log z - a + c, where c, on which z does not depend, is such that sum exp(-g) = K.
