@@ -11,6 +11,7 @@ Example:
 
 from gs_ppl.pyro import constraints, functional, kl
 from gs_ppl.pyro.autoguide import AutoGuideList, AutoGumbelSoftmax
+from gs_ppl.pyro.compare import compare
 from gs_ppl.pyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -38,6 +39,7 @@ __all__ = [
     "SoftBernoulli",
     "SoftOneHotCategorical",
     "check",
+    "compare",
     "config_enumerate",
     "constraints",
     "discretize",

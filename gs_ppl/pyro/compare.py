@@ -1,0 +1,287 @@
+"""Exact enumeration and relaxations of one program side by side."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.inspect import get_dependencies
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+from gs_ppl import comparison, rewriting
+from gs_ppl.comparison import Comparison, Gradients
+from gs_ppl.elimination import Factor, largest_table
+from gs_ppl.pyro.distributions import GumbelSoftmax
+from gs_ppl.pyro.handlers import check, config_enumerate, discretize, event_dims, relax, select
+from gs_ppl.pyro.straight_through import STGumbelSoftmax
+from gs_ppl.pyro.svi import annealed
+
+__all__ = ["compare"]
+
+
+def compare(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    families: Sequence[type] = (GumbelSoftmax, STGumbelSoftmax),
+    objectives: Sequence[str] = ("categorical", "relaxed"),
+    temperatures: Sequence[float] = (0.1, 0.5, 1.0),
+    temperature: float | None = None,
+    loss: ELBO | None = None,
+    num_samples: int = 200,
+    relabel: Collection[str] = (),
+    max_entries: int = 50_000_000,
+    seed: int = 0,
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> Comparison:
+    """How wrong is a relaxation, and which one to use? Answered on the program itself.
+
+    Model and guide may be discrete, relaxed or automatic: each is discretized and enumerated for
+    the exact numbers, and relaxed anew for each family, objective and temperature. The guide's
+    parameters are taken as they are. The draws of all methods share their random numbers, site by
+    site, continuous latents included; the random state is left as it was.
+
+    Args:
+        model: program.
+        guide: program, or an automatic guide.
+        *args: what the programs take.
+        families: classes to relax by.
+        objectives: of the soft families, see relax; straight-through ones have but one.
+        temperatures: tau > 0, of each family.
+        temperature: one temperature in place of several.
+        loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
+        num_samples: draws for each method.
+        relabel: sites of which the guide's classes are matched to the model's.
+        max_entries: an enumeration that makes a larger table is not tried.
+        seed: of the draws.
+        progress_bar: whether to show one.
+        **kwargs: what the programs take.
+
+    Raises:
+        ValueError: naming the site, where a relaxation of the program is refused (see check).
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical, compare, select
+        >>> def model():
+        ...     z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
+        ...     loc = select(torch.tensor([-1.0, 1.0]), z)
+        ...     pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.tensor(0.5))
+        >>> report = compare(model, AutoGumbelSoftmax(model), num_samples=10, progress_bar=False)
+        >>> report.evidence, report.elbo
+        (Value(mean=-1.4238..., error=0.0), Value(mean=-1.5439..., error=0.0))
+    """
+    temperatures = [temperature] if temperature is not None else list(temperatures)
+    with random_state():
+        session = Session(model, guide, args, kwargs, loss or TraceMeanField_ELBO(), seed)
+        return comparison.run(
+            session,
+            families,
+            objectives,
+            temperatures,
+            num_samples,
+            relabel,
+            max_entries,
+            progress_bar,
+        )
+
+
+# --- handlers -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def random_state() -> Iterator[None]:
+    """Leaves the random state as it was."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+class SeedBySite(Messenger):
+    """Seeds each site by its name and the draw: whatever else is drawn, its noise is the same."""
+
+    def __init__(self, seed: int, draw: int) -> None:
+        super().__init__()
+        self.prefix = f"{seed}/{draw}/"
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        torch.manual_seed(crc32((self.prefix + msg["name"]).encode()))
+
+
+class Tilt(Messenger):
+    """Multiplies the weight of each value of a latent by exp(tilt).
+
+    The derivative of the log evidence in the tilt, at 0, is the posterior marginal.
+    """
+
+    def __init__(self, tilts: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.tilts = tilts
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.tilts:
+            binary = event_dims(rewriting.innermost(msg["fn"])) == 0
+            tilt = select(self.tilts[msg["name"]], msg["value"], binary=binary)
+            pyro.factor(f"{msg['name']}_tilt", tilt)
+
+
+# --- the programs ---------------------------------------------------------------------------------
+
+
+class Program:
+    """A program made discrete, with its arguments bound, and what one run of it shows."""
+
+    def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
+        self._fn = discretize(annealed(fn))
+        self._args, self._kwargs = args, kwargs
+
+    def at(self, temperature: float) -> None:
+        """Runs it; a temperature matters to a program that declares the argument."""
+        return self._fn(temperature, *self._args, **self._kwargs)
+
+    def __call__(self) -> None:
+        return self.at(1.0)
+
+    def run(self, guide_trace: Any = None) -> None:
+        """Keeps the trace, and sorts its latent sites."""
+        program = self if guide_trace is None else poutine.replay(self, trace=guide_trace)
+        self.trace = poutine.trace(program).get_trace()
+        nodes = self.trace.nodes.items()
+        self.sites = {
+            name: node
+            for name, node in nodes
+            if node["type"] == "sample" and not site_is_subsample(node)
+        }
+        latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
+        dims = {name: event_dims(rewriting.innermost(node["fn"])) for name, node in latents.items()}
+        self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
+        self.continuous = [name for name, dim in dims.items() if dim is None]
+        self.parameters = {
+            name: node["value"].unconstrained() for name, node in nodes if node["type"] == "param"
+        }
+
+    def frames(self, site: str) -> list[Any]:
+        """The plates around a site, from the left."""
+        frames = [f for f in self.sites[site]["cond_indep_stack"] if f.vectorized]
+        return sorted(frames, key=lambda frame: frame.dim)
+
+    def classes(self, site: str) -> int:
+        """The number of values of a discrete latent; to_event multiplies them."""
+        shape = self.sites[site]["fn"].event_shape
+        return shape[-1] ** shape[:-1].numel() if self.discrete[site] else 2 ** shape.numel()
+
+    def factors(self) -> list[Factor]:
+        upstream = get_dependencies(self)["prior_dependencies"]
+        return [
+            Factor(
+                name,
+                frozenset(upstream.get(name, ())) & frozenset(self.discrete),
+                frozenset(frame.name for frame in self.frames(name)),
+                1 if name in self.discrete else node["fn"].event_shape.numel(),
+            )
+            for name, node in self.sites.items()
+        ]
+
+
+class Session:
+    """What comparison.run asks for, by Pyro's own ELBOs."""
+
+    def __init__(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, loss: ELBO, seed: int
+    ) -> None:
+        self.model, self.guide = (Program(fn, args, kwargs) for fn in (model, guide))
+        self.loss, self.seed = loss, seed
+        with SeedBySite(seed, 0):
+            self.guide.run()
+            self.model.run(self.guide.trace)
+        self.continuous = bool(self.model.continuous)
+        # the guide of the continuous latents alone
+        hidden = poutine.block(self.guide, hide=list(self.guide.discrete))
+        self.rest = hidden if self.continuous else lambda: None
+        frames = [f.dim for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
+        self.exact = TraceEnum_ELBO(max_plate_nesting=-min(frames, default=0))
+
+    def plates(self, site: str) -> tuple[str, ...]:
+        program = self.model if site in self.model.discrete else self.guide
+        return tuple(frame.name for frame in program.frames(site))
+
+    def table(self, side: str) -> tuple[int, list[str]]:
+        model, guide = self.model, self.guide
+        sizes = {f.name: f.size for p in (model, guide) for s in p.sites for f in p.frames(s)}
+        programs = [model] if side == "model" else [guide, model]
+        plates: dict[str, list[str]] = {}
+        for program in programs:
+            for site in program.discrete:
+                plates[site] = [frame.name for frame in program.frames(site)]
+                sizes[site] = program.classes(site)
+        if side == "model":
+            return largest_table(model.factors(), plates, sizes)
+        # each term of the model is averaged by itself over the guide
+        own = guide.factors()
+        return max(largest_table([*own, term], plates, sizes) for term in model.factors())
+
+    def evidence(self, draws: int) -> np.ndarray:
+        return self._values(self.exact, config_enumerate(self.model), self.rest, draws)[0]
+
+    def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
+        pair = config_enumerate(self.model), config_enumerate(self.guide)
+        return self._values(self.exact, *pair, draws, self.guide.parameters)
+
+    def marginals(self, side: str, draws: int) -> dict[str, np.ndarray]:
+        program = self.model if side == "model" else self.guide
+        tilts = {}
+        for name in program.discrete:
+            node = program.sites[name]
+            batch, K = node["fn"].batch_shape, program.classes(name)
+            tilts[name] = torch.zeros(*batch, K, dtype=node["value"].dtype, requires_grad=True)
+        tilted = config_enumerate(Tilt(tilts)(program))
+        _, gradients = self._values(self.exact, tilted, self.rest, draws, tilts)
+        marginals = {n: g.mean(0).reshape(tilts[n].shape) for n, g in gradients.items()}
+        return {n: m / m.sum(-1, keepdims=True) for n, m in marginals.items()}
+
+    def relaxed(
+        self, family: type, objective: str, temperature: float, draws: int, gradients: bool
+    ) -> tuple[np.ndarray, Gradients]:
+        # a straight-through family is scored by its mass under either objective
+        how = "categorical" if objective == "discrete" else objective
+        model, guide = (
+            relax(partial(p.at, temperature), temperature, family=family, objective=how)
+            for p in (self.model, self.guide)
+        )
+        check(model, guide, self.loss)
+        parameters = self.guide.parameters if gradients else {}
+        return self._values(self.loss, model, guide, draws, parameters)
+
+    def _values(
+        self,
+        elbo: ELBO,
+        model: Callable,
+        guide: Callable,
+        draws: int,
+        parameters: dict[str, Tensor] | None = None,
+    ) -> tuple[np.ndarray, Gradients]:
+        """ELBO, and its gradient in the parameters, draw by draw."""
+        names, leaves = list(parameters or {}), list((parameters or {}).values())
+        values, gradients = [], {name: [] for name in names}
+        for draw in range(draws):
+            with SeedBySite(self.seed, draw):
+                loss = (elbo.differentiable_loss if leaves else elbo.loss)(model, guide)
+            values.append(-float(torch.as_tensor(loss).detach()))
+            if leaves:
+                slopes = torch.autograd.grad(-loss, leaves, allow_unused=True)
+                for name, leaf, g in zip(names, leaves, slopes, strict=True):
+                    g = torch.zeros_like(leaf) if g is None else g
+                    gradients[name].append(g.flatten().double().numpy())
+        return np.array(values), {name: np.stack(g) for name, g in gradients.items()}
