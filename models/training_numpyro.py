@@ -1,0 +1,128 @@
+"""Training and evaluation in NumPyro: many steps in one jitted scan, orbax for checkpoints."""
+
+import importlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax import Array
+from numpyro import handlers
+from numpyro.infer import TraceMeanField_ELBO
+
+import gs_ppl.numpyro as gs
+from gs_ppl.models.training import MODELS, Settings
+
+
+class Trainer:
+    """One run: see gs_ppl.models.training."""
+
+    def __init__(self, settings: Settings, images: np.ndarray) -> None:
+        self.settings, self.images = settings, jnp.asarray(images)
+        program = importlib.import_module(f"gs_ppl.models.{settings.model}_numpyro")
+        network = getattr(program, MODELS[settings.model])
+        self.network = network(**settings.network, rngs=nnx.Rngs(settings.seed))
+        how = {"family": getattr(gs, settings.family), "objective": settings.objective}
+        decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+        self.svi = gs.AnnealedSVI(
+            gs.relax(self.network.model, **how),
+            gs.relax(self.network.guide, **how),
+            optax.adam(decay),
+            TraceMeanField_ELBO(),
+            settings.schedule,
+        )
+        first = settings.inputs(self.images[: settings.batch])
+        self.state = self.svi.init(jax.random.key(settings.seed), *first)
+        self.rows = jax.random.key(settings.seed + 1)
+
+    @property
+    def step(self) -> int:
+        return int(self.state.optim_state[0])
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.svi.get_params(self.state)
+
+    def advance(self, steps: int) -> np.ndarray:
+        self.state, losses = self._advance(self.state, self.images, steps)
+        return np.asarray(losses) / self.settings.batch
+
+    @partial(jax.jit, static_argnums=(0, 3))
+    def _advance(self, state: Any, images: Array, steps: int) -> tuple[Any, Array]:
+        def step(state: Any, _: None) -> tuple[Any, Array]:
+            # the rows of a step do not depend on where the run was resumed
+            key = jax.random.fold_in(self.rows, state.optim_state[0])
+            rows = jax.random.randint(key, (self.settings.batch,), 0, len(images))
+            return self.svi.update(state, *self.settings.inputs(images[rows]))
+
+        return jax.lax.scan(step, state, length=steps)
+
+    def save(self, path: Path) -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), _without_keys(self.state))
+
+    def load(self, path: Path) -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.restore(path.absolute(), _without_keys(self.state))
+        self.state = _with_keys(saved, self.state)
+
+    def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        key = jax.random.key(seed)
+        batches = np.array_split(images, max(1, len(images) // 50))
+        return np.concatenate(
+            [
+                _bound(self.network, self.settings, self.params, jnp.asarray(batch), samples, k)
+                for batch, k in zip(batches, jax.random.split(key, len(batches)), strict=True)
+            ]
+        )
+
+
+# --- checkpoints: a typed key is saved as its data ------------------------------------------------
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(state: Any) -> list[Array]:
+    leaves = jax.tree.leaves(state)
+    return [jax.random.key_data(x) if _is_key(x) else jnp.asarray(x) for x in leaves]
+
+
+def _with_keys(saved: list[Array], like: Any) -> Any:
+    leaves, tree = jax.tree.flatten(like)
+    return tree.unflatten(
+        jax.random.wrap_key_data(x) if _is_key(y) else x for x, y in zip(saved, leaves, strict=True)
+    )
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=(0, 1, 4))
+def _bound(
+    network: Any, settings: Settings, params: Any, images: Array, samples: int, key: Array
+) -> Array:
+    """-log mean of the importance weights, by image; twenty samples at a time."""
+    inputs = settings.inputs(images)
+
+    def log_weights(key: Array) -> Array:
+        guide = handlers.substitute(gs.discretize(network.guide), data=params)
+        guide_trace = handlers.trace(handlers.seed(guide, key)).get_trace(*inputs)
+        model = handlers.substitute(gs.discretize(network.model), data=params)
+        model_trace = handlers.trace(handlers.replay(model, guide_trace)).get_trace(*inputs)
+        return _log_density(model_trace) - _log_density(guide_trace)
+
+    keys = jax.random.split(key, samples)
+    weights = jax.lax.map(log_weights, keys, batch_size=20)
+    return jnp.log(samples) - jax.scipy.special.logsumexp(weights, 0)
+
+
+def _log_density(trace: dict[str, Any]) -> Array:
+    sites = (site for site in trace.values() if site["type"] == "sample")
+    return sum(site["fn"].log_prob(site["value"]) for site in sites)
