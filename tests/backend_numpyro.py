@@ -99,10 +99,18 @@ class NumPyroBackend:
         loss = getattr(self.infer, elbo)(num_particles=particles)
         return float(loss.loss(self.jax.random.key(seed), {}, model, guide))
 
+    def _initial_params(self, guide: Callable) -> dict[str, Array]:
+        handlers = self.ppl.handlers
+        sites = handlers.trace(handlers.seed(guide, self.jax.random.key(0))).get_trace().values()
+        return {site["name"]: site["value"] for site in sites if site["type"] == "param"}
+
+    def losses(self, elbo: Any, model: Callable, guide: Callable, count: int) -> np.ndarray:
+        params = self._initial_params(guide)
+        loss = self.jax.jit(self.jax.vmap(lambda key: elbo.loss(key, params, model, guide)))
+        return self.numpy(loss(self.jax.random.split(self.jax.random.key(0), count)))
+
     def loss_and_gradient(self, elbo: Any, model: Callable, guide: Callable, seed: int) -> tuple:
-        key, handlers = self.jax.random.key(seed), self.ppl.handlers
-        sites = handlers.trace(handlers.seed(guide, key)).get_trace().values()
-        params = {site["name"]: site["value"] for site in sites if site["type"] == "param"}
+        key, params = self.jax.random.key(seed), self._initial_params(guide)
         loss = self.jax.value_and_grad(lambda params: elbo.loss(key, params, model, guide))
         value, gradient = loss(params)
         return float(value), {name: self.numpy(g) for name, g in gradient.items()}
@@ -182,12 +190,12 @@ class NumPyroBackend:
         sampled = infer(model, first_available_dim=-1 - plates, rng_key=self.jax.random.key(seed))
         return self.trace(sampled, seed)
 
-    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05) -> Any:
-        adam = self.ppl.optim.Adam(learning_rate)
+    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05, decay=1.0) -> Any:
+        adam = self.ppl.optim.Adam(lambda step: learning_rate * decay**step)
         return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
 
-    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05) -> tuple:
-        svi = self._annealed(model, guide, elbo, schedule, learning_rate)
+    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05, decay=1.0) -> tuple:
+        svi = self._annealed(model, guide, elbo, schedule, learning_rate, decay)
         result = svi.run(self.jax.random.key(0), steps, progress_bar=False)
         return np.array(result.losses), result.params
 
@@ -226,6 +234,59 @@ class NumPyroBackend:
         for _ in range(steps):
             state, _ = update(state)
         return len(runs)
+
+    def traces_by_mode(self, model, schedule, mode, steps) -> tuple[int, int]:
+        """How often the model's source runs in as many steps, and in one update that is traced."""
+        jax, runs = self.jax, []
+
+        def counted():
+            runs.append(1)
+            return model()
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        svi = self._annealed(self.gs.relax(counted), guide, self.infer.Trace_ELBO(), schedule)
+        state = svi.init(jax.random.key(0))
+        runs.clear()
+        jax.make_jaxpr(svi.update)(state)
+        once = len(runs)
+        runs.clear()
+        if mode == "run":
+            svi.run(None, steps, progress_bar=False, init_state=state)
+        elif mode == "scan":
+            jax.lax.scan(lambda state, _: svi.update(state), state, length=steps)
+        else:
+            update = jax.jit(getattr(svi, mode))
+            for _ in range(steps):
+                state, _ = update(state)
+        return len(runs), once
+
+    def evaluated_temperature(self, model, schedule, steps) -> float:
+        seen = []
+
+        def program(temperature):
+            seen.append(temperature)
+            return model()
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        elbo = self.infer.Trace_ELBO()
+        svi = self._annealed(self.gs.relax(program), guide, elbo, schedule)
+        state, update = svi.init(self.jax.random.key(0)), self.jax.jit(svi.update)
+        for _ in range(steps):
+            state, _ = update(state)
+        svi.evaluate(state)
+        return float(seen[-1])
+
+    def anneal_list(self, model, discrete, continuous, schedule, steps, decay) -> tuple:
+        block, key = self.ppl.handlers.block, self.jax.random.key(1)
+        relaxed = self.gs.relax(self.ppl.handlers.seed(model, key))  # block hides from seed
+        guide = self.gs.AutoGuideList(relaxed)
+        part = self.gs.AutoGumbelSoftmax(block(relaxed, hide=[continuous]))
+        guide.append(self.infer.autoguide.AutoNormal(block(relaxed, hide=[discrete])))
+        guide.append(part)
+        elbo = self.infer.TraceMeanField_ELBO()
+        _, params = self.anneal(self.gs.relax(model), guide, elbo, schedule, steps, decay=decay)
+        loc, scale = (float(params[f"{continuous}_auto_{name}"]) for name in ("loc", "scale"))
+        return self.numpy(part.probs(params)[discrete]), loc, scale
 
     def whole_and_resumed(self, model, schedule, steps) -> tuple:
         def run():

@@ -110,6 +110,15 @@ class PyroBackend:
         loss = getattr(self.infer, elbo)(num_particles=particles, vectorize_particles=vectorize)
         return float(loss.loss(model, guide))
 
+    def losses(self, elbo: Any, model: Callable, guide: Callable, count: int) -> np.ndarray:
+        """Of as many seeds, at the initial parameters; equal seeds have equal noise."""
+        result = []
+        for seed in range(count):
+            self.ppl.clear_param_store()
+            self.ppl.set_rng_seed(seed)
+            result.append(float(elbo.loss(model, guide)))
+        return np.array(result)
+
     def loss_and_gradient(self, elbo: Any, model: Callable, guide: Callable, seed: int) -> tuple:
         """Loss, and its gradient by each parameter at its initial value."""
         self.ppl.clear_param_store()
@@ -200,15 +209,16 @@ class PyroBackend:
         trace = self.ppl.poutine.trace(sampled).get_trace()
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
 
-    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05) -> Any:
+    def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05, decay=1.0) -> Any:
         self.ppl.clear_param_store()
         self.ppl.set_rng_seed(0)
-        adam = self.ppl.optim.Adam({"lr": learning_rate})
+        options = {"lr": learning_rate, "lrd": decay, "clip_norm": float("inf")}
+        adam = self.ppl.optim.ClippedAdam(options)
         return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
 
-    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05) -> tuple:
-        """Losses of an annealed run, and its parameters."""
-        svi = self._annealed(model, guide, elbo, schedule, learning_rate)
+    def anneal(self, model, guide, elbo, schedule, steps, learning_rate=0.05, decay=1.0) -> tuple:
+        """Losses of an annealed run, and its parameters; the learning rate may decay too."""
+        svi = self._annealed(model, guide, elbo, schedule, learning_rate, decay)
         return np.array([svi.step() for _ in range(steps)]), None
 
     def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
@@ -227,20 +237,63 @@ class PyroBackend:
             svi.step()
         return recorded[-steps:]  # the check before the first step has seen one too
 
-    def count_traces(self, model, schedule, steps) -> int:
-        """How often the model's source runs under a Jit ELBO."""
+    def count_traces(self, model, schedule, steps, elbo=None) -> int:
+        """How often the model's source runs under a Jit ELBO after the first step."""
         runs = []
 
-        def counted():
+        def counted(*args, **kwargs):
             runs.append(1)
+            return model(*args, **kwargs)
+
+        guide = self.gs.AutoGumbelSoftmax(model)
+        elbo = elbo or self.infer.JitTrace_ELBO(ignore_jit_warnings=True)
+        svi = self._annealed(self.gs.relax(counted), guide, elbo, schedule)
+        svi.step()
+        runs.clear()
+        for _ in range(steps - 1):
+            svi.step()
+        return len(runs)
+
+    def compiled_and_plain_losses(self, model, compiled, elbo, schedule, steps) -> tuple:
+        """Losses of a run under a Jit ELBO, and of the plain one at the same state and seed."""
+        guide = self.gs.AutoGumbelSoftmax(model)
+        svi = self._annealed(self.gs.relax(model), guide, compiled, schedule)
+        svi.step()  # compiles, which draws too
+        losses = []
+        for step in range(steps):
+            self.ppl.set_rng_seed(step)
+            expected = elbo.loss(svi.model, svi.guide, svi.temperature)
+            self.ppl.set_rng_seed(step)
+            losses.append((svi.step(), expected))
+        return tuple(np.array(losses).T)
+
+    def evaluated_temperature(self, model, schedule, steps) -> float:
+        """What an evaluation sees after as many steps."""
+        seen = []
+
+        def program(temperature):
+            seen.append(temperature)
             return model()
 
         guide = self.gs.AutoGumbelSoftmax(model)
-        elbo = self.infer.JitTrace_ELBO(ignore_jit_warnings=True)
-        svi = self._annealed(self.gs.relax(counted), guide, elbo, schedule)
+        elbo = self.infer.Trace_ELBO()
+        svi = self._annealed(self.gs.relax(program), guide, elbo, schedule)
         for _ in range(steps):
             svi.step()
-        return len(runs)
+        svi.evaluate_loss()
+        return float(seen[-1])
+
+    def anneal_list(self, model, discrete, continuous, schedule, steps, decay) -> tuple:
+        """AutoGumbelSoftmax and AutoNormal side by side: class probabilities of one site, mean
+        and standard deviation of the other."""
+        block = self.ppl.poutine.block
+        guide = self.gs.AutoGuideList(model)
+        guide.append(self.infer.autoguide.AutoNormal(block(model, hide=[discrete])))
+        guide.append(self.gs.AutoGumbelSoftmax(block(model, expose=[discrete])))
+        elbo = self.infer.TraceMeanField_ELBO()
+        self.anneal(self.gs.relax(model), guide, elbo, schedule, steps, decay=decay)
+        loc, scale = map(self.numpy, guide[0]._get_loc_and_scale(continuous))
+        return self.numpy(guide[1].probs()[discrete]), float(loc), float(scale)
 
     def whole_and_resumed(self, model, schedule, steps) -> tuple:
         """Losses of the second half, run in one go and after restoring the state."""

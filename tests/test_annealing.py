@@ -1,8 +1,10 @@
 """AnnealedSVI and AutoGumbelSoftmax: schedules that reach what they should, guides that fit."""
 
 import numpy as np
+import optax
 import pytest
-from programs import PROGRAMS
+from programs import PRIOR, PROGRAMS
+from scipy import stats
 from test_handlers import by_name, laws, plain
 
 from gs_ppl import reference, temperature
@@ -14,7 +16,9 @@ ELBOS = {
     "TraceEnum_ELBO": {"max_plate_nesting": 2},
     "RenyiELBO": {"alpha": 0.5, "num_particles": 2},
     "Trace_ELBO, particles": {"num_particles": 3},
+    "Trace_ELBO, vectorized": {"num_particles": 3, "vectorize_particles": True},
 }
+PLATES = {"max_plate_nesting": 1}
 SCHEDULE = temperature.exponential(rate=0.02, minimum=0.3)
 
 
@@ -54,6 +58,100 @@ def test_compiles_once(backend):
     assert backend.count_traces(model, SCHEDULE, steps=30) == backend.count_traces(
         model, SCHEDULE, steps=60
     )
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("mode", ["run", "update", "stable_update", "scan"])
+def test_compiles_once_in_each_mode(backend, mode):
+    model = plain(backend, by_name("mixture"))
+    runs, once = backend.traces_by_mode(model, SCHEDULE, mode, steps=20)
+    assert runs == once
+
+
+JIT_ELBOS = {"JitTrace_ELBO": {}, "JitTraceGraph_ELBO": {}, "JitTraceEnum_ELBO": PLATES}
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("name", JIT_ELBOS)
+def test_jit_elbos_compile_once(backend, name):
+    """And give the losses of the plain ones. JitTraceMeanField_ELBO compiles at every step, with
+    any program: Pyro never keeps what it has compiled."""
+    model = plain(backend, by_name("mixture"))
+
+    def jit():
+        return getattr(backend.infer, name)(ignore_jit_warnings=True, **JIT_ELBOS[name])
+
+    assert backend.count_traces(model, SCHEDULE, 30, jit()) == 0
+    bare = getattr(backend.infer, name.removeprefix("Jit"))(**JIT_ELBOS[name])
+    compiled, expected = backend.compiled_and_plain_losses(model, jit(), bare, SCHEDULE, steps=30)
+    np.testing.assert_allclose(compiled, expected, rtol=1e-12)
+
+
+@pytest.mark.only("pyro")
+def test_jit_mean_field_trains(backend):
+    program = by_name("factorial")
+    model = plain(backend, program)
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    elbo = backend.infer.JitTraceMeanField_ELBO(ignore_jit_warnings=True)
+    losses, params = backend.anneal(backend.gs.relax(model), guide, elbo, SCHEDULE, steps=50)
+    assert np.isfinite(losses).all()
+    assert backend.guide_probs(guide, params)["a"].argmax() == program.marginal(0).argmax()
+
+
+def test_evaluates_at_the_temperature_of_the_state(backend):
+    model = plain(backend, by_name("mixture"))
+    seen = backend.evaluated_temperature(model, SCHEDULE, steps=7)
+    assert seen == pytest.approx(SCHEDULE(7), rel=1e-6)
+
+
+def test_optax_schedule(backend):
+    schedule = optax.exponential_decay(1.0, transition_steps=5, decay_rate=0.5, end_value=0.3)
+    recorded = backend.recorded_temperatures(plain(backend, by_name("mixture")), schedule, steps=12)
+    expected = np.maximum(0.5 ** (np.arange(12) / 5), 0.3)
+    np.testing.assert_allclose(recorded, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("declared_by", ["model", "guide", "both", "neither"])
+def test_temperature_goes_to_who_declares_it(backend, declared_by):
+    """By hand, without relax; who does not declare it is not called with it."""
+    ppl, seen = backend.ppl, {"model": set(), "guide": set()}
+
+    def law(side, temperature, **parameters):
+        seen[side].add(temperature is not None)
+        tau = 0.5 if temperature is None else temperature
+        return backend.gs.STGumbelSoftmax(tau, **parameters)
+
+    def model(temperature=None):
+        ppl.sample("z", law("model", temperature, probs=backend.array(PRIOR)))
+
+    def guide(temperature=None):
+        a = ppl.param("a", backend.array(np.zeros(3)))
+        ppl.sample("z", law("guide", temperature, logits=a))
+
+    declares = {side: declared_by in (side, "both") for side in seen}
+    pair = [
+        fn if declares[side] else lambda fn=fn: fn()
+        for side, fn in (("model", model), ("guide", guide))
+    ]
+    backend.anneal(*pair, backend.infer.TraceMeanField_ELBO(), SCHEDULE, steps=2)
+    assert seen == {side: {declares[side]} for side in seen}
+
+
+@pytest.mark.parametrize("name", ["mixture", "bernoulli_net"])
+def test_vectorized_particles(backend, name):
+    """Plates below the particles' own: the same mean loss."""
+    model = plain(backend, by_name(name))
+    guide = backend.gs.AutoGumbelSoftmax(model, 0.5)
+    relaxed = backend.gs.relax(model, 0.5)
+
+    def losses(count, **options):
+        elbo = backend.infer.Trace_ELBO(**options)
+        return backend.losses(elbo, relaxed, guide, count)
+
+    one, many = losses(1000), losses(100, num_particles=50, vectorize_particles=True)
+    error = np.hypot(one.std() / np.sqrt(1000), many.std() / np.sqrt(100))
+    assert abs(one.mean() - many.mean()) < 5 * error  # fails once in two million seeds
+    assert many.std() < one.std() / 4  # independent: a seventh of the spread
 
 
 def test_resumes_in_mid_schedule(backend):
@@ -119,6 +217,42 @@ def test_auto_guide_with_subsampled_plate(backend):
 
 def test_auto_guide_list_parts_see_the_same_rows(backend):
     assert backend.rows_of_parts_agree()
+
+
+def test_auto_guide_list_finds_the_posterior(backend):
+    """A normal shift and a class for each row of a subsampled plate, against summation and a grid;
+    the clusters lie so far apart that the posterior nearly factorises."""
+    ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
+    rng, locs, scale = np.random.default_rng(0), np.array([-2.0, 2.0]), 0.5
+    data = locs[rng.integers(2, size=20)] + 0.8 + scale * rng.normal(size=20)
+    x = backend.array(data)
+
+    def model():
+        shift = ppl.sample("shift", Normal(backend.array(0.0), 1.0))
+        with ppl.plate("data", 20, subsample_size=10) as rows:
+            z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
+            ppl.sample("x", Normal(gs.select(backend.array(locs), z) + shift, scale), obs=x[rows])
+
+    probs, loc, spread = backend.anneal_list(
+        model,
+        "z",
+        "shift",
+        temperature.exponential(rate=0.01, minimum=0.2),
+        steps=1500,
+        decay=0.998,
+    )
+    grid = np.linspace(-3, 3, 6001)[:, None, None]
+    terms = stats.norm(grid + locs, scale).logpdf(data[:, None])
+    weight = np.exp(np.logaddexp.reduce(terms, -1).sum(-1) - grid[:, 0, 0] ** 2 / 2)
+    weight /= weight.sum()
+    mean = weight @ grid[:, 0, 0]
+    deviation = np.sqrt(weight @ (grid[:, 0, 0] - mean) ** 2)
+    classes = np.einsum(
+        "g,gnk->nk", weight, np.exp(terms - np.logaddexp.reduce(terms, -1)[..., None])
+    )
+    assert loc == pytest.approx(mean, abs=deviation / 2)
+    assert spread == pytest.approx(deviation, rel=0.2)
+    assert np.abs(probs - classes).max() < 0.05
 
 
 @pytest.mark.parametrize(

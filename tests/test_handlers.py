@@ -276,18 +276,6 @@ def test_integer_latent_is_refused(backend):
     assert backend.trace(backend.gs.relax(lambda: None, 0.5), 0) == {}  # nothing to relax
 
 
-@pytest.mark.parametrize("name", ["mixture", "factorial", "bernoulli_net"])
-def test_objective_tends_to_the_discrete_elbo(backend, name):
-    """objective="categorical" under TraceMeanField_ELBO as tau -> 0, guide equal to the prior."""
-    program = by_name(name)
-    prior = backend.without_observed(plain(backend, program))
-    expected = -(np.exp(log_prior(program)) * (program.log_joints() - log_prior(program))).sum()
-    model, guide = (backend.gs.relax(f, 1e-3) for f in (plain(backend, program), prior))
-    losses = [backend.loss("TraceMeanField_ELBO", model, guide, 1, s) for s in range(200)]
-    error = np.std(losses) / np.sqrt(len(losses))
-    assert abs(np.mean(losses) - expected) < 5 * error
-
-
 # --- select ---------------------------------------------------------------------------------------
 
 
