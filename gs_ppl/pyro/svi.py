@@ -102,7 +102,18 @@ class AnnealedSVI(SVI):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes the run up where get_state left it."""
+        """Takes the run up where get_state left it.
+
+        Parameters that exist are written in place: those of a torch module must, so run the
+        programs once before, by evaluate_loss.
+        """
         self.num_steps = state["num_steps"]
-        pyro.get_param_store().set_state(state["params"])
+        store, saved = pyro.get_param_store(), state["params"]
+        current = dict(store.named_parameters())
+        if current.keys() == saved["params"].keys():
+            for name, parameter in current.items():
+                parameter.data.copy_(saved["params"][name])
+        else:
+            store.set_state(saved)
+        self.optim.optim_objs.clear()
         self.optim.set_state(state["optim"])

@@ -1,0 +1,101 @@
+"""Training and evaluation in Pyro: plain steps, torch.save for checkpoints."""
+
+import importlib
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+import gs_ppl.pyro as gs
+from gs_ppl.models.training import MODELS, Settings
+
+
+class Trainer:
+    """One run: see gs_ppl.models.training."""
+
+    def __init__(self, settings: Settings, images: np.ndarray) -> None:
+        self.settings, self.images = settings, torch.as_tensor(images)
+        pyro.clear_param_store()
+        pyro.set_rng_seed(settings.seed)
+        program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
+        self.network = getattr(program, MODELS[settings.model])(**settings.network)
+        how = {"family": getattr(gs, settings.family), "objective": settings.objective}
+        self.svi = gs.AnnealedSVI(
+            gs.relax(self.network.model, **how),
+            gs.relax(self.network.guide, **how),
+            pyro.optim.LambdaLR(
+                {
+                    "optimizer": torch.optim.Adam,
+                    "optim_args": {"lr": settings.learning_rate},
+                    "lr_lambda": self._decay,
+                }
+            ),
+            TraceMeanField_ELBO(),
+            settings.schedule,
+        )
+
+    def _decay(self, step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1, step / self.settings.steps)))
+
+    @property
+    def step(self) -> int:
+        return self.svi.num_steps
+
+    def advance(self, steps: int) -> np.ndarray:
+        losses = []
+        for _ in range(steps):
+            rows = torch.randint(len(self.images), (self.settings.batch,))
+            losses.append(self.svi.step(*self.settings.inputs(self.images[rows])))
+            self.svi.optim.step()  # of the learning rate
+        return np.array(losses) / self.settings.batch
+
+    def save(self, path: Path) -> None:
+        state = {"svi": self.svi.get_state(), "random": get_rng_state()}
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=False)
+        # registers the networks' parameters, which set_state then writes to
+        self.svi.evaluate_loss(*self.settings.inputs(self.images[: self.settings.batch]))
+        self.svi.set_state(state["svi"])
+        set_rng_state(state["random"])
+
+    @torch.no_grad()
+    def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        random_state = get_rng_state()
+        pyro.set_rng_seed(seed)
+        batches = torch.as_tensor(images).split(50)
+        bounds = torch.cat([self._bound(batch, samples) for batch in batches]).numpy()
+        set_rng_state(random_state)
+        return bounds
+
+    def _bound(self, images: Tensor, samples: int) -> Tensor:
+        """-log mean of the importance weights, by image."""
+        inputs = self.settings.inputs(images)
+        weights = torch.stack([self._log_weights(inputs) for _ in range(samples)])
+        return math.log(samples) - weights.logsumexp(0)
+
+    def _log_weights(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        guide = gs.discretize(self.network.guide)
+        guide_trace = poutine.trace(guide).get_trace(*inputs)
+        model = poutine.replay(gs.discretize(self.network.model), trace=guide_trace)
+        model_trace = poutine.trace(model).get_trace(*inputs)
+        return _log_density(model_trace) - _log_density(guide_trace)
+
+
+def _log_density(trace: poutine.Trace) -> Tensor:
+    trace.compute_log_prob()
+    sites = (node for node in trace.nodes.values() if node["type"] == "sample")
+    return sum(node["log_prob"] for node in sites)
