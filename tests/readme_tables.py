@@ -47,7 +47,64 @@ def peers() -> str:
     return f"{table(['class', 'cells', 'not finite', 'rejects its own'], rows)}\n\n{source}"
 
 
-TABLES = {"demo": demo, "peers": peers}
+def by_method(name: str, *fields: str) -> tuple[dict, dict]:
+    """The record of an example, and its rows by (method, tau), side and field, in lists."""
+    record = json.loads((ROOT / "examples" / "results" / name / "report.json").read_text())
+    methods: dict = {}
+    for row in record["rows"]:
+        sides = methods.setdefault((row["method"], row["temperature"] or ""), {})
+        fields_of_side = sides.setdefault(row["backend"], {field: [] for field in fields})
+        for field in fields:
+            fields_of_side[field].append(row[field])
+    return record, methods
+
+
+def side_by_side(name: str, header: list[str], shown: dict[str, str]) -> str:
+    """One column a figure and side; the range where there are several data sets."""
+
+    def cell(values: list[float], form: str) -> str:
+        low, high = (form.format(x).replace("-0%", "0%") for x in (min(values), max(values)))
+        return low if low == high else f"{low} to {high}"
+
+    record, methods = by_method(name, *shown)
+    rows = [
+        [
+            method,
+            tau,
+            *(
+                cell(side[field], form) if (side := sides.get(backend)) else ""
+                for field, form in shown.items()
+                for backend in (TITLES if None not in sides else (None, "none"))
+            ),
+        ]
+        for (method, tau), sides in methods.items()
+    ]
+    header = ["method", "tau", *(f"{what}, {side}" for what in header for side in TITLES.values())]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"{table(header, rows)}\n\n`python {record['command']}`; {versions}."
+
+
+def two_components() -> str:
+    return side_by_side("two_component_mixture", ["right"], {"right_by_guide": "{:.1%}"})
+
+
+def hidden_markov() -> str:
+    shown = {"share_of_gain": "{:.0%}", "vowels_apart": "{:.1%}"}
+    return side_by_side("hidden_markov", ["share of the gain", "apart"], shown)
+
+
+def which_causes() -> str:
+    shown = {"average_precision": "{:.3f}", "off_gibbs": "{:.4f}"}
+    return side_by_side("which_causes", ["average precision", "off Gibbs"], shown)
+
+
+TABLES = {
+    "demo": demo,
+    "peers": peers,
+    "two_components": two_components,
+    "hidden_markov": hidden_markov,
+    "which_causes": which_causes,
+}
 
 
 def filled(text: str) -> str:
