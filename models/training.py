@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gs_ppl import temperature
 
 MODELS = {"vae": "VAE", "structured_output": "StructuredOutput"}
+Curves = dict[str, list[list[float]]]  # points [step, nats per image]
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Settings:
             return temperature.constant(1.0)
         return temperature.exponential(self.rate, self.minimum, self.every)
 
-    @property
-    def network(self) -> dict[str, Any]:
+    def network(self, images: np.ndarray) -> dict[str, Any]:
         """The arguments of the model's class."""
-        sizes: dict[str, Any] = {"variables": self.variables, "classes": self.classes}
+        sizes = {"variables": self.variables, "classes": self.classes}
+        sizes["pixels"] = self.inputs(images)[0].shape[-1]
         return sizes | ({"hidden": tuple(self.hidden)} if self.model == "vae" else {})
 
     def inputs(self, images: Any) -> tuple[Any, ...]:
@@ -89,48 +90,78 @@ class Trainer(Protocol):
     def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
         """Negative importance-weighted bound of the discrete program by image, in nats."""
 
+    def means(self, images: np.ndarray, from_guide: bool, seed: int) -> np.ndarray:
+        """Ink probabilities of the observed pixels, latents from the guide or from the prior."""
+
 
 def make_trainer(backend: str, settings: Settings, images: np.ndarray) -> Trainer:
     """The trainer of a backend, at step 0."""
     return importlib.import_module(f"gs_ppl.models.training_{backend}").Trainer(settings, images)
 
 
-def train(
-    trainer: Trainer,
+def fit(
+    backend: str,
     settings: Settings,
+    images: np.ndarray,
+    test_images: np.ndarray,
     folder: Path,
-    chunk: int = 500,
+    *,
+    samples: int = 1000,
+    evaluate_every: int | None = None,
     checkpoint_every: int = 10_000,
+    chunk: int = 500,
     bar: tqdm | None = None,
-) -> Iterator[tuple[int, float]]:
-    """Runs to the last step, from the newest checkpoint in the folder if there is one.
+) -> tuple[Trainer, dict[str, Any]]:
+    """Trains to the last step, going on from the folder's newest checkpoint, and evaluates.
 
-    Yields:
-        Step and mean loss, after each chunk.
+    Args:
+        backend: "pyro" or "numpyro".
+        settings: of the run.
+        images: binary pixels to train on, floating, shape (images, pixels).
+        test_images: likewise, to evaluate on.
+        folder: of the checkpoints; that of another run is refused.
+        samples: of the importance-weighted bound at the end.
+        evaluate_every: steps between evaluations with a single sample, for the curve.
+        checkpoint_every: steps between checkpoints, at the ends of chunks.
+        chunk: steps between two points of the curve of losses.
+        bar: progress bar to move on.
+
+    Returns:
+        The trainer, and {"test": evaluation, "losses": curve, "evaluations": curve}, curves as
+        [step, nats per image].
 
     Raises:
         FloatingPointError: at a loss that is not finite, with the step and the last checkpoint.
         ValueError: if the folder has a run with other settings.
     """
-    start_or_resume(trainer, settings, folder)
+    trainer = make_trainer(backend, settings, images)
+    curves = resume(trainer, backend, settings, folder)
     if bar is not None:
-        bar.update(trainer.step - bar.n)
+        bar.update(trainer.step)
     while trainer.step < settings.steps:
         began = trainer.step
-        losses = trainer.advance(min(chunk, settings.steps - began))
+        losses = trainer.advance(min(chunk - began % chunk, settings.steps - began))
         if not np.isfinite(losses).all():
-            first = began + int(np.flatnonzero(~np.isfinite(losses))[0])
-            last = newest_checkpoint(folder)
+            first = int(np.flatnonzero(~np.isfinite(losses))[0])
             raise FloatingPointError(
-                f"the objective is {losses[first - began]} at step {first}; the last good"
-                f" checkpoint is {last or 'none'}"
+                f"the objective is {losses[first]} at step {began + first}; the last good"
+                f" checkpoint is {newest_checkpoint(folder) or 'none'}"
             )
-        if trainer.step % checkpoint_every < chunk or trainer.step == settings.steps:
-            save_checkpoint(trainer, folder)
+        curves["losses"].append([trainer.step, float(losses.mean())])
+        if evaluate_every and crosses(began, trainer.step, evaluate_every):
+            nats = trainer.bound(test_images, 1, seed=0).mean()
+            curves["evaluations"].append([trainer.step, float(nats)])
+        if crosses(began, trainer.step, checkpoint_every) or trainer.step == settings.steps:
+            save_checkpoint(trainer, curves, folder)
         if bar is not None:
             bar.update(len(losses))
             bar.set_postfix(loss=f"{losses.mean():.2f}", refresh=False)
-        yield trainer.step, float(losses.mean())
+    return trainer, {"test": evaluate(trainer, test_images, samples), **curves}
+
+
+def crosses(began: int, ended: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (began, ended]."""
+    return ended // every > began // every
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -145,8 +176,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
-def save_checkpoint(trainer: Trainer, folder: Path) -> None:
+def save_checkpoint(trainer: Trainer, curves: Curves, folder: Path) -> None:
     """Under its name at once, when all of it is written; older ones go."""
+    write_atomically(folder / "curves.json", json.dumps(curves))
     path = folder / f"step_{trainer.step:09d}"
     if not path.exists():
         trainer.save(path)
@@ -163,16 +195,20 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def start_or_resume(trainer: Trainer, settings: Settings, folder: Path) -> None:
-    """Loads the newest checkpoint; the folder keeps the settings of its run."""
+def resume(trainer: Trainer, backend: str, settings: Settings, folder: Path) -> Curves:
+    """Loads the newest checkpoint, if there is one, and the curves up to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / "settings.json", json.loads(json.dumps(dataclasses.asdict(settings)))
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps({"backend": backend, **dataclasses.asdict(settings)}))
     if path.exists() and json.loads(path.read_text()) != wanted:
         raise ValueError(f"{folder} has a run with other settings: see {path.name}, or remove it")
     write_atomically(path, json.dumps(wanted, indent=2) + "\n")
     newest = newest_checkpoint(folder)
-    if newest is not None:
-        trainer.load(newest)
+    if newest is None:
+        return {"losses": [], "evaluations": []}
+    trainer.load(newest)
+    curves = json.loads((folder / "curves.json").read_text())
+    return {name: [p for p in curve if p[0] <= trainer.step] for name, curve in curves.items()}
 
 
 def write_atomically(path: Path, text: str) -> None:

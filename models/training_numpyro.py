@@ -1,6 +1,7 @@
 """Training and evaluation in NumPyro: many steps in one jitted scan, orbax for checkpoints."""
 
 import importlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Trainer:
         self.settings, self.images = settings, jnp.asarray(images)
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_numpyro")
         network = getattr(program, MODELS[settings.model])
-        self.network = network(**settings.network, rngs=nnx.Rngs(settings.seed))
+        self.network = network(**settings.network(images), rngs=nnx.Rngs(settings.seed))
         how = {"family": getattr(gs, settings.family), "objective": settings.objective}
         decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
         self.svi = gs.AnnealedSVI(
@@ -81,6 +82,16 @@ class Trainer:
             ]
         )
 
+    def means(self, images: np.ndarray, from_guide: bool, seed: int) -> np.ndarray:
+        inputs = self.settings.inputs(jnp.asarray(images))
+        key = jax.random.key(seed)
+        guide, model = _discrete(self.network, self.params)
+        if from_guide:
+            trace = handlers.trace(handlers.seed(guide, key)).get_trace(*inputs)
+            model = handlers.replay(model, trace)
+        trace = handlers.trace(handlers.seed(model, key)).get_trace(*inputs)
+        return np.asarray(list(trace.values())[-1]["fn"].mean)
+
 
 # --- checkpoints: a typed key is saved as its data ------------------------------------------------
 
@@ -104,6 +115,12 @@ def _with_keys(saved: list[Array], like: Any) -> Any:
 # --- evaluation -----------------------------------------------------------------------------------
 
 
+def _discrete(network: Any, params: Any) -> tuple[Callable, Callable]:
+    """Guide and model, discrete, at these parameters."""
+    programs = network.guide, network.model
+    return tuple(handlers.substitute(gs.discretize(f), data=params) for f in programs)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 4))
 def _bound(
     network: Any, settings: Settings, params: Any, images: Array, samples: int, key: Array
@@ -112,9 +129,8 @@ def _bound(
     inputs = settings.inputs(images)
 
     def log_weights(key: Array) -> Array:
-        guide = handlers.substitute(gs.discretize(network.guide), data=params)
+        guide, model = _discrete(network, params)
         guide_trace = handlers.trace(handlers.seed(guide, key)).get_trace(*inputs)
-        model = handlers.substitute(gs.discretize(network.model), data=params)
         model_trace = handlers.trace(handlers.replay(model, guide_trace)).get_trace(*inputs)
         return _log_density(model_trace) - _log_density(guide_trace)
 

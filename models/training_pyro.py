@@ -25,7 +25,7 @@ class Trainer:
         pyro.clear_param_store()
         pyro.set_rng_seed(settings.seed)
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
-        self.network = getattr(program, MODELS[settings.model])(**settings.network)
+        self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
         how = {"family": getattr(gs, settings.family), "objective": settings.objective}
         self.svi = gs.AnnealedSVI(
             gs.relax(self.network.model, **how),
@@ -80,6 +80,19 @@ class Trainer:
         bounds = torch.cat([self._bound(batch, samples) for batch in batches]).numpy()
         set_rng_state(random_state)
         return bounds
+
+    @torch.no_grad()
+    def means(self, images: np.ndarray, from_guide: bool, seed: int) -> np.ndarray:
+        random_state = get_rng_state()
+        pyro.set_rng_seed(seed)
+        inputs = self.settings.inputs(torch.as_tensor(images))
+        guide, model = (gs.discretize(f) for f in (self.network.guide, self.network.model))
+        if from_guide:
+            model = poutine.replay(model, trace=poutine.trace(guide).get_trace(*inputs))
+        nodes = poutine.trace(model).get_trace(*inputs).nodes
+        set_rng_state(random_state)
+        observed = [node for node in nodes.values() if node.get("is_observed")]
+        return observed[-1]["fn"].mean.numpy()
 
     def _bound(self, images: Tensor, samples: int) -> Tensor:
         """-log mean of the importance weights, by image."""

@@ -1,0 +1,153 @@
+"""Trains one of the paper's models, on the bundled digits or on MNIST, and shows what it learnt.
+
+    python examples/train.py --model vae --classes 10 --variables 20 --data-dir MNIST --output run
+
+MNIST is a folder with the four IDX files; `--data mnist` without a folder downloads them. The run
+writes checkpoints to the output folder, and goes on from the newest one when it is started again;
+it ends with report.json, images.png and curves.png.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import TITLES, make_parser, parse, write_report
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from gs_ppl.models.data import binarize, load_digits, load_mnist
+from gs_ppl.models.training import MODELS, Settings, Trainer, fit
+
+SHOWN = 10  # images in a row of the picture
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__, output="results/train", steps=20_000)
+    parser.set_defaults(backend="numpyro")
+    default = Settings()
+    parser.add_argument("--model", choices=MODELS, default="vae")
+    parser.add_argument("--variables", type=int, default=default.variables)
+    parser.add_argument("--classes", type=int, help="of each variable; bits unless given")
+    parser.add_argument("--hidden", type=int, nargs="*", default=[], help="widths; linear if none")
+    parser.add_argument("--family", default=default.family)
+    parser.add_argument("--objective", choices=("categorical", "relaxed"), default="categorical")
+    parser.add_argument("--rate", type=float, default=default.rate, help="tau = exp(-rate t)")
+    parser.add_argument("--minimum", type=float, default=default.minimum, help="of tau")
+    parser.add_argument("--every", type=int, default=default.every, help="steps for each tau")
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--batch", type=int, default=default.batch)
+    parser.add_argument("--data", choices=("digits", "mnist"), help="digits, unless --data-dir")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's files")
+    parser.add_argument("--samples", type=int, default=1000, help="of the bound at the end")
+    parser.add_argument("--test-images", type=int, help="how many to evaluate on; all unless given")
+    parser.add_argument("--evaluate-every", type=int, default=2_000)
+    parser.add_argument("--checkpoint-every", type=int, default=2_000)
+    return parse(parser)
+
+
+def load_images(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Binary pixels to train and to test on, each drawn once."""
+    if arguments.data == "mnist" or (arguments.data is None and arguments.data_dir):
+        parts = load_mnist(arguments.data_dir)
+        train, test = parts["train"][0], parts["test"][0]
+    else:
+        counts, _ = load_digits()
+        grey = (counts / 16).astype(np.float32)
+        train, test = grey[:1500], grey[1500:]
+    return binarize(train, seed=0), binarize(test, seed=1)
+
+
+def draw_images(trainer: Trainer, settings: Settings, images: np.ndarray, path: Path) -> None:
+    """Test images, what the model makes of them, and images from the prior."""
+    side = round(images.shape[1] ** 0.5)
+    given = images[:SHOWN]
+    if settings.model == "vae":
+        rows = {"image": given, "model": trainer.means(given, from_guide=True, seed=0)}
+        rows["prior"] = trainer.means(given, from_guide=False, seed=0)
+    else:  # the lower half, of three draws
+        upper, _ = settings.inputs(given)
+        draws = [trainer.means(given, from_guide=True, seed=seed) for seed in range(3)]
+        rows = {"image": given} | {
+            f"draw {i + 1}": np.concatenate([upper, lower], 1) for i, lower in enumerate(draws)
+        }
+    figure = Figure(figsize=(SHOWN, 1.05 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), SHOWN, squeeze=False)
+    for line, (name, pixels) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, pixels, strict=True):
+            ax.imshow(image.reshape(side, side), cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
+    figure.savefig(path, dpi=110)
+
+
+def draw_curves(result: dict[str, Any], path: Path) -> None:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    ax = figure.subplots()
+    for name, label in (("losses", "training loss"), ("evaluations", "test, one discrete sample")):
+        if result[name]:
+            ax.plot(*np.array(result[name]).T, label=label)
+    nats, samples = result["test"]["nats"], result["test"]["samples"]
+    ax.axhline(nats, color="black", ls=":", label=f"test, {samples} discrete samples: {nats:.1f}")
+    values = [point[1] for point in result["losses"]]
+    top = np.quantile(values, 0.95) if len(values) > 20 else max(values)
+    ax.set(xlabel="step", ylabel="nats per image", ylim=(nats * 0.9, top * 1.02))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if len(arguments.backends) > 1 and not arguments.quick:
+        sys.exit("train.py trains on one backend: pass --backend pyro or --backend numpyro")
+    names = [field.name for field in dataclasses.fields(Settings)]
+    settings = Settings(**{n: getattr(arguments, n) for n in names if n != "hidden"}, hidden=())
+    settings = dataclasses.replace(settings, hidden=tuple(arguments.hidden))
+    train, test = load_images(arguments)
+    limits = {"samples": arguments.samples, "evaluate_every": arguments.evaluate_every}
+    if arguments.quick:
+        settings = dataclasses.replace(settings, steps=min(settings.steps, 40), batch=20)
+        test, limits = test[:50], {"samples": 20, "evaluate_every": 20, "chunk": 20}
+    test = test[: arguments.test_images]
+
+    table = Table(title=f"{settings.model}: negative log likelihood of test images")
+    for column in ("backend", "nats per image", "samples", "images"):
+        table.add_column(column, justify="right")
+    rows, pictures, curves = [], [], {}
+    for backend in arguments.backends:
+        with tqdm(total=settings.steps, unit="step", desc=TITLES[backend]) as bar:
+            folder = arguments.output / "checkpoints" / backend
+            trainer, result = fit(
+                backend,
+                settings,
+                train,
+                test,
+                folder,
+                checkpoint_every=arguments.checkpoint_every,
+                bar=bar,
+                **limits,
+            )
+        found = result.pop("test")
+        rows.append({"backend": backend, **found})
+        curves[backend] = result
+        cells = f"{found['nats']:.2f} ± {found['error']:.2f}", found["samples"], found["images"]
+        table.add_row(TITLES[backend], *map(str, cells))
+        paths = [arguments.output / f"{what}_{backend}.png" for what in ("images", "curves")]
+        draw_images(trainer, settings, test, paths[0])
+        draw_curves({"test": found, **result}, paths[1])
+        pictures += paths
+    target = write_report(
+        arguments, pictures, rows, settings=dataclasses.asdict(settings), curves=curves
+    )
+    console = Console()
+    console.print(table)
+    console.print(*pictures, target, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
