@@ -50,10 +50,11 @@ class Trainer:
 
     def advance(self, steps: int) -> np.ndarray:
         losses = []
-        for _ in range(steps):
-            rows = torch.randint(len(self.images), (self.settings.batch,))
-            losses.append(self.svi.step(*self.settings.inputs(self.images[rows])))
-            self.svi.optim.step()  # of the learning rate
+        with pyro.validation_enabled(False):  # a NaN goes through to the loss, where fit sees it
+            for _ in range(steps):
+                rows = torch.randint(len(self.images), (self.settings.batch,))
+                losses.append(self.svi.step(*self.settings.inputs(self.images[rows])))
+                self.svi.optim.step()  # of the learning rate
         return np.array(losses) / self.settings.batch
 
     def save(self, path: Path) -> None:
