@@ -91,6 +91,7 @@ def test_a_nan_stops_the_run(side, tmp_path):
         Trainer.advance = advance
 
 
+@pytest.mark.filterwarnings("ignore:Encountered")  # Pyro says so as well
 def test_a_loss_that_overflows_is_found(side, tmp_path):
     """Without any help: a learning rate that throws the weights out of float32."""
     wild = Settings(variables=3, classes=4, steps=40, batch=10, learning_rate=1e37)
