@@ -1,8 +1,11 @@
 """What the NumPyro models are made of: linear and hidden layers, and their discrete units."""
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from numpyro.distributions import Bernoulli, Distribution
@@ -30,3 +33,69 @@ def make_law(logits: Array, variables: int, classes: int | None) -> Distribution
     if classes is None:
         return Bernoulli(logits=logits).to_event(1)
     return OneHotCategorical(logits=logits.reshape(-1, variables, classes)).to_event(1)
+
+
+class Conditioned(nnx.Module):
+    """head(relu(A features(x) + B y)), where the batch axes of x and y broadcast.
+
+    The features of x are computed once, whatever axes y has, such as that of enumeration.
+
+    Args:
+        features: of x.
+        units: how many there are.
+        classes: size of y.
+        hidden: size of what goes into the head.
+        head: the rest of the network.
+        rngs: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        features: Callable,
+        units: int,
+        classes: int,
+        hidden: int,
+        head: Callable,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.features, self.head = features, head
+        self.from_x = nnx.Linear(units, hidden, kernel_init=glorot, rngs=rngs)
+        self.from_y = nnx.Linear(classes, hidden, kernel_init=glorot, rngs=rngs)
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        return self.head(jax.nn.relu(self.from_x(self.features(x)) + self.from_y(y)))
+
+
+class Downward(nnx.Module):
+    """Two convolutions that halve a square image each, with rectifiers; vectors in and out."""
+
+    def __init__(self, side: int, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.side, self.units = side, count_units(side, channels)
+        self.first = nnx.Conv(1, channels, (4, 4), strides=2, rngs=rngs)
+        self.second = nnx.Conv(channels, 2 * channels, (4, 4), strides=2, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        images = x.reshape(-1, self.side, self.side, 1)
+        h = jax.nn.relu(self.second(jax.nn.relu(self.first(images))))
+        return jnp.moveaxis(h, -1, 1).reshape(*x.shape[:-1], self.units)  # as torch has them
+
+
+class Upward(nnx.Module):
+    """Three transposed convolutions, the last two of which double the image; vectors in and out."""
+
+    def __init__(self, side: int, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.shape = 2 * channels, side // 4, side // 4
+        make = partial(nnx.ConvTranspose, transpose_kernel=True, rngs=rngs)
+        self.first = make(2 * channels, 2 * channels, (3, 3))
+        self.second = make(2 * channels, channels, (4, 4), strides=2)
+        self.third = make(channels, 1, (4, 4), strides=2)
+
+    def __call__(self, x: Array) -> Array:
+        h = jax.nn.relu(self.first(jnp.moveaxis(x.reshape(-1, *self.shape), 1, -1)))
+        return self.third(jax.nn.relu(self.second(h))).reshape(*x.shape[:-1], -1)
+
+
+def count_units(side: int, channels: int) -> int:
+    """What Downward makes of an image, and Upward makes an image of."""
+    return 2 * channels * (side // 4) ** 2

@@ -32,3 +32,61 @@ def make_law(logits: Tensor, variables: int, classes: int | None) -> TorchDistri
     if classes is None:
         return Bernoulli(logits=logits).to_event(1)
     return OneHotCategorical(logits=logits.reshape(-1, variables, classes)).to_event(1)
+
+
+class Conditioned(nn.Module):
+    """head(relu(A features(x) + B y)), where the batch axes of x and y broadcast.
+
+    The features of x are computed once, whatever axes y has, such as that of enumeration.
+
+    Args:
+        features: of x.
+        units: how many there are.
+        classes: size of y.
+        hidden: size of what goes into the head.
+        head: the rest of the network.
+    """
+
+    def __init__(
+        self, features: nn.Module, units: int, classes: int, hidden: int, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+        self.from_x, self.from_y = make_linear(units, hidden), make_linear(classes, hidden)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head((self.from_x(self.features(x)) + self.from_y(y)).relu())
+
+
+class Downward(nn.Module):
+    """Two convolutions that halve a square image each, with rectifiers; vectors in and out."""
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__()
+        self.side, self.units = side, count_units(side, channels)
+        self.first = nn.Conv2d(1, channels, 4, stride=2, padding=1)
+        self.second = nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.reshape(-1, 1, self.side, self.side)
+        return self.second(self.first(images).relu()).relu().reshape(*x.shape[:-1], self.units)
+
+
+class Upward(nn.Module):
+    """Three transposed convolutions, the last two of which double the image; vectors in and out."""
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__()
+        self.shape = 2 * channels, side // 4, side // 4
+        self.first = nn.ConvTranspose2d(2 * channels, 2 * channels, 3, padding=1)
+        self.second = nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1)
+        self.third = nn.ConvTranspose2d(channels, 1, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.reshape(-1, *self.shape)).relu()
+        return self.third(self.second(h).relu()).reshape(*x.shape[:-1], -1)
+
+
+def count_units(side: int, channels: int) -> int:
+    """What Downward makes of an image, and Upward makes an image of."""
+    return 2 * channels * (side // 4) ** 2
