@@ -17,11 +17,19 @@ PACKAGES = {
 }
 
 
-def make_parser(description: str, output: str, steps: int) -> argparse.ArgumentParser:
-    """The arguments that every example takes; `description` is its docstring."""
+def make_parser(
+    description: str, output: str, steps: int | None = None
+) -> argparse.ArgumentParser:
+    """The arguments that every example takes; `description` is its docstring.
+
+    Without `steps` it is no example that trains.
+    """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--backend", choices=(*TITLES, "both"), default="both")
-    parser.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
+    if steps is None:
+        parser.set_defaults(steps=None)
+    else:
+        parser.add_argument("--steps", type=int, default=steps, help=f"default {steps}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(output), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="PATH", help="default DIR/report.json")
@@ -32,7 +40,7 @@ def make_parser(description: str, output: str, steps: int) -> argparse.ArgumentP
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, checked, with `backends` in place of "both" and the folder made."""
     arguments = parser.parse_args()
-    if arguments.steps < 1:
+    if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
     arguments.backends = list(TITLES) if arguments.backend == "both" else [arguments.backend]
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -52,7 +60,7 @@ def write_report(
     report = {
         "command": " ".join(sys.argv),
         "seed": arguments.seed,
-        "steps": arguments.steps,
+        **({"steps": arguments.steps} if arguments.steps else {}),
         "versions": find_versions(arguments.backends),
         **more,
         "pictures": [str(picture) for picture in pictures],
