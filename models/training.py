@@ -15,7 +15,11 @@ from tqdm import tqdm
 
 from gs_ppl import temperature
 
-MODELS = {"vae": "VAE", "structured_output": "StructuredOutput"}
+MODELS = {
+    "vae": "VAE",
+    "structured_output": "StructuredOutput",
+    "semi_supervised": "SemiSupervised",
+}
 Curves = dict[str, list[list[float]]]  # points [step, nats per image]
 
 
@@ -26,7 +30,7 @@ class Settings:
     Attributes:
         model: a key of MODELS.
         variables, classes, hidden: of the latent layer; classes None: bits.
-        family: a class of gs_ppl.pyro and gs_ppl.numpyro.
+        family: a class of gs_ppl.pyro and gs_ppl.numpyro; or "enumerated", for exact sums.
         objective: "categorical" or "relaxed".
         rate, minimum, every: of the temperature max(minimum, exp(-rate t)), anew every `every`
             steps; rate 0: constant 1.
@@ -55,6 +59,10 @@ class Settings:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
 
     @property
+    def enumerated(self) -> bool:
+        return self.family == "enumerated"
+
+    @property
     def schedule(self) -> Callable[[Any], Any]:
         if self.rate == 0:
             return temperature.constant(1.0)
@@ -72,6 +80,38 @@ class Settings:
             return (images,)
         half = images.shape[-1] // 2
         return images[..., :half], images[..., half:]
+
+
+@dataclass(frozen=True)
+class SemiSupervisedSettings(Settings):
+    """A run with labels for a few of the images.
+
+    Attributes:
+        variables, classes, hidden: size of z, classes of y, and the width of the hidden layers.
+        channels: of the first convolution; None: no convolutions.
+        alpha: weight of log q(y | x) of the labelled images.
+        labelled: of them in each minibatch, beside `batch` of the others.
+    """
+
+    model: str = "semi_supervised"
+    variables: int = 50
+    classes: int = 10
+    hidden: tuple[int] = (256,)
+    rate: float = 3e-5
+    every: int = 2_000
+    channels: int | None = None
+    alpha: float = 1.0
+    labelled: int = 100
+
+    def network(self, images: np.ndarray) -> dict[str, Any]:
+        (width,) = self.hidden
+        sizes = {"classes": self.classes, "style": self.variables, "width": width}
+        how = {"channels": self.channels, "alpha": self.alpha}
+        return sizes | how | {"pixels": images.shape[-1]}
+
+    def inputs(self, images: Any) -> tuple[Any, ...]:
+        """What model and guide take of images without labels."""
+        return (images,)
 
 
 class Trainer(Protocol):
@@ -93,10 +133,22 @@ class Trainer(Protocol):
     def means(self, images: np.ndarray, from_guide: bool, seed: int) -> np.ndarray:
         """Ink probabilities of the observed pixels, latents from the guide or from the prior."""
 
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        """q(y | x) of the semi-supervised model, shape (images, classes)."""
 
-def make_trainer(backend: str, settings: Settings, images: np.ndarray) -> Trainer:
+
+def make_trainer(
+    backend: str,
+    settings: Settings,
+    images: np.ndarray,
+    labelled: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Trainer:
     """The trainer of a backend, at step 0."""
-    return importlib.import_module(f"gs_ppl.models.training_{backend}").Trainer(settings, images)
+    make = importlib.import_module(f"gs_ppl.models.training_{backend}").Trainer
+    if labelled is None:
+        return make(settings, images)
+    pixels, labels = labelled
+    return make(settings, images, (pixels, np.eye(settings.classes, dtype=pixels.dtype)[labels]))
 
 
 def fit(
@@ -106,6 +158,8 @@ def fit(
     test_images: np.ndarray,
     folder: Path,
     *,
+    labelled: tuple[np.ndarray, np.ndarray] | None = None,
+    test_labels: np.ndarray | None = None,
     samples: int = 1000,
     evaluate_every: int | None = None,
     checkpoint_every: int = 10_000,
@@ -120,6 +174,8 @@ def fit(
         images: binary pixels to train on, floating, shape (images, pixels).
         test_images: likewise, to evaluate on.
         folder: of the checkpoints; that of another run is refused.
+        labelled: for the semi-supervised model, images with a label and their classes, integers.
+        test_labels: classes of the test images, whose accuracy is then evaluated too.
         samples: of the importance-weighted bound at the end.
         evaluate_every: steps between evaluations with a single sample, for the curve.
         checkpoint_every: steps between checkpoints, at the ends of chunks.
@@ -134,7 +190,7 @@ def fit(
         FloatingPointError: at a loss that is not finite, with the step and the last checkpoint.
         ValueError: if the folder has a run with other settings.
     """
-    trainer = make_trainer(backend, settings, images)
+    trainer = make_trainer(backend, settings, images, labelled)
     curves = resume(trainer, backend, settings, folder)
     if bar is not None:
         bar.update(trainer.step)
@@ -156,7 +212,10 @@ def fit(
         if bar is not None:
             bar.update(len(losses))
             bar.set_postfix(loss=f"{losses.mean():.2f}", refresh=False)
-    return trainer, {"test": evaluate(trainer, test_images, samples), **curves}
+    test = evaluate(trainer, test_images, samples)
+    if test_labels is not None:
+        test["accuracy"] = accuracy(trainer.classify(test_images), test_labels)
+    return trainer, {"test": test, **curves}
 
 
 def crosses(began: int, ended: int, every: int) -> bool:
@@ -216,6 +275,16 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose most probable class is the right one.
+
+    Example:
+        >>> accuracy(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1]))
+        0.5
+    """
+    return float((probs.argmax(-1) == labels).mean())
 
 
 def evaluate(

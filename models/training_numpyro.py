@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
 from numpyro import handlers
-from numpyro.infer import TraceMeanField_ELBO
+from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 
 import gs_ppl.numpyro as gs
 from gs_ppl.models.training import MODELS, Settings
@@ -23,23 +23,32 @@ from gs_ppl.models.training import MODELS, Settings
 class Trainer:
     """One run: see gs_ppl.models.training."""
 
-    def __init__(self, settings: Settings, images: np.ndarray) -> None:
+    def __init__(
+        self, settings: Settings, images: np.ndarray, labelled: tuple[np.ndarray, ...] = ()
+    ) -> None:
         self.settings, self.images = settings, jnp.asarray(images)
+        self.labelled = tuple(map(jnp.asarray, labelled))
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_numpyro")
         network = getattr(program, MODELS[settings.model])
         self.network = network(**settings.network(images), rngs=nnx.Rngs(settings.seed))
-        how = {"family": getattr(gs, settings.family), "objective": settings.objective}
         decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
         self.svi = gs.AnnealedSVI(
-            gs.relax(self.network.model, **how),
-            gs.relax(self.network.guide, **how),
+            self._handle(self.network.model),
+            self._handle(self.network.guide),
             optax.adam(decay),
-            TraceMeanField_ELBO(),
+            TraceEnum_ELBO(max_plate_nesting=1) if settings.enumerated else TraceMeanField_ELBO(),
             settings.schedule,
         )
         first = settings.inputs(self.images[: settings.batch])
         self.state = self.svi.init(jax.random.key(settings.seed), *first)
         self.rows = jax.random.key(settings.seed + 1)
+
+    def _handle(self, program: Callable) -> Callable:
+        """With its discrete latents relaxed or enumerated."""
+        if self.settings.enumerated:
+            return gs.config_enumerate(program)
+        family = getattr(gs, self.settings.family)
+        return gs.relax(program, family=family, objective=self.settings.objective)
 
     @property
     def step(self) -> int:
@@ -50,16 +59,23 @@ class Trainer:
         return self.svi.get_params(self.state)
 
     def advance(self, steps: int) -> np.ndarray:
-        self.state, losses = self._advance(self.state, self.images, steps)
+        self.state, losses = self._advance(self.state, self.images, self.labelled, steps)
         return np.asarray(losses) / self.settings.batch
 
-    @partial(jax.jit, static_argnums=(0, 3))
-    def _advance(self, state: Any, images: Array, steps: int) -> tuple[Any, Array]:
+    @partial(jax.jit, static_argnums=(0, 4))
+    def _advance(
+        self, state: Any, images: Array, labelled: tuple[Array, ...], steps: int
+    ) -> tuple[Any, Array]:
         def step(state: Any, _: None) -> tuple[Any, Array]:
             # the rows of a step do not depend on where the run was resumed
             key = jax.random.fold_in(self.rows, state.optim_state[0])
             rows = jax.random.randint(key, (self.settings.batch,), 0, len(images))
-            return self.svi.update(state, *self.settings.inputs(images[rows]))
+            inputs = self.settings.inputs(images[rows])
+            if labelled:
+                shape, total = (self.settings.labelled,), len(labelled[0])
+                rows = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, total)
+                inputs += tuple(part[rows] for part in labelled)
+            return self.svi.update(state, *inputs)
 
         return jax.lax.scan(step, state, length=steps)
 
@@ -91,6 +107,13 @@ class Trainer:
             model = handlers.replay(model, trace)
         trace = handlers.trace(handlers.seed(model, key)).get_trace(*inputs)
         return np.asarray(list(trace.values())[-1]["fn"].mean)
+
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        guide, _ = _discrete(self.network, self.params)
+        seeded = handlers.seed(guide, jax.random.key(0))
+        batches = np.array_split(images, max(1, len(images) // 1000))
+        traces = (handlers.trace(seeded).get_trace(jnp.asarray(batch)) for batch in batches)
+        return np.concatenate([trace["y"]["fn"].mean for trace in traces])
 
 
 # --- checkpoints: a typed key is saved as its data ------------------------------------------------

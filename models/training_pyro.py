@@ -3,13 +3,14 @@
 import importlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
@@ -20,16 +21,18 @@ from gs_ppl.models.training import MODELS, Settings
 class Trainer:
     """One run: see gs_ppl.models.training."""
 
-    def __init__(self, settings: Settings, images: np.ndarray) -> None:
+    def __init__(
+        self, settings: Settings, images: np.ndarray, labelled: tuple[np.ndarray, ...] = ()
+    ) -> None:
         self.settings, self.images = settings, torch.as_tensor(images)
+        self.labelled = tuple(map(torch.as_tensor, labelled))
         pyro.clear_param_store()
         pyro.set_rng_seed(settings.seed)
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
-        how = {"family": getattr(gs, settings.family), "objective": settings.objective}
         self.svi = gs.AnnealedSVI(
-            gs.relax(self.network.model, **how),
-            gs.relax(self.network.guide, **how),
+            self._handle(self.network.model),
+            self._handle(self.network.guide),
             pyro.optim.LambdaLR(
                 {
                     "optimizer": torch.optim.Adam,
@@ -37,9 +40,16 @@ class Trainer:
                     "lr_lambda": self._decay,
                 }
             ),
-            TraceMeanField_ELBO(),
+            TraceEnum_ELBO(max_plate_nesting=1) if settings.enumerated else TraceMeanField_ELBO(),
             settings.schedule,
         )
+
+    def _handle(self, program: Callable) -> Callable:
+        """With its discrete latents relaxed or enumerated."""
+        if self.settings.enumerated:
+            return gs.config_enumerate(program)
+        family = getattr(gs, self.settings.family)
+        return gs.relax(program, family=family, objective=self.settings.objective)
 
     def _decay(self, step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * min(1, step / self.settings.steps)))
@@ -53,7 +63,11 @@ class Trainer:
         with pyro.validation_enabled(False):  # a NaN goes through to the loss, where fit sees it
             for _ in range(steps):
                 rows = torch.randint(len(self.images), (self.settings.batch,))
-                losses.append(self.svi.step(*self.settings.inputs(self.images[rows])))
+                inputs = self.settings.inputs(self.images[rows])
+                if self.labelled:
+                    rows = torch.randint(len(self.labelled[0]), (self.settings.labelled,))
+                    inputs += tuple(part[rows] for part in self.labelled)
+                losses.append(self.svi.step(*inputs))
                 self.svi.optim.step()  # of the learning rate
         return np.array(losses) / self.settings.batch
 
@@ -94,6 +108,15 @@ class Trainer:
         set_rng_state(random_state)
         observed = [node for node in nodes.values() if node.get("is_observed")]
         return observed[-1]["fn"].mean.numpy()
+
+    @torch.no_grad()
+    def classify(self, images: np.ndarray) -> np.ndarray:
+        random_state = get_rng_state()
+        guide, batches = gs.discretize(self.network.guide), torch.as_tensor(images).split(1000)
+        traces = (poutine.trace(guide).get_trace(batch) for batch in batches)
+        probs = torch.cat([trace.nodes["y"]["fn"].mean for trace in traces]).numpy()
+        set_rng_state(random_state)
+        return probs
 
     def _bound(self, images: Tensor, samples: int) -> Tensor:
         """-log mean of the importance weights, by image."""
