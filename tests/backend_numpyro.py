@@ -185,6 +185,10 @@ class NumPyroBackend:
         draws = predictive(self.jax.random.key(0))
         return {name: self.numpy(value) for name, value in draws.items()}
 
+    def to_inference_data(self, model, guide=None, *args, params=None, seed=0, **options) -> Any:
+        key = self.jax.random.key(seed)
+        return self.gs.to_inference_data(model, guide, *args, params=params, rng_key=key, **options)
+
     def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
         infer = importlib.import_module("numpyro.contrib.funsor").infer_discrete
         sampled = infer(model, first_available_dim=-1 - plates, rng_key=self.jax.random.key(seed))

@@ -203,6 +203,15 @@ class PyroBackend:
         serving = self.infer.infer_discrete(model, first_available_dim=-1 - plates)
         return self.predictive(serving, samples)
 
+    def to_inference_data(self, model, guide=None, *args, params=None, seed=0, **options) -> Any:
+        """With parameters of these values; those that the programs make are gone afterwards."""
+        self.ppl.clear_param_store()
+        for name, value in (params or {}).items():
+            self.ppl.param(name, value)
+        data = self.gs.to_inference_data(model, guide, *args, seed=seed, **options)
+        assert set(self.ppl.get_param_store()) == set(params or {})
+        return data
+
     def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
         self.ppl.set_rng_seed(seed)
         sampled = self.infer.infer_discrete(model, first_available_dim=-1 - plates)

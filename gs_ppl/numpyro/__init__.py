@@ -20,6 +20,7 @@ from gs_ppl.numpyro.distributions import (
     SoftOneHotCategorical,
 )
 from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, relax, select
+from gs_ppl.numpyro.inference_data import to_inference_data
 from gs_ppl.numpyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.numpyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
 from gs_ppl.numpyro.svi import AnnealedSVI
@@ -45,4 +46,5 @@ __all__ = [
     "kl",
     "relax",
     "select",
+    "to_inference_data",
 ]

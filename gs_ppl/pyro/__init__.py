@@ -21,6 +21,7 @@ from gs_ppl.pyro.distributions import (
     SoftOneHotCategorical,
 )
 from gs_ppl.pyro.handlers import check, config_enumerate, discretize, relax, select
+from gs_ppl.pyro.inference_data import to_inference_data
 from gs_ppl.pyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.pyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
 from gs_ppl.pyro.svi import AnnealedSVI
@@ -47,4 +48,5 @@ __all__ = [
     "kl",
     "relax",
     "select",
+    "to_inference_data",
 ]
