@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint wheel-test clean
+.PHONY: demo test lint wheel-test newer-test clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
@@ -22,6 +22,9 @@ lint: $(INSTALLED)
 
 wheel-test: $(INSTALLED)
 	tests/wheel/run.sh $(BIN)/python
+
+newer-test:
+	tests/newer/run.sh
 
 clean:
 	rm -rf $(VENV) build dist results *.egg-info .pytest_cache .ruff_cache

@@ -17,9 +17,7 @@ PACKAGES = {
 }
 
 
-def make_parser(
-    description: str, output: str, steps: int | None = None
-) -> argparse.ArgumentParser:
+def make_parser(description: str, output: str, steps: int | None = None) -> argparse.ArgumentParser:
     """The arguments that every example takes; `description` is its docstring.
 
     Without `steps` it is no example that trains.

@@ -3,7 +3,8 @@
 Ten components, one categorical latent per image, scikit-learn's 1,797 handwritten digits. Every
 method fits the same program (gs_ppl.models.mixture_*) by SVI, from the same start, with the same
 optimizer and minibatches; what differs is how z is treated. Since a mixture can be summed exactly,
-each result is judged by the exact evidence of the fitted parameters, not by its own loss.
+each result is judged by the exact evidence of the fitted parameters, not by its own loss; and
+`compare` says how far the guide is from the exact posterior, and its gradient from the exact one.
 
     python examples/compare_inference.py --backend both --output results/demo
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,6 +33,7 @@ from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
 import gs_ppl
+from gs_ppl.comparison import Comparison
 from gs_ppl.models.data import load_digits
 from gs_ppl.temperature import Schedule, constant, exponential
 
@@ -39,6 +42,7 @@ TOTAL = 16  # points per pixel
 BATCH = 256
 LEARNING_RATES = 0.07, 0.007  # of Adam, at the first and at the last step
 CHUNK = 20  # steps between two points of the curves
+SAMPLES = 50  # of compare
 TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
 
 
@@ -51,6 +55,7 @@ class Method:
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
     temperature: str = ""  # for the reader
+    last: float = 1.0  # temperature of the last step
     guide: str = "guide"
 
     @property
@@ -69,6 +74,7 @@ class Fit:
     means: np.ndarray | None = None
     agreement: float = math.nan
     steps_per_second: float = math.nan
+    comparison: Comparison | None = None
 
     @property
     def nats(self) -> float:
@@ -80,18 +86,18 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
     to_tenth = exponential(3 / steps, minimum=0.1, every=CHUNK)
     soft, hard = "GumbelSoftmax", "STGumbelSoftmax"
     exact = Method("Enumeration", "black", guide="empty_guide")
-    annealed_soft = Method(soft, "tab:blue", soft, to_half, "1 → 0.5")
-    annealed_hard = Method(hard, "tab:red", hard, to_half, "1 → 0.5")
+    annealed_soft = Method(soft, "tab:blue", soft, to_half, "1 → 0.5", 0.5)
+    annealed_hard = Method(hard, "tab:red", hard, to_half, "1 → 0.5", 0.5)
     if quick:
         return [exact, annealed_soft, annealed_hard]
     return [
         exact,
         annealed_soft,
-        Method(soft, "skyblue", soft, constant(0.2), "0.2"),
+        Method(soft, "skyblue", soft, constant(0.2), "0.2", 0.2),
         annealed_hard,
         Method(hard, "tab:pink", hard, constant(1.0), "1"),
-        Method(hard, "tab:orange", hard, to_tenth, "1 → 0.1"),
-        Method(hard, "gold", hard, constant(0.1), "0.1"),
+        Method(hard, "tab:orange", hard, to_tenth, "1 → 0.1", 0.1),
+        Method(hard, "gold", hard, constant(0.1), "0.1", 0.1),
         # the same guide and the same bound as the straight-through rows, without any noise
         Method("Enumeration of the guide", "darkgray"),
     ]
@@ -99,8 +105,9 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
 
 # --- training: one generator per backend ----------------------------------------------------------
 
-# After every chunk of steps: mean loss in nats per image, weights, means.
-Progress = Iterator[tuple[float, np.ndarray, np.ndarray]]
+# After every chunk of steps: mean loss in nats per image, weights, means; at the end, where there
+# is a guide, the Comparison of the fitted programs on all images.
+Progress = Iterator[tuple[float, np.ndarray, np.ndarray] | Comparison]
 
 
 def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable, Callable]:
@@ -110,6 +117,13 @@ def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable
         return gs.config_enumerate(model), gs.config_enumerate(guide)
     family = getattr(gs, method.family)
     return tuple(gs.relax(f, family=family, objective="relaxed") for f in (model, guide))
+
+
+def options(method: Method, gs: ModuleType) -> dict[str, Any]:
+    """What compare is asked: about the method's own family, at its last temperature."""
+    families = [getattr(gs, method.family)] if method.family else []
+    how = {"temperature": method.last, "objectives": ["relaxed"], "num_samples": SAMPLES}
+    return {"families": families, "progress_bar": False, **how}
 
 
 def train_pyro(
@@ -137,6 +151,9 @@ def train_pyro(
         losses = [svi.step(counts[batch], initial_means) for batch in chunk]
         fitted = (pyro.param(name).detach().numpy() for name in ("weights", "means"))
         yield np.mean(losses) / BATCH, *fitted
+    if method.guide == "guide":
+        programs = mixture.model, mixture.guide
+        yield gs.compare(*programs, counts, initial_means, **options(method, gs))
 
 
 def train_numpyro(
@@ -167,6 +184,10 @@ def train_numpyro(
         state, losses = advance(state, chunk)
         fitted = svi.get_params(state)
         yield losses.mean() / BATCH, *(np.asarray(fitted[name]) for name in ("weights", "means"))
+    if method.guide == "guide":
+        programs, params = (mixture.model, mixture.guide), svi.get_params(state)
+        how = options(method, gs)
+        yield gs.compare(*programs, counts, initial_means, params=params, **how)
 
 
 TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": train_numpyro}
@@ -237,6 +258,7 @@ def fit(
     result.agreement = float(adjusted_rand_score(labels, joint.argmax(-1)))
     if len(seconds) > 1:  # the first chunk compiles
         result.steps_per_second = CHUNK * (len(seconds) - 1) / sum(seconds[1:])
+    result.comparison = next(trainer, None)
     return result
 
 
@@ -249,29 +271,49 @@ def compute_gap(result: Fit, fits: list[Fit]) -> float:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def make_table(fits: list[Fit]) -> Table:
+def compared(f: Fit, images: int) -> dict[str, float]:
+    """KL of guide and posterior, distance of their marginals, bias of the gradient, as known."""
+    if f.comparison is None:
+        return {}
+    figures = {
+        "guide_kl_per_image": (f.comparison.evidence.mean - f.comparison.elbo.mean) / images,
+        "guide_distance": float(f.comparison.marginals["z"].distance.mean()),
+    }
+    for estimate in f.comparison.estimates:
+        figures["gradient_bias"] = estimate.gradient.bias
+        figures["gradient_floor"] = estimate.gradient.floor
+    return figures
+
+
+def make_table(fits: list[Fit], counts: np.ndarray) -> Table:
     table = Table(title="Mixture of 10 components on 1,797 handwritten digits, exact evaluation")
-    table.add_column("z in model and guide")
-    table.add_column("τ")
-    for column in ("nats/image", "gap", "Rand", "steps/s"):
+    table.add_column("z in model and guide", no_wrap=True)
+    table.add_column("τ", no_wrap=True)
+    for column in ("nats/image", "gap", "Rand", "KL", "bias", "steps/s"):
         table.add_column(column, justify="right")
     for backend in dict.fromkeys(f.backend for f in fits):
         table.add_section()
         table.add_row(f"[bold]{TITLES[backend]}")
         for f in fits:
             if f.backend == backend:
+                figures = compared(f, len(counts))
                 table.add_row(
                     f.method.name,
                     f.method.temperature,
                     f"{f.nats:.2f}",
                     f"{compute_gap(f, fits):+.2f} %",
                     f"{f.agreement:.2f}",
+                    *(
+                        f"{figures[name]:.2f}" if name in figures else ""
+                        for name in ("guide_kl_per_image", "gradient_bias")
+                    ),
                     f"{f.steps_per_second:.0f}",
                 )
     table.caption = (
         "nats/image: exact negative log evidence of the fitted mixture, lower is better; gap: its"
         " excess over enumeration; Rand: adjusted Rand index of the most probable components"
-        " against the digits written, 1 is perfect"
+        " against the digits written, 1 is perfect; KL: of guide and exact posterior, nats/image;"
+        " bias: of the gradient in the guide's parameters at the end, relative to the exact one"
     )
     return table
 
@@ -371,7 +413,7 @@ def main() -> None:
         ]
 
     console = Console()
-    console.print(make_table(fits))
+    console.print(make_table(fits, counts))
     arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = [arguments.output / "means.png", arguments.output / "curves.png"]
     draw_means(fits, counts, labels, pictures[0])
@@ -391,6 +433,7 @@ def main() -> None:
                 "nats_per_image": f.nats,
                 "gap_percent": compute_gap(f, fits),
                 "adjusted_rand_index": f.agreement,
+                **compared(f, len(counts)),
                 "steps_per_second": f.steps_per_second,
             }
             for f in fits

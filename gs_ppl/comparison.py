@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from gs_ppl import report
+from gs_ppl import elimination, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +110,7 @@ class Marginal:
 
     @property
     def distance(self) -> np.ndarray:
-        """Total variation distance, shape plates; NaN where either side is missing."""
+        """Total variation distance, shape plates; NaN where either side is missing, or a row is."""
         if self.exact is None or self.approximate is None:
             return np.full((), math.nan)
         return 0.5 * np.abs(self.exact - self.approximate).sum(-1)
@@ -120,7 +121,7 @@ class Marginal:
             return self
         K = self.exact.shape[-1]
         exact, approximate = self.exact.reshape(-1, K), self.approximate.reshape(-1, K)
-        cost = np.abs(exact[:, :, None] - approximate[:, None, :]).sum(0)
+        cost = np.nansum(np.abs(exact[:, :, None] - approximate[:, None, :]), 0)
         _, order = report.require("scipy.optimize").linear_sum_assignment(cost)
         relabelled = tuple(int(k) for k in order)
         return Marginal(self.exact, self.approximate[..., order], self.plates, relabelled)
@@ -131,8 +132,9 @@ class Comparison:
     """A program under exact enumeration and under relaxations of it, side by side.
 
     Attributes:
-        evidence: log p(x), all discrete latents summed out; with continuous latents, the mean of
-            log p(x, w) - log q(w) over w from the guide. None where enumeration was refused.
+        evidence: log p(x), all discrete latents summed out; with continuous latents w, the mean of
+            log p(x, w) - log q(w) over w from the guide, and over the rows of subsampled plates.
+            None where enumeration was refused.
         elbo: ELBO of the discretized guide, enumerated; None likewise.
         estimates: what the relaxations give in place of it.
         marginals: by discrete site; given the guide's draws of continuous latents.
@@ -169,30 +171,36 @@ class Comparison:
 Gradients = dict[str, np.ndarray]  # by parameter, shape (draws, size)
 
 
+def normalized(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Probabilities along the last axis; NaN for rows of a plate that no draw has seen."""
+    with np.errstate(invalid="ignore"):
+        return {name: w / w.sum(-1, keepdims=True) for name, w in weights.items()}
+
+
 class Session(Protocol):
     """One program on one backend: what run asks for. Draw i has the same noise in all methods."""
 
-    continuous: bool  # whether there are continuous latents, so that exact numbers take draws too
+    stochastic: bool  # continuous latents or subsampled rows: exact numbers take draws too
 
     def table(self, side: str) -> tuple[int, list[str]]:
         """Entries and latents of the largest table of enumeration, "model" or "guide"."""
 
-    def evidence(self, draws: int) -> np.ndarray:
-        """Log evidence, shape (draws,)."""
+    def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Log evidence, shape (draws,), and class probabilities by site.
+
+        Of the "model", given its data, or of the "guide", which has none.
+        """
 
     def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
         """ELBO of the discretized guide, enumerated, and its gradient."""
-
-    def marginals(self, side: str, draws: int) -> dict[str, np.ndarray]:
-        """Class probabilities by site, of the "model"'s posterior or of the "guide"."""
 
     def plates(self, site: str) -> tuple[str, ...]:
         """Names of the plates around a site, from the left."""
 
     def relaxed(
-        self, family: type, objective: str, temperature: float, draws: int, gradients: bool
+        self, family: type, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
-        """ELBO of the relaxed program, and its gradient if wanted."""
+        """ELBO of the relaxed program, and its gradient."""
 
 
 def run(
@@ -206,24 +214,27 @@ def run(
     progress_bar: bool,
 ) -> Comparison:
     """Enumerates what fits, relaxes by each row of the table, and puts both side by side."""
-    exact = _Exact(session, num_samples if session.continuous else 1, max_entries)
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    exact = _Exact(session, num_samples if session.stochastic else 1, max_entries)
+    marginals = {
+        site: Marginal(exact.posterior.get(site), exact.guide.get(site), session.plates(site))
+        for site in {**exact.posterior, **exact.guide}
+    }
+    unknown = sorted(set(relabel) - set(marginals))
+    if unknown:
+        raise ValueError(f"relabel: no enumerated site is called {', '.join(map(repr, unknown))}")
     rows = [
         (family, objective, temperature)
         for family in families
         for objective in (["discrete"] if family.is_hard else objectives)
         for temperature in temperatures
     ]
+    relaxed = cache(partial(session.relaxed, draws=num_samples))
     estimates = [
-        _estimate(session, exact.gradients, *row, num_samples)
+        _estimate(relaxed, exact.gradients, *row)
         for row in tqdm(rows, desc="compare", disable=not progress_bar)
     ]
-    marginals = {
-        site: Marginal(exact.posterior.get(site), exact.guide.get(site), session.plates(site))
-        for site in {**exact.posterior, **exact.guide}
-    }
-    unknown = set(relabel) - set(marginals)
-    if unknown:
-        raise ValueError(f"relabel: no enumerated site is called {', '.join(map(repr, unknown))}")
     return Comparison(
         exact.evidence,
         exact.elbo,
@@ -244,38 +255,48 @@ class _Exact:
         self.posterior: dict[str, np.ndarray] = {}
         self.guide: dict[str, np.ndarray] = {}
         self.notes: list[str] = []
-        self._limit, self._session = max_entries, session
-        if self._fits("model", "log evidence and exact marginals"):
-            self.evidence = Value.of(session.evidence(draws))
-            self.posterior = session.marginals("model", draws)
-        if self._fits("guide", "ELBO and marginals of the guide, exact gradient"):
-            elbo, self.gradients = session.elbo(draws)
-            self.elbo, self.guide = Value.of(elbo), session.marginals("guide", draws)
+        self._session, self._draws, self._limit = session, draws, max_entries
+        self._try("model", "log evidence and exact marginals", self._of_model)
+        self._try("guide", "ELBO and marginals of the guide, exact gradient", self._of_guide)
 
-    def _fits(self, side: str, what: str) -> bool:
+    def _of_model(self) -> None:
+        evidence, self.posterior = self._session.marginals("model", self._draws)
+        self.evidence = Value.of(evidence)
+
+    def _of_guide(self) -> None:
+        elbo, self.gradients = self._session.elbo(self._draws)
+        self.elbo = Value.of(elbo)
+        _, self.guide = self._session.marginals("guide", self._draws)
+
+    def _try(self, side: str, what: str, enumerate_: Callable[[], None]) -> None:
+        """What the size of the tables, or the PPL, has against it becomes a note."""
+        try:
+            self._check_size(side)
+            enumerate_()
+        except (ValueError, NotImplementedError) as error:
+            self.notes.append(f"{what}: not enumerated: {error}")
+
+    def _check_size(self, side: str) -> None:
         entries, latents = self._session.table(side)
         if entries > self._limit:
             shown = ", ".join(latents[:6]) + (", ..." if len(latents) > 6 else "")
-            self.notes.append(
-                f"{what}: not enumerated, since a table over {shown} would have {entries:.2g}"
-                f" entries, more than max_entries = {self._limit:.2g}"
+            raise ValueError(
+                f"a table over {shown} would have {elimination.shown(entries)} entries, more than"
+                f" max_entries = {elimination.shown(self._limit)}"
             )
-        return entries <= self._limit
 
 
 def _estimate(
-    session: Session,
+    relaxed: Callable[[type, str, float], tuple[np.ndarray, Gradients]],
     exact: Gradients | None,
     family: type,
     objective: str,
     temperature: float,
-    draws: int,
 ) -> Estimate:
-    elbo, gradients = session.relaxed(family, objective, temperature, draws, True)
+    elbo, gradients = relaxed(family, objective, temperature)
     gap = None
     if objective == "relaxed":  # the same draws: what differs is the KL
-        other, _ = session.relaxed(family, "categorical", temperature, draws, False)
-        gap = Value.of(other - elbo)
+        gap = Value.of(relaxed(family, "categorical", temperature)[0] - elbo)
     if len(gradients) > 0:
         gradients = {**gradients, ALL: np.concatenate(list(gradients.values()), -1)}
     if exact:

@@ -30,12 +30,15 @@ def largest_table(
 
     A latent is summed out by adding up all scores that it occurs in; those within the most plates
     come first, and among them the one whose table is the smallest. What is left within a plate is
-    then added up along it.
+    then added up along it. That needs rows which are independent given what is outside.
 
     Args:
         factors: the scores of all sites.
         latents: the discrete latents, each with the plates that it lies in.
         sizes: number of values of each latent, of rows of each plate.
+
+    Raises:
+        ValueError: naming the sites, where the rows of a plate depend on each other.
 
     Source: Obermeyer et al., Tensor Variable Elimination for Plated Factor Graphs, 2019.
 
@@ -46,6 +49,8 @@ def largest_table(
         (100, ['z0', 'z1'])
     """
     tables = list(factors)
+    for table in tables:
+        _check_rows(table, latents, sizes)
     largest = max(tables, key=lambda table: table.size(sizes), default=None)
     remaining = {name: frozenset(plates) for name, plates in latents.items()}
     while remaining:
@@ -56,6 +61,12 @@ def largest_table(
             if len(plates) == deepest
         ]
         joint, name = min(candidates, key=lambda pair: (pair[0].size(sizes), pair[1]))
+        crossed = sorted(joint.plates - remaining[name])
+        if crossed:
+            raise ValueError(
+                f"latents {', '.join(map(repr, sorted(joint.latents)))} depend on each other across"
+                f" plates of which none is within the other, along {', '.join(map(repr, crossed))}"
+            )
         if largest is None or joint.size(sizes) > largest.size(sizes):
             largest = joint
         tables = [table for table in tables if name not in table.latents]
@@ -68,3 +79,26 @@ def _join(tables: list[Factor], name: str, plates: Mapping[str, frozenset[str]])
     """The table in which a latent is summed out, reduced along the plates that it is not in."""
     latents = frozenset({name}).union(*(t.latents for t in tables if name in t.latents))
     return Factor(name, latents, frozenset().union(*(plates.get(z, ()) for z in latents)))
+
+
+def _check_rows(
+    table: Factor, latents: Mapping[str, Collection[str]], sizes: Mapping[str, int]
+) -> None:
+    """Refuses a score of all rows of a latent at once, which the PPLs may sum to a wrong number."""
+    for name in sorted(table.latents):
+        plates = frozenset(latents[name]) - table.plates
+        if plates:
+            entries = table.size(sizes) * sizes[name] ** (math.prod(map(sizes.get, plates)) - 1)
+            raise ValueError(
+                f"{table.site!r} depends on all rows of {name!r} along plate"
+                f" {', '.join(map(repr, sorted(plates)))} at once, {shown(entries)} entries: write"
+                " the plate as a Python loop, with a site for each row"
+            )
+
+
+def shown(entries: int) -> str:
+    """A size that may be beyond floating point."""
+    if entries < 10**7:
+        return f"{entries:,}"
+    power = len(str(entries)) - 1
+    return f"{entries / 10**power:.1f}e{power}"

@@ -46,7 +46,8 @@ def to_table(comparison: Comparison) -> Any:
     summary.add_row("ELBO of the guide, discretized", _show(comparison.elbo))
     if comparison.evidence and comparison.elbo:
         gap = comparison.evidence.mean - comparison.elbo.mean
-        summary.add_row("their gap: KL(guide || posterior)", f"{gap:.3f}")
+        of = " of discrete latents" if comparison.evidence.error else ""
+        summary.add_row(f"their gap: KL(guide || posterior){of}", f"{gap:.3f}")
     marginals = Table(title="Marginals: total variation distance of guide and posterior")
     for column in ("site", "classes", "mean", "largest"):
         marginals.add_column(column, justify="left" if column == "site" else "right")
@@ -54,8 +55,9 @@ def to_table(comparison: Comparison) -> Any:
         shown = marginal.exact if marginal.exact is not None else marginal.approximate
         classes = "" if shown is None else str(shown.shape[-1])
         name = f"{site} (relabelled)" if marginal.relabelled else site
-        distance = marginal.distance
-        marginals.add_row(name, classes, f"{distance.mean():.4f}", f"{distance.max():.4f}")
+        distance = marginal.distance[np.isfinite(marginal.distance)]
+        shown = [f"{distance.mean():.4f}", f"{distance.max():.4f}"] if distance.size else ["", ""]
+        marginals.add_row(name, classes, *shown)
     estimates = _estimates(comparison, Table)
     return require("rich.console").Group(summary, estimates, marginals, *comparison.notes)
 
@@ -63,10 +65,10 @@ def to_table(comparison: Comparison) -> Any:
 def _estimates(comparison: Comparison, Table: Any) -> Any:
     n = comparison.num_samples
     table = Table(title=f"Relaxed, {n} samples each; gradient in all parameters of the guide")
-    table.add_column("family")
-    table.add_column("objective")
+    table.add_column("family", no_wrap=True)
+    table.add_column("objective", no_wrap=True)
     for column in ("τ", "ELBO", "- exact", "KL gap", "bias", "(floor)", "variance", "SNR", "cos"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     exact = comparison.elbo.mean if comparison.elbo else math.nan
     for row in comparison.estimates:
         cells = ["", "", "", "", ""]
@@ -78,9 +80,9 @@ def _estimates(comparison: Comparison, Table: Any) -> Any:
             row.family,
             row.objective,
             f"{row.temperature:g}",
-            str(row.elbo),
-            f"{row.elbo.mean - exact:+.3f}",
-            f"{row.gap.mean:+.3f}" if row.gap else "",
+            f"{row.elbo.mean:.2f} ± {row.elbo.error:.2f}",
+            f"{row.elbo.mean - exact:+.2f}",
+            f"{row.gap.mean:+.2f}" if row.gap else "",
             *cells,
         )
     return table

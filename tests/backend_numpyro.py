@@ -346,6 +346,18 @@ class NumPyroBackend:
                 guide()
         return len(rows) == 3 and len(set(rows)) == 1 and len(set(rows[0])) == 5
 
+    def session(self, model: Callable, guide: Callable) -> Any:
+        Session = importlib.import_module("gs_ppl.numpyro.compare").Session
+        loss = self.infer.TraceMeanField_ELBO()
+        return Session(model, guide, (), {}, {}, loss, self.jax.random.key(0))
+
+    def compare(self, model, guide, *args, seed: int = 0, **options: Any) -> Any:
+        key = self.jax.random.key(seed)
+        return self.gs.compare(model, guide, *args, rng_key=key, progress_bar=False, **options)
+
+    def tanh(self, x: Array) -> Array:
+        return self.jnp.tanh(x)
+
     def reparam(self, program: Callable, config: dict[str, str]) -> Callable:
         """`transform` or `noise` by site: TransformReparam or GumbelSoftmaxReparam."""
         kinds = {

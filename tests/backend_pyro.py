@@ -347,6 +347,19 @@ class PyroBackend:
         rows = self.numpy(guide.plates["data"].indices)
         return frames[0] == frames[1] and len(set(rows.tolist())) == 5
 
+    def session(self, model: Callable, guide: Callable) -> Any:
+        """What compare asks for its numbers."""
+        self.ppl.clear_param_store()
+        Session = importlib.import_module("gs_ppl.pyro.compare").Session
+        return Session(model, guide, (), {}, self.infer.TraceMeanField_ELBO(), 0)
+
+    def compare(self, model: Callable, guide: Callable, *args: Any, **options: Any) -> Any:
+        self.ppl.clear_param_store()
+        return self.gs.compare(model, guide, *args, progress_bar=False, **options)
+
+    def tanh(self, x: Array) -> Array:
+        return self.torch.tanh(x)
+
     def reparam(self, program: Callable, config: dict[str, str]) -> Callable:
         """`transform` or `noise` by site: TransformReparam or GumbelSoftmaxReparam."""
         kinds = {

@@ -26,11 +26,14 @@ def demo() -> str:
             f"{row['gap_percent']:+.2f} %",
             ", ".join(f"{other['rows'][i]['gap_percent']:+.2f} %" for other in others),
             f"{row['adjusted_rand_index']:.2f}",
+            f"{row['guide_kl_per_image']:.2f}" if "guide_kl_per_image" in row else "",
+            f"{row['gradient_bias']:.2f}" if "gradient_bias" in row else "",
             f"{row['steps_per_second']:.0f}",
         ]
         for i, row in enumerate(record["rows"])
     ]
-    header = ["PPL", "z in model and guide", "tau", "nats", "gap", "seeds 1, 2", "Rand", "steps/s"]
+    header = ["PPL", "z in model and guide", "tau", "nats", "gap", "seeds 1, 2", "Rand"]
+    header += ["KL", "bias", "steps/s"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     source = f"Seed {record['seed']}, {record['steps']} steps; {versions}."
     return f"{table(header, rows)}\n\n{source}"

@@ -11,6 +11,7 @@ Example:
 
 from gs_ppl.numpyro import constraints, functional, kl
 from gs_ppl.numpyro.autoguide import AutoGuideList, AutoGumbelSoftmax
+from gs_ppl.numpyro.compare import compare
 from gs_ppl.numpyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -39,6 +40,7 @@ __all__ = [
     "SoftBernoulli",
     "SoftOneHotCategorical",
     "check",
+    "compare",
     "config_enumerate",
     "constraints",
     "discretize",

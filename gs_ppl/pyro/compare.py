@@ -1,8 +1,9 @@
 """Exact enumeration and relaxations of one program side by side."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from zlib import crc32
 
@@ -110,14 +111,21 @@ def random_state() -> Iterator[None]:
 
 
 class SeedBySite(Messenger):
-    """Seeds each site by its name and the draw: whatever else is drawn, its noise is the same."""
+    """Seeds each site by its name and the draw: whatever else is drawn, its noise is the same.
+
+    The particles of a loss, which draw a site again, are counted.
+    """
 
     def __init__(self, seed: int, draw: int) -> None:
         super().__init__()
         self.prefix = f"{seed}/{draw}/"
+        self.drawn: Counter[str] = Counter()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        torch.manual_seed(crc32((self.prefix + msg["name"]).encode()))
+        if not msg["done"]:
+            site = f"{msg['name']}/{self.drawn[msg['name']]}"
+            self.drawn[msg["name"]] += 1
+            torch.manual_seed(crc32((self.prefix + site).encode()))
 
 
 class Tilt(Messenger):
@@ -133,8 +141,8 @@ class Tilt(Messenger):
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.tilts:
             binary = event_dims(rewriting.innermost(msg["fn"])) == 0
-            tilt = select(self.tilts[msg["name"]], msg["value"], binary=binary)
-            pyro.factor(f"{msg['name']}_tilt", tilt)
+            tilt = pyro.subsample(self.tilts[msg["name"]], event_dim=1)
+            pyro.factor(f"{msg['name']}_tilt", select(tilt, msg["value"], binary=binary))
 
 
 # --- the programs ---------------------------------------------------------------------------------
@@ -182,6 +190,19 @@ class Program:
         shape = self.sites[site]["fn"].event_shape
         return shape[-1] ** shape[:-1].numel() if self.discrete[site] else 2 ** shape.numel()
 
+    def tilts(self) -> dict[str, Tensor]:
+        """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
+        tilts = {}
+        for name in self.discrete:
+            node = self.sites[name]
+            shape = list(node["fn"].batch_shape)
+            for frame in self.frames(name):
+                shape[frame.dim] = frame.full_size or frame.size
+            zeros = node["value"].new_zeros((*shape, self.classes(name)))
+            tilts[name] = zeros.requires_grad_()
+        return tilts
+
+    @cached_property
     def factors(self) -> list[Factor]:
         upstream = get_dependencies(self)["prior_dependencies"]
         return [
@@ -206,12 +227,13 @@ class Session:
         with SeedBySite(seed, 0):
             self.guide.run()
             self.model.run(self.guide.trace)
-        self.continuous = bool(self.model.continuous)
-        # the guide of the continuous latents alone
-        hidden = poutine.block(self.guide, hide=list(self.guide.discrete))
-        self.rest = hidden if self.continuous else lambda: None
-        frames = [f.dim for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
-        self.exact = TraceEnum_ELBO(max_plate_nesting=-min(frames, default=0))
+        frames = [f for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
+        subsampled = any(frame.size != (frame.full_size or frame.size) for frame in frames)
+        self.stochastic = bool(self.model.continuous) or subsampled
+        self.sizes = {frame.name: frame.size for frame in frames}
+        self.exact = TraceEnum_ELBO(
+            max_plate_nesting=-min((frame.dim for frame in frames), default=0)
+        )
 
     def plates(self, site: str) -> tuple[str, ...]:
         program = self.model if site in self.model.discrete else self.guide
@@ -219,7 +241,7 @@ class Session:
 
     def table(self, side: str) -> tuple[int, list[str]]:
         model, guide = self.model, self.guide
-        sizes = {f.name: f.size for p in (model, guide) for s in p.sites for f in p.frames(s)}
+        sizes = dict(self.sizes)
         programs = [model] if side == "model" else [guide, model]
         plates: dict[str, list[str]] = {}
         for program in programs:
@@ -227,32 +249,26 @@ class Session:
                 plates[site] = [frame.name for frame in program.frames(site)]
                 sizes[site] = program.classes(site)
         if side == "model":
-            return largest_table(model.factors(), plates, sizes)
+            return largest_table(model.factors, plates, sizes)
         # each term of the model is averaged by itself over the guide
-        own = guide.factors()
-        return max(largest_table([*own, term], plates, sizes) for term in model.factors())
+        return max(largest_table([*guide.factors, term], plates, sizes) for term in model.factors)
 
-    def evidence(self, draws: int) -> np.ndarray:
-        return self._values(self.exact, config_enumerate(self.model), self.rest, draws)[0]
+    def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        program = self.model if side == "model" else self.guide
+        rest = self.guide if self.model.continuous else _empty
+        others = poutine.block(rest, hide=list(self.guide.discrete))
+        tilts = program.tilts()
+        tilted = config_enumerate(Tilt(tilts)(program))
+        values, slopes = self._values(self.exact, tilted, others, draws, tilts)
+        weights = {name: g.mean(0).reshape(tilts[name].shape) for name, g in slopes.items()}
+        return values, comparison.normalized(weights)
 
     def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
         pair = config_enumerate(self.model), config_enumerate(self.guide)
         return self._values(self.exact, *pair, draws, self.guide.parameters)
 
-    def marginals(self, side: str, draws: int) -> dict[str, np.ndarray]:
-        program = self.model if side == "model" else self.guide
-        tilts = {}
-        for name in program.discrete:
-            node = program.sites[name]
-            batch, K = node["fn"].batch_shape, program.classes(name)
-            tilts[name] = torch.zeros(*batch, K, dtype=node["value"].dtype, requires_grad=True)
-        tilted = config_enumerate(Tilt(tilts)(program))
-        _, gradients = self._values(self.exact, tilted, self.rest, draws, tilts)
-        marginals = {n: g.mean(0).reshape(tilts[n].shape) for n, g in gradients.items()}
-        return {n: m / m.sum(-1, keepdims=True) for n, m in marginals.items()}
-
     def relaxed(
-        self, family: type, objective: str, temperature: float, draws: int, gradients: bool
+        self, family: type, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
         # a straight-through family is scored by its mass under either objective
         how = "categorical" if objective == "discrete" else objective
@@ -261,8 +277,7 @@ class Session:
             for p in (self.model, self.guide)
         )
         check(model, guide, self.loss)
-        parameters = self.guide.parameters if gradients else {}
-        return self._values(self.loss, model, guide, draws, parameters)
+        return self._values(self.loss, model, guide, draws, self.guide.parameters)
 
     def _values(
         self,
@@ -270,18 +285,38 @@ class Session:
         model: Callable,
         guide: Callable,
         draws: int,
-        parameters: dict[str, Tensor] | None = None,
+        variables: dict[str, Tensor],
     ) -> tuple[np.ndarray, Gradients]:
-        """ELBO, and its gradient in the parameters, draw by draw."""
-        names, leaves = list(parameters or {}), list((parameters or {}).values())
-        values, gradients = [], {name: [] for name in names}
+        """ELBO, and its gradient in the variables, draw by draw."""
+        leaves = list(variables.values())
+        values, gradients = [], {name: [] for name in variables}
         for draw in range(draws):
             with SeedBySite(self.seed, draw):
-                loss = (elbo.differentiable_loss if leaves else elbo.loss)(model, guide)
-            values.append(-float(torch.as_tensor(loss).detach()))
-            if leaves:
-                slopes = torch.autograd.grad(-loss, leaves, allow_unused=True)
-                for name, leaf, g in zip(names, leaves, slopes, strict=True):
-                    g = torch.zeros_like(leaf) if g is None else g
-                    gradients[name].append(g.flatten().double().numpy())
+                value, slopes = _value_and_gradient(elbo, model, guide, leaves)
+            values.append(value)
+            for name, leaf, slope in zip(variables, leaves, slopes, strict=True):
+                slope = torch.zeros_like(leaf) if slope is None else slope
+                gradients[name].append(slope.flatten().double().numpy())
         return np.array(values), {name: np.stack(g) for name, g in gradients.items()}
+
+
+def _value_and_gradient(
+    elbo: ELBO, model: Callable, guide: Callable, leaves: list[Tensor]
+) -> tuple[float, list[Tensor | None]]:
+    """Of the ELBO; the leaves' own grad stays as it was."""
+    if not leaves:
+        return -float(elbo.loss(model, guide)), []
+    if hasattr(elbo, "differentiable_loss"):
+        loss = elbo.differentiable_loss(model, guide)
+        return -loss.item(), list(torch.autograd.grad(-loss, leaves, allow_unused=True))
+    before = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    loss = elbo.loss_and_grads(model, guide)
+    slopes = [None if leaf.grad is None else -leaf.grad for leaf in leaves]
+    for leaf, grad in zip(leaves, before, strict=True):
+        leaf.grad = grad
+    return -float(loss), slopes
+
+
+def _empty() -> None: ...

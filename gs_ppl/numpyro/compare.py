@@ -1,0 +1,357 @@
+"""Exact enumeration and relaxations of one program side by side."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from numpyro.infer.elbo import ELBO
+from numpyro.infer.inspect import get_dependencies
+from numpyro.infer.util import transform_fn
+from numpyro.primitives import Messenger
+
+from gs_ppl import comparison, rewriting
+from gs_ppl.comparison import Comparison, Gradients
+from gs_ppl.elimination import Factor, largest_table
+from gs_ppl.numpyro.distributions import GumbelSoftmax
+from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, event_dims, relax, select
+from gs_ppl.numpyro.straight_through import STGumbelSoftmax
+from gs_ppl.numpyro.svi import annealed
+
+__all__ = ["compare"]
+
+
+def compare(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    params: Mapping[str, Any] | None = None,
+    families: Sequence[type] = (GumbelSoftmax, STGumbelSoftmax),
+    objectives: Sequence[str] = ("categorical", "relaxed"),
+    temperatures: Sequence[float] = (0.1, 0.5, 1.0),
+    temperature: float | None = None,
+    loss: ELBO | None = None,
+    num_samples: int = 200,
+    relabel: Collection[str] = (),
+    max_entries: int = 50_000_000,
+    rng_key: Array | None = None,
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> Comparison:
+    """How wrong is a relaxation, and which one to use? Answered on the program itself.
+
+    Model and guide may be discrete, relaxed or automatic: each is discretized and enumerated for
+    the exact numbers, and relaxed anew for each family, objective and temperature. The draws of all
+    methods share their random numbers, site by site, continuous latents included.
+
+    Args:
+        model: program.
+        guide: program, or an automatic guide.
+        *args: what the programs take.
+        params: of model and guide, as SVI gives them; None: those that the programs start with.
+        families: classes to relax by.
+        objectives: of the soft families, see relax; straight-through ones have but one.
+        temperatures: tau > 0, of each family.
+        temperature: one temperature in place of several.
+        loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
+        num_samples: draws for each method.
+        relabel: sites of which the guide's classes are matched to the model's.
+        max_entries: an enumeration that makes a larger table is not tried.
+        rng_key: of the draws; None: jax.random.key(0).
+        progress_bar: whether to show one.
+        **kwargs: what the programs take.
+
+    Raises:
+        ValueError: naming the site, where a relaxation of the program is refused (see check).
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical, compare, select
+        >>> def model():
+        ...     z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
+        ...     loc = select(jnp.array([-1.0, 1.0]), z)
+        ...     numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=jnp.array(0.5))
+        >>> report = compare(model, AutoGumbelSoftmax(model), num_samples=10, progress_bar=False)
+        >>> report.evidence, report.elbo
+        (Value(mean=-1.4238..., error=0.0), Value(mean=-1.5439..., error=0.0))
+    """
+    temperatures = [temperature] if temperature is not None else list(temperatures)
+    key = jax.random.key(0) if rng_key is None else rng_key
+    session = Session(model, guide, args, kwargs, params or {}, loss or TraceMeanField_ELBO(), key)
+    return comparison.run(
+        session,
+        families,
+        objectives,
+        temperatures,
+        num_samples,
+        relabel,
+        max_entries,
+        progress_bar,
+    )
+
+
+# --- handlers -------------------------------------------------------------------------------------
+
+
+class SeedBySite(Messenger):
+    """Seeds each site by its name and the draw: whatever else is drawn, its noise is the same.
+
+    Scan and prng_key, which have no names, are left to the seed handler around.
+    """
+
+    def __init__(self, fn: Callable, key: Array) -> None:
+        super().__init__(fn)
+        self.key = key
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] in ("sample", "plate") and msg["value"] is None:
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, crc32(msg["name"].encode()))
+
+
+class Tilt(Messenger):
+    """Multiplies the weight of each value of a latent by exp(tilt).
+
+    The derivative of the log evidence in the tilt, at 0, is the posterior marginal.
+    """
+
+    def __init__(self, fn: Callable, tilts: dict[str, Array]) -> None:
+        super().__init__(fn)
+        self.tilts = tilts
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.tilts:
+            binary = event_dims(rewriting.innermost(msg["fn"])) == 0
+            tilt = numpyro.subsample(self.tilts[msg["name"]], event_dim=1)
+            numpyro.factor(f"{msg['name']}_tilt", select(tilt, msg["value"], binary=binary))
+
+
+# --- the programs ---------------------------------------------------------------------------------
+
+
+class Program:
+    """A program made discrete, with its arguments bound, and what one run of it shows."""
+
+    def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
+        self._fn = discretize(annealed(fn))
+        self._args, self._kwargs = args, kwargs
+
+    def at(self, temperature: Any) -> None:
+        """Runs it; a temperature matters to a program that declares the argument."""
+        return self._fn(temperature, *self._args, **self._kwargs)
+
+    def __call__(self) -> None:
+        return self.at(1.0)
+
+    def run(self, params: Mapping[str, Any], key: Array, guide_trace: Any = None) -> None:
+        """Keeps the trace, and sorts its latent sites."""
+        program = handlers.seed(SeedBySite(self, key), key)
+        if guide_trace is not None:
+            program = handlers.replay(program, trace=guide_trace)
+        self.trace = handlers.trace(handlers.substitute(program, data=params)).get_trace()
+        nodes = self.trace.items()
+        self.sites = {name: node for name, node in nodes if node["type"] == "sample"}
+        latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
+        dims = {name: event_dims(rewriting.innermost(node["fn"])) for name, node in latents.items()}
+        self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
+        self.continuous = [name for name, dim in dims.items() if dim is None]
+        # size of each plate, and of the part of it that a draw sees
+        self.rows = {
+            name: (node["args"][0], len(node["value"]))
+            for name, node in nodes
+            if node["type"] == "plate"
+        }
+        self.values = {
+            name: jax.tree.map(jnp.asarray, node["value"])
+            for name, node in nodes
+            if node["type"] in ("param", "mutable")
+        }
+        self.transforms = {
+            name: biject_to(node["kwargs"].get("constraint", constraints.real))
+            for name, node in nodes
+            if node["type"] == "param"
+        }
+        self.parameters = {name: t.inv(self.values[name]) for name, t in self.transforms.items()}
+
+    def frames(self, site: str) -> list[Any]:
+        """The plates around a site, from the left."""
+        return sorted(self.sites[site]["cond_indep_stack"], key=lambda frame: frame.dim)
+
+    def classes(self, site: str) -> int:
+        """The number of values of a discrete latent; to_event multiplies them."""
+        shape = self.sites[site]["fn"].event_shape
+        return shape[-1] ** math.prod(shape[:-1]) if self.discrete[site] else 2 ** math.prod(shape)
+
+    def tilts(self) -> dict[str, Array]:
+        """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
+        tilts = {}
+        for name in self.discrete:
+            node = self.sites[name]
+            shape = list(node["fn"].batch_shape)
+            for frame in self.frames(name):
+                shape[frame.dim] = self.rows[frame.name][0]
+            dtype = jnp.result_type(node["value"], float)
+            tilts[name] = jnp.zeros((*shape, self.classes(name)), dtype)
+        return tilts
+
+    @cached_property
+    def factors(self) -> list[Factor]:
+        program = handlers.substitute(self, data=self.values)
+        upstream = get_dependencies(handlers.block(program, hide=list(self.values)))
+        return [
+            Factor(
+                name,
+                frozenset(upstream["prior_dependencies"].get(name, ())) & frozenset(self.discrete),
+                frozenset(frame.name for frame in self.frames(name)),
+                1 if name in self.discrete else math.prod(node["fn"].event_shape),
+            )
+            for name, node in self.sites.items()
+        ]
+
+
+BATCH = 2**22  # entries of the tables of those draws that are made at once
+
+
+class Session:
+    """What comparison.run asks for, by NumPyro's own ELBOs."""
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        params: Mapping[str, Any],
+        loss: ELBO,
+        key: Array,
+    ) -> None:
+        self.model, self.guide = (Program(fn, args, kwargs) for fn in (model, guide))
+        self.loss, self.key = loss, key
+        first = jax.random.fold_in(key, 0)
+        self.guide.run(params, first)
+        self.model.run({**params, **self.guide.values}, first, self.guide.trace)
+        self.values = {**params, **self.model.values, **self.guide.values}
+        self.rows = {**self.model.rows, **self.guide.rows}
+        subsampled = any(size != full for full, size in self.rows.values())
+        self.stochastic = bool(self.model.continuous) or subsampled
+        frames = [f.dim for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
+        self.exact = TraceEnum_ELBO(max_plate_nesting=-min(frames, default=0))
+        self._relaxed: dict[tuple[type, str], Callable] = {}
+
+    def plates(self, site: str) -> tuple[str, ...]:
+        program = self.model if site in self.model.discrete else self.guide
+        return tuple(frame.name for frame in program.frames(site))
+
+    def table(self, side: str) -> tuple[int, list[str]]:
+        model, guide = self.model, self.guide
+        sizes = {name: size for name, (_, size) in self.rows.items()}
+        programs = [model] if side == "model" else [guide, model]
+        plates: dict[str, list[str]] = {}
+        for program in programs:
+            for site in program.discrete:
+                plates[site] = [frame.name for frame in program.frames(site)]
+                sizes[site] = program.classes(site)
+        if side == "model":
+            return largest_table(model.factors, plates, sizes)
+        # each term of the model is averaged by itself over the guide
+        return max(largest_table([*guide.factors, term], plates, sizes) for term in model.factors)
+
+    def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        program = self.model if side == "model" else self.guide
+        rest, hide = self.guide if self.model.continuous else _empty, list(self.guide.discrete)
+
+        def evidence(tilts: dict[str, Array], key: Array) -> Array:
+            tilted = config_enumerate(Tilt(SeedBySite(program, key), tilts))
+            others = handlers.block(SeedBySite(rest, key), hide=hide)
+            return -self.exact.loss(key, self.values, tilted, others)
+
+        draw, tilts = jax.jit(self._map(evidence, draws, self.table(side)[0])), program.tilts()
+        values, slopes = _flat(tilts, *draw(tilts))
+        weights = {name: slopes[name].mean(0).reshape(tilt.shape) for name, tilt in tilts.items()}
+        return values, comparison.normalized(weights)
+
+    def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
+        def elbo(parameters: dict[str, Any], key: Array) -> Array:
+            pair = (config_enumerate(SeedBySite(p, key)) for p in (self.model, self.guide))
+            return -self.exact.loss(key, self._constrained(parameters), *pair)
+
+        draw = jax.jit(self._map(elbo, draws, self.table("guide")[0]))
+        return _flat(self.guide.parameters, *draw(self.guide.parameters))
+
+    def relaxed(
+        self, family: type, objective: str, temperature: float, draws: int
+    ) -> tuple[np.ndarray, Gradients]:
+        compiled = self._relaxed.get((family, objective))
+        if compiled is None:
+            compiled = self._compile(family, objective, temperature, draws)
+            self._relaxed[family, objective] = compiled
+        parameters = self.guide.parameters
+        return _flat(parameters, *compiled(parameters, jnp.asarray(temperature, float)))
+
+    def _compile(self, family: type, objective: str, temperature: float, draws: int) -> Callable:
+        """Draws at any temperature, which is traced; the pairing is checked at this one."""
+        # a straight-through family is scored by its mass under either objective
+        how = "categorical" if objective == "discrete" else objective
+
+        def programs(temperature: Any, noise: Callable) -> list[Callable]:
+            return [
+                relax(noise(partial(p.at, temperature)), temperature, family=family, objective=how)
+                for p in (self.model, self.guide)
+            ]
+
+        def elbo(parameters: dict[str, Any], key: Array, temperature: Array) -> Array:
+            # particles have the keys that the loss gives them
+            alone = self.loss.num_particles == 1
+            pair = programs(temperature, (lambda fn: SeedBySite(fn, key)) if alone else _as_is)
+            return -self.loss.loss(key, self._constrained(parameters), *pair)
+
+        fixed = programs(temperature, lambda fn: handlers.substitute(fn, data=self.values))
+        check(*fixed, self.loss)
+        entries = sum(node["value"].size for node in self.model.sites.values())
+        return jax.jit(self._map(elbo, draws, entries))
+
+    def _constrained(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return {**self.values, **transform_fn(self.guide.transforms, parameters)}
+
+    def _map(self, score: Callable, draws: int, entries: int) -> Callable:
+        """Score and its gradient in the first argument, draw by draw, as many as fit at once."""
+        batches = -(-draws // max(1, min(draws, BATCH // max(1, entries))))
+        size = -(-draws // batches)
+
+        def draw(variables: Any, *rest: Any) -> tuple[Array, Any]:
+            def one(i: Array) -> tuple[Array, Any]:
+                key = jax.random.fold_in(self.key, i)
+                return jax.value_and_grad(score)(variables, key, *rest)
+
+            drawn = jax.lax.map(one, jnp.arange(batches * size), batch_size=size)
+            return jax.tree.map(lambda x: x[:draws], drawn)
+
+        return draw
+
+
+def _empty() -> None: ...
+
+
+def _as_is(fn: Callable) -> Callable:
+    return fn
+
+
+def _flat(
+    names: Iterable[str], values: Array, gradients: dict[str, Any]
+) -> tuple[np.ndarray, Gradients]:
+    """In float64, in the order of names; a tree of arrays, such as a module's, as one vector."""
+    draws = len(values)
+    return np.asarray(values, np.float64), {
+        name: np.concatenate(
+            [np.asarray(g, float).reshape(draws, -1) for g in jax.tree.leaves(gradients[name])], -1
+        )
+        for name in names
+    }

@@ -1,0 +1,971 @@
+"""compare: exact numbers against summation by hand, estimates against what is known of them."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from numpy.polynomial.hermite_e import hermegauss
+from programs import BITS, DATA, LOCS, PRIOR, PROGRAMS, TRANSITION, WEIGHTS, Program, normal
+from scipy.special import log_expit, log_softmax, softmax
+from test_handlers import laws
+
+from gs_ppl import comparison, reference, rewriting
+from gs_ppl.comparison import Gradient, Marginal, Value
+from gs_ppl.elimination import Factor, largest_table
+
+RNG = np.random.default_rng(4)
+
+
+# --- programs: those of programs.py, and plates that are nested and crossed -----------------------
+
+
+def nested(backend, law):
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        with ppl.plate("outer", 2, dim=-1):
+            z = ppl.sample("z", law("one_hot", PRIOR))
+            with ppl.plate("inner", 2, dim=-2):
+                h = ppl.sample("h", law("bit", backend.gs.select(array(BITS), z)))
+                loc = backend.gs.select(array(WEIGHTS), z) * h
+                obs = array(DATA[:4].reshape(2, 2))
+                ppl.sample("x", backend.native.Normal(loc, 1.0), obs=obs)
+
+    return model
+
+
+def nested_joint(*values):
+    z, h = values[:2], np.reshape(values[2:], (2, 2))
+    total = sum(np.log(PRIOR[k]) for k in z)
+    for (i, j), bit in np.ndenumerate(h):
+        total += np.log([1 - BITS[z[j]], BITS[z[j]]][bit])
+        total += normal(DATA[:4].reshape(2, 2)[i, j], WEIGHTS[z[j]] * bit)
+    return total
+
+
+def crossed(backend, law):
+    ppl, array, normal_ = backend.ppl, backend.array, backend.native.Normal
+
+    def model():
+        top = ppl.sample("top", law("bit", np.array(0.4)))
+        rows, columns = ppl.plate("rows", 2, dim=-1), ppl.plate("columns", 3, dim=-2)
+        with rows:
+            z = ppl.sample("z", law("one_hot", PRIOR))
+        with columns:
+            w = ppl.sample("w", law("bit", 0.2 + 0.5 * top))
+        x, y = array(DATA.reshape(3, 2)), array(DATA[::-1].reshape(3, 2).copy())
+        with rows, columns:
+            ppl.sample("x", normal_(backend.gs.select(array(LOCS), z) + top, 1.0), obs=x)
+            ppl.sample("y", normal_(w, 1.0), obs=y)
+
+    return model
+
+
+def crossed_joint(top, *values):
+    z, w = np.array(values[:2]), np.array(values[2:])
+    p = 0.2 + 0.5 * top
+    total = np.log([0.6, 0.4][top]) + np.log(PRIOR[z]).sum() + np.log(np.where(w, p, 1 - p)).sum()
+    total += normal(DATA.reshape(3, 2), LOCS[z][None, :] + top).sum()
+    return total + normal(DATA[::-1].reshape(3, 2), w[:, None]).sum()
+
+
+def variables(*names, size):
+    return dict.fromkeys(names, size)
+
+
+ALL_PROGRAMS = [
+    *PROGRAMS,
+    Program(
+        "nested",
+        nested,
+        nested_joint,
+        variables("z0", "z1", size=3) | variables("h00", "h01", "h10", "h11", size=2),
+        2,
+        ("z", "h"),
+    ),
+    Program(
+        "crossed",
+        crossed,
+        crossed_joint,
+        {"top": 2} | variables("z0", "z1", size=3) | variables("w0", "w1", "w2", size=2),
+        2,
+        ("top", "z", "w"),
+    ),
+]
+
+# shape of the logits of each site's mean-field guide, plates + classes; a bit has no last axis
+SHAPES = {
+    "mixture": {"z": (3, 3)},
+    "hidden_markov": {f"z_{t}": (3,) for t in range(4)},
+    "factorial": {"a": (3,), "b": (2,), "c": ()},
+    "bernoulli_net": {"top": (), "h": (2,)},
+    "nested": {"z": (2, 3), "h": (2, 2)},
+    "crossed": {"top": (), "z": (2, 3), "w": (3, 1)},
+}
+IS_BIT = {"c", "top", "h", "w"}
+
+
+@functools.cache
+def log_joints(name):
+    return by_name(name).log_joints()
+
+
+def by_name(name):
+    return next(program for program in ALL_PROGRAMS if program.name == name)
+
+
+def plain(backend, name):
+    return by_name(name).build(backend, laws(backend, "OneHotCategorical"))
+
+
+# --- guides, each with its law in NumPy -----------------------------------------------------------
+
+
+def log_probs(site, logits):
+    """Log probability of each value, shape plates + (K,)."""
+    if site in IS_BIT:
+        return np.stack([log_expit(-logits), log_expit(logits)], -1)
+    return log_softmax(logits, -1)
+
+
+def outer_sum(tables):
+    """Of one table for each variable, an array with one axis for each."""
+    return sum(np.ix_(*tables), np.array(0.0))
+
+
+def mean_field(sites):
+    """Log q of each assignment, from the logits by site."""
+    rows = [log_probs(site, logits) for site, logits in sites.items()]
+    return outer_sum([row for table in rows for row in table.reshape(-1, table.shape[-1])])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program and a guide; `log_q` of its parameters, one axis for each discrete variable."""
+
+    program: Program
+    kind: str
+    guide: Callable  # backend, model, parameters -> guide
+    parameters: dict[str, np.ndarray]
+    log_q: Callable = mean_field
+
+    @property
+    def id(self):
+        return f"{self.program.name}-{self.kind}"
+
+    def elbo(self, parameters):
+        log_q = self.log_q(parameters)
+        return (np.exp(log_q) * (log_joints(self.program.name) - log_q)).sum()
+
+    def session(self, backend):
+        model = self.program.build(backend, laws(backend, "OneHotCategorical"))
+        return backend.session(model, self.guide(backend, model, self.parameters))
+
+
+def automatic(backend, model, logits):
+    init = {site: backend.array(value) for site, value in logits.items()}
+    return backend.gs.AutoGumbelSoftmax(model, init_logits=init)
+
+
+def amortized(backend, model, parameters):
+    """Logits of the mixture's classes from the data, and relaxed from the start."""
+
+    def guide():
+        weight, bias = (backend.ppl.param(n, backend.array(p)) for n, p in parameters.items())
+        with backend.ppl.plate("data", 3):
+            logits = backend.array(DATA[:3, None]) * weight + bias
+            backend.ppl.sample("z", backend.gs.GumbelSoftmax(0.5, logits=logits))
+
+    return guide
+
+
+def amortized_log_q(parameters):
+    return mean_field({"z": DATA[:3, None] * parameters["weight"] + parameters["bias"]})
+
+
+def dependent(backend, model, parameters):
+    """q(a) q(b | a) q(c | a, b) for the factorial program."""
+
+    def guide():
+        tables = {n: backend.ppl.param(n, backend.array(p)) for n, p in parameters.items()}
+        law, sample = backend.gs.OneHotCategorical, backend.ppl.sample
+        a = sample("a", law(logits=tables["to_a"]))
+        b = sample("b", law(logits=(a[..., None] * tables["to_b"]).sum(-2)))
+        c = (a[..., None] * b[..., None, :] * tables["to_c"]).sum(-1).sum(-1)
+        sample("c", backend.native.Bernoulli(logits=c))
+
+    return guide
+
+
+def dependent_log_q(parameters):
+    a, b = log_softmax(parameters["to_a"]), log_softmax(parameters["to_b"], -1)
+    return a[:, None, None] + b[:, :, None] + log_probs("c", parameters["to_c"])
+
+
+def draw(shapes):
+    return {name: np.round(RNG.normal(size=shape), 3) for name, shape in shapes.items()}
+
+
+CASES = [
+    *(Case(p, "automatic", automatic, draw(SHAPES[p.name])) for p in ALL_PROGRAMS),
+    Case(
+        by_name("mixture"),
+        "amortized",
+        amortized,
+        draw({"weight": (3,), "bias": (3,)}),
+        amortized_log_q,
+    ),
+    Case(
+        by_name("factorial"),
+        "dependent",
+        dependent,
+        draw({"to_a": (3,), "to_b": (3, 2), "to_c": (3, 2)}),
+        dependent_log_q,
+    ),
+]
+
+
+def slopes(f, parameters, step=1e-5):
+    """Central differences of f(parameters), by parameter."""
+    result = {name: np.zeros(p.size) for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for i in range(p.size):
+            shift = step * (np.arange(p.size) == i).reshape(p.shape)
+            up, down = (f({**parameters, name: p + sign * shift}) for sign in (1, -1))
+            result[name][i] = (up - down) / (2 * step)
+    return result
+
+
+def marginals_by_hand(program, log_weights):
+    """Of each variable, from an array with one axis for each."""
+    joint = np.exp(log_weights - np.logaddexp.reduce(log_weights, axis=None))
+    axes = range(joint.ndim)
+    return [joint.sum(tuple(i for i in axes if i != variable)) for variable in axes]
+
+
+def rows(marginals, program):
+    """One row for each variable, sites in order."""
+    tables = (marginals[site] for site in program.sites)
+    return [row for table in tables for row in table.reshape(-1, table.shape[-1])]
+
+
+# --- exact numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_exact_numbers_equal_summation(backend, case):
+    """Evidence, posterior and guide marginals, ELBO and its gradient in the parameters."""
+    session, program = case.session(backend), case.program
+    evidence, posterior = session.marginals("model", 1)
+    zero, guide = session.marginals("guide", 1)
+    elbo, gradients = session.elbo(1)
+    assert evidence == pytest.approx([program.evidence()], rel=1e-10)
+    assert zero == pytest.approx([0.0], abs=1e-10)
+    assert elbo == pytest.approx([case.elbo(case.parameters)], rel=1e-10)
+    for got, log_weights in (
+        (posterior, log_joints(program.name)),
+        (guide, case.log_q(case.parameters)),
+    ):
+        assert list(got) == list(session.model.discrete)
+        expected = marginals_by_hand(program, log_weights)
+        for row, by_hand in zip(rows(got, program), expected, strict=True):
+            np.testing.assert_allclose(row, by_hand, rtol=1e-8)
+    expected = slopes(case.elbo, case.parameters)
+    for got, by_hand in zip(gradients.values(), expected.values(), strict=True):
+        np.testing.assert_allclose(got[0], by_hand, rtol=1e-6, atol=1e-8)
+
+
+SHIFT = {
+    "loc": np.array(0.3),
+    "scale": np.array(0.5),
+    "logits": np.round(RNG.normal(size=(3, 3)), 3),
+}
+
+
+def shifted_mixture(backend):
+    """A mixture whose components share a normal shift; guide normal and mean-field."""
+    ppl, array, gs, Normal = backend.ppl, backend.array, backend.gs, backend.native.Normal
+    positive = backend.native.constraints.positive
+
+    def model():
+        w = ppl.sample("w", Normal(array(0.0), 1.0))
+        with ppl.plate("data", 3):
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+            ppl.sample("x", Normal(gs.select(array(LOCS), z) + w, 1.0), obs=array(DATA[:3]))
+
+    def guide():
+        loc = ppl.param("loc", array(SHIFT["loc"]))
+        scale = ppl.param("scale", array(SHIFT["scale"]), constraint=positive)
+        ppl.sample("w", Normal(loc, scale))
+        logits = ppl.param("logits", array(SHIFT["logits"]))
+        with ppl.plate("data", 3):
+            ppl.sample("z", gs.OneHotCategorical(logits=logits))
+
+    return model, guide
+
+
+def shifted_by_quadrature(parameters):
+    """ELBO, and mean of log p(x, w) - log q(w), by Gauss-Hermite quadrature; log scale as given."""
+    nodes, weights = hermegauss(40)
+    weights = weights / weights.sum()
+    loc, scale = parameters["loc"], np.exp(parameters["scale"])
+    w = loc + scale * nodes
+    log_ratio = normal(w, 0.0) - normal(nodes, 0.0) + np.log(scale)
+    given = np.log(PRIOR) + normal(DATA[:3, None], LOCS + w[:, None, None])  # node, row, class
+    log_q = log_softmax(parameters["logits"], -1)
+    elbo = (np.exp(log_q) * (given - log_q)).sum((-1, -2)) + log_ratio
+    evidence = np.logaddexp.reduce(given, -1).sum(-1) + log_ratio
+    posterior = np.tensordot(weights, softmax(given, -1), 1)
+    return weights @ elbo, weights @ evidence, posterior
+
+
+def test_continuous_latents(backend):
+    """Against quadrature, within 4.5 standard errors, in the logarithm of the scale."""
+    draws, session = 250, backend.session(*shifted_mixture(backend))
+    assert session.stochastic
+    unconstrained = {**SHIFT, "scale": np.log(SHIFT["scale"])}
+    elbo, evidence, posterior = shifted_by_quadrature(unconstrained)
+    by_hand = slopes(lambda p: shifted_by_quadrature(p)[0], unconstrained)
+    values, gradients = session.elbo(draws)
+    log_evidence, marginals = session.marginals("model", draws)
+    for got, expected in ((values, elbo), (log_evidence, evidence)):
+        estimate = Value.of(got)
+        assert 0 < estimate.error < 0.1
+        assert abs(estimate.mean - expected) < 4.5 * estimate.error
+    np.testing.assert_allclose(marginals["z"], posterior, atol=0.03)
+    for name, expected in by_hand.items():
+        got = gradients[name]
+        error = got.std(0, ddof=1) / np.sqrt(draws)
+        assert (np.abs(got.mean(0) - expected) < 4.5 * error + 1e-9).all()
+
+
+def test_common_random_numbers(backend):
+    """Estimator and exact gradient see the same continuous draws: their difference varies less."""
+    session = backend.session(*shifted_mixture(backend))
+    exact = session.elbo(100)[1]["loc"]
+    estimate = session.relaxed(backend.gs.GumbelSoftmax, "categorical", 0.5, 100)[1]["loc"]
+    assert (estimate - exact).var() < 0.7 * estimate.var()
+    with_other_draws = estimate - np.roll(exact, 1, 0)
+    assert (estimate - exact).var() < 0.5 * with_other_draws.var()
+
+
+def test_subsampled_plate(backend):
+    """Evidence over random rows, scaled; marginals of each row exactly, since rows are separate."""
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        with ppl.plate("data", 6, subsample_size=4) as rows:
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+            loc = gs.select(array(LOCS), z)
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(DATA)[rows])
+
+    logits = np.round(RNG.normal(size=(6, 3)), 3)
+
+    def guide():
+        with ppl.plate("data", 6, subsample_size=4):
+            law = gs.OneHotCategorical(logits=ppl.param("logits", array(logits), event_dim=1))
+            ppl.sample("z", law)
+
+    session = backend.session(model, guide)
+    assert session.stochastic
+    evidence, posterior = session.marginals("model", 60)
+    elbo, gradients = session.elbo(60)
+    given = np.log(PRIOR) + normal(DATA[:, None], LOCS)
+    log_q = log_softmax(logits, -1)
+    by_row = (np.exp(log_q) * (given - log_q)).sum(-1)
+    for got, rows in ((evidence, np.logaddexp.reduce(given, -1)), (elbo, by_row)):
+        of_draws = [1.5 * sum(chosen) for chosen in itertools.combinations(rows, 4)]
+        assert np.abs(got[:, None] - of_draws).min(1).max() < 1e-8
+        assert len(np.unique(got.round(6))) > 5
+    np.testing.assert_allclose(posterior["z"], softmax(given, -1), rtol=1e-8)
+    np.testing.assert_allclose(session.marginals("guide", 60)[1]["z"], np.exp(log_q), rtol=1e-8)
+    (gradient,) = gradients.values()
+    assert set((gradient != 0).sum(1)) == {12}  # four rows at each draw
+
+
+def test_a_row_that_no_draw_has_seen(backend):
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        with ppl.plate("data", 6, subsample_size=1):
+            ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+
+    session = backend.session(model, backend.gs.AutoGumbelSoftmax(model))
+    seen = ~np.isnan(session.marginals("model", 2)[1]["z"]).any(-1)
+    assert 1 <= seen.sum() <= 2
+
+
+# --- estimates ------------------------------------------------------------------------------------
+
+
+def toy_net(backend, copies):
+    """Four latents of eight classes below a net with one hidden layer, copied with common logits.
+
+    The copies' estimates add up: the relative bias is that of one, the noise falls.
+    """
+    rng = np.random.default_rng(0)
+    first, second = 2 * rng.normal(size=(4, 8, 16)), 2 * rng.normal(size=(16, 16))
+    x, logits = rng.random(16) < 0.5, rng.normal(size=(4, 8))
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        with ppl.plate("copies", copies):
+            layers = [
+                ppl.sample(f"z_{i}", gs.OneHotCategorical(logits=array(np.zeros(8))))
+                @ array(first[i])
+                for i in range(4)
+            ]
+            out = backend.tanh(sum(layers)) @ array(second)
+            pixels = backend.native.Bernoulli(logits=out).to_event(1)
+            ppl.sample("x", pixels, obs=array(np.tile(x, (copies, 1))))
+
+    def guide():
+        with ppl.plate("copies", copies):
+            for i in range(4):
+                law = gs.OneHotCategorical(logits=ppl.param(f"logits_{i}", array(logits[i])))
+                ppl.sample(f"z_{i}", law)
+
+    return model, guide
+
+
+def test_bias_and_variance_of_straight_through(backend):
+    """The ranges of the literature, about .3 at tau = .5 and .5 at tau = 1."""
+    report = backend.compare(
+        *toy_net(backend, 40),
+        families=[backend.gs.STGumbelSoftmax],
+        temperatures=[0.1, 0.5, 1.0],
+        num_samples=60,
+    )
+    cold, half, one = (row.gradient for row in report.estimates)
+    assert 0.15 < half.bias < 0.45
+    assert 0.35 < one.bias < 0.65
+    assert half.floor < 0.1 < half.bias < one.bias
+    assert cold.variance > 2 * half.variance > 4 * one.variance
+    assert cold.snr < half.snr < one.snr
+    assert half.cosine > one.cosine > 0.8
+
+
+def test_straight_through_has_the_discrete_objective(backend):
+    """Within 4.5 standard errors, and the same at each temperature: the noise is."""
+    case = CASES[0]
+    model = case.program.build(backend, laws(backend, "OneHotCategorical"))
+    guide = case.guide(backend, model, case.parameters)
+    families = [backend.gs.STGumbelSoftmax]
+    report = backend.compare(model, guide, families=families, temperatures=[0.2, 1.0])
+    first, second = report.estimates
+    assert first.elbo == second.elbo
+    assert first.objective == "discrete"
+    assert abs(first.elbo.mean - report.elbo.mean) < 4.5 * first.elbo.error
+    assert report.elbo.mean == pytest.approx(case.elbo(case.parameters))
+    assert first.gradient.size == 9
+
+
+def one_site(backend, prior, logits):
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        z = ppl.sample("z", gs.OneHotCategorical(logits=array(prior)))
+        ppl.sample("x", backend.native.Normal((z * array(LOCS)).sum(-1), 1.0), obs=array(0.4))
+
+    return model, gs.AutoGumbelSoftmax(model, init_logits={"z": array(logits)})
+
+
+def test_gap_is_relaxed_kl_minus_categorical_kl(backend):
+    prior, logits = np.array([0.0, 1.0, -0.5]), np.array([3.0, -2.0, 0.5])
+    report = backend.compare(
+        *one_site(backend, prior, logits),
+        families=[backend.gs.GumbelSoftmax],
+        temperatures=[0.3, 1.0],
+        num_samples=4,
+    )
+    relaxed = reference.exp_gumbel_softmax_kl(logits, prior)
+    gap = relaxed - reference.categorical_kl(logits, prior)
+    assert [row.objective for row in report.estimates] == ["categorical"] * 2 + ["relaxed"] * 2
+    for row in report.estimates:
+        if row.objective == "relaxed":
+            assert row.gap.mean == pytest.approx(gap, rel=1e-6)
+            assert row.gap.error < 1e-6
+        else:
+            assert row.gap is None
+
+
+def test_gradient_is_that_of_the_loss(backend):
+    """At one site: the mean of what the PPL's own loss gives, to its Monte Carlo error."""
+    prior, logits = np.zeros(3), np.array([0.5, -1.0, 0.2])
+    pair, gs = one_site(backend, prior, logits), backend.gs
+    session = backend.session(*pair)
+    _, gradients = session.relaxed(gs.GumbelSoftmax, "categorical", 0.7, 200)
+    (got,) = gradients.values()
+    model, guide = (gs.relax(p, 0.7) for p in (pair[0], gs.discretize(pair[1])))
+    elbo = backend.infer.TraceMeanField_ELBO()
+    with rewriting.at_temperature(0.7):  # which the automatic guide asks for before discretize
+        draws = [backend.loss_and_gradient(elbo, model, guide, seed)[1] for seed in range(60)]
+    own = np.array([next(iter(gradient.values())) for gradient in draws])
+    error = np.sqrt(got.var(0) / len(got) + own.var(0) / len(own))
+    assert (np.abs(got.mean(0) + own.mean(0)) < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("elbo", ["TraceMeanField_ELBO", "Trace_ELBO", "RenyiELBO"])
+def test_other_losses(backend, elbo, particles):
+    """More particles: less variance, and a tighter bound by RenyiELBO."""
+    model, guide = one_site(backend, np.zeros(3), np.zeros(3))
+    if elbo == "RenyiELBO" and particles == 1:
+        pytest.skip("two particles at least")
+    options = {"families": [backend.gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 50}
+    alone = backend.compare(model, guide, **options).estimates[0]
+    loss = getattr(backend.infer, elbo)(num_particles=particles)
+    (row,) = backend.compare(model, guide, loss=loss, **options).estimates
+    if elbo == "TraceMeanField_ELBO" and particles == 1:
+        assert row == alone
+    elif particles == 3:
+        assert row.gradient.variance < 0.8 * alone.gradient.variance
+    if elbo == "RenyiELBO":
+        assert row.elbo.mean > alone.elbo.mean + 2 * alone.elbo.error
+
+
+def test_a_program_that_takes_the_temperature(backend):
+    """Relaxed at that of the row, enumerated at 1."""
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model(x, temperature):
+        ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+        ppl.sample("x", backend.native.Normal(array(0.0), temperature), obs=x)
+
+    def guide(x, temperature):
+        logits = ppl.param("logits", array(np.zeros(3)))
+        ppl.sample("z", gs.GumbelSoftmax(temperature, logits=logits))
+
+    families = [gs.STGumbelSoftmax]
+    options = {"families": families, "temperatures": [0.5, 1.0], "num_samples": 3}
+    report = backend.compare(model, guide, array(0.0), **options)
+    cold, warm = (row.elbo.mean for row in report.estimates)
+    assert cold - warm == pytest.approx(np.log(2))
+    assert report.evidence.mean == pytest.approx(normal(0.0, 0.0))
+
+
+def test_one_temperature_in_place_of_several(backend):
+    pair = one_site(backend, np.zeros(3), np.ones(3))
+    options = {"families": [backend.gs.STGumbelSoftmax], "num_samples": 3}
+    one = backend.compare(*pair, temperature=0.3, **options)
+    assert one.estimates == backend.compare(*pair, temperatures=[0.3], **options).estimates
+    assert [row.temperature for row in one.estimates] == [0.3]
+
+
+# --- what cannot be done --------------------------------------------------------------------------
+
+
+def test_a_guide_without_parameters(backend):
+    model, _ = one_site(backend, np.zeros(3), np.zeros(3))
+
+    def guide():
+        backend.ppl.sample("z", backend.gs.OneHotCategorical(probs=backend.array(PRIOR)))
+
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    assert [row.gradient for row in report.estimates] == [None] * 3
+    assert str(report)
+    assert report.plot().axes
+    assert report.to_dataset().sizes["parameter"] == 0
+
+
+def test_a_limit_to_the_tables(backend):
+    """At 72 entries, a x b x c x data, the factorial program is enumerated; at 71 it is not."""
+    model = plain(backend, "factorial")
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    options = {"families": [backend.gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 5}
+    enough = backend.compare(model, guide, max_entries=72, **options)
+    assert enough.evidence.mean == pytest.approx(by_name("factorial").evidence())
+    assert enough.notes == ()
+    report = backend.compare(model, guide, max_entries=71, **options)
+    assert report.evidence is None
+    assert report.elbo is None
+    assert report.marginals == {}
+    for note in report.notes:
+        assert "a table over a, b, c would have 72 entries, more than max_entries = 71" in note
+    assert len(report.notes) == 2
+    (row,), (known,) = report.estimates, enough.estimates
+    assert row.elbo == known.elbo
+    assert (row.gradient.variance, row.gradient.snr) == (
+        known.gradient.variance,
+        known.gradient.snr,
+    )
+    assert np.isnan([row.gradient.bias, row.gradient.floor, row.gradient.cosine]).all()
+    assert "not enumerated" in str(report)
+    assert report.plot().axes
+    assert np.isnan(report.to_dataset()["evidence"])
+
+
+def test_the_guide_alone_may_be_enumerated(backend):
+    """Its ELBO averages each score by itself, where the model's evidence joins them."""
+    table = {"model": (10**9, ["z"]), "guide": (1, ["z"])}
+    session = backend.session(*one_site(backend, np.zeros(3), np.zeros(3)))
+    session.table = table.get
+    families = [backend.gs.STGumbelSoftmax]
+    report = comparison.run(session, families, [], [0.5], 3, [], 100, progress_bar=False)
+    assert report.evidence is None
+    assert report.elbo is not None
+    assert list(report.marginals) == ["z"]
+    assert report.marginals["z"].exact is None
+    assert np.isfinite(report.estimates[0].gradient.bias)
+    assert "1.0e9 entries" in report.notes[0]
+    assert str(report)
+    assert report.plot().axes
+    assert report.to_dataset()
+
+
+def test_joined_sites_are_noted(backend):
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        law = gs.OneHotCategorical(probs=backend.array(np.tile(PRIOR, (2, 1)))).to_event(1)
+        z = ppl.sample("z", law)
+        loc = (z * backend.array(LOCS)).sum(-1).sum(-1)
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.4))
+
+    report = backend.compare(model, gs.AutoGumbelSoftmax(model), num_samples=3, temperature=0.5)
+    assert report.evidence is None
+    assert len(report.notes) == 2
+    assert all("site 'z': to_event joins" in note for note in report.notes)
+    assert [row.family for row in report.estimates] == ["GumbelSoftmax"] * 2 + ["STGumbelSoftmax"]
+
+
+def test_a_score_of_all_rows_is_not_summed_to_a_wrong_number(backend):
+    """NumPyro would give a finite number here, as if all rows had one common value."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        with ppl.plate("units", 3):
+            h = ppl.sample("h", backend.native.Bernoulli(probs=array(BITS)))
+        ppl.sample("x", backend.native.Normal(h.sum(-1), 1.0), obs=array(1.0))
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    assert report.evidence is None
+    assert all("'x' depends on all rows of 'h'" in note for note in report.notes)
+    assert len(report.estimates) == 3
+
+
+def test_sites_coupled_across_plates_are_noted(backend):
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        rows, columns = ppl.plate("rows", 2, dim=-1), ppl.plate("columns", 3, dim=-2)
+        with rows:
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+        with columns:
+            w = ppl.sample("w", gs.OneHotCategorical(probs=array(PRIOR)))
+        with rows, columns:
+            loc = gs.select(array(LOCS), z) * gs.select(array(LOCS), w)
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(DATA.reshape(3, 2)))
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    assert report.evidence is None
+    assert "'w', 'z' depend on each other across plates" in report.notes[0]
+
+
+def test_a_relaxation_that_is_refused(backend):
+    def model():
+        backend.ppl.sample("n", backend.native.Categorical(probs=backend.array(PRIOR)))
+
+    with pytest.raises(ValueError, match="'n' is an integer Categorical"):
+        backend.compare(model, model, num_samples=2)
+
+
+def test_too_few_samples(backend):
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), num_samples=1)
+
+
+# --- relabelling ----------------------------------------------------------------------------------
+
+
+def test_relabel(backend):
+    """A guide that has the classes of the posterior in another order."""
+    posterior = softmax(np.log(PRIOR) + normal(DATA[:3, None], LOCS), -1)
+    order = np.array([2, 0, 1])
+    model = plain(backend, "mixture")
+    guide = automatic(backend, model, {"z": np.log(posterior[:, order])})
+    options = {"num_samples": 2, "families": [backend.gs.STGumbelSoftmax], "temperature": 0.5}
+    as_it_is = backend.compare(model, guide, **options).marginals["z"]
+    matched = backend.compare(model, guide, relabel=["z"], **options)
+    expected = 0.5 * np.abs(posterior - posterior[:, order]).sum(-1)
+    np.testing.assert_allclose(as_it_is.distance, expected, rtol=1e-6)
+    assert matched.marginals["z"].distance.max() < 1e-6
+    assert matched.marginals["z"].relabelled == tuple(np.argsort(order))
+    assert "z (relabelled)" in str(matched)
+    with pytest.raises(ValueError, match="relabel: no enumerated site is called 'y'"):
+        backend.compare(model, guide, relabel=["y"], **options)
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_report(backend):
+    case = CASES[2]
+    model = case.program.build(backend, laws(backend, "OneHotCategorical"))
+    guide = case.guide(backend, model, case.parameters)
+    report = backend.compare(model, guide, temperatures=[0.5, 1.0], num_samples=5)
+    assert len(report.estimates) == 6
+    text = str(report)
+    for shown in (
+        "log evidence",
+        "GumbelSoftmax",
+        "STGumbelSoftmax",
+        "relaxed",
+        "cos",
+        "5 samples",
+    ):
+        assert shown in text
+    figure = report.plot()
+    assert isinstance(figure, Figure)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[0].startswith("ELBO")
+    assert "bias" in titles[1]
+    assert "variance" in titles[2]
+    assert [title.split(":")[0] for title in titles[3:]] == ["a", "b", "c"]
+    data = report.to_dataset()
+    assert data.sizes["estimate"] == 6
+    assert data.sizes["parameter"] == 4  # three sites and all together
+    assert float(data["evidence"]) == pytest.approx(case.program.evidence())
+    at_one = data.isel(estimate=5)
+    assert str(at_one["family"].item()) == "STGumbelSoftmax"
+    row = report.estimates[5]
+    assert float(at_one["bias"].isel(parameter=-1)) == row.gradient.bias
+    np.testing.assert_array_equal(data["a_exact"], report.marginals["a"].exact)
+
+
+def test_same_seed_same_report(backend):
+    pair = one_site(backend, np.zeros(3), np.ones(3))
+    options = {"families": [backend.gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 5}
+    first, second, other = (backend.compare(*pair, seed=s, **options) for s in (1, 1, 2))
+    assert str(first) == str(second)
+    assert first.to_dataset().identical(second.to_dataset())
+    assert first.estimates != other.estimates
+
+
+@pytest.mark.only("pyro")
+def test_nothing_is_left_behind(backend):
+    """Random state, parameters and their grad."""
+    torch, ppl = backend.torch, backend.ppl
+    ppl.clear_param_store()
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    logits.grad = torch.ones_like(logits)
+    model, _ = one_site(backend, np.zeros(3), np.zeros(3))
+
+    def guide():
+        ppl.sample("z", backend.gs.OneHotCategorical(logits=ppl.param("logits", logits)))
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    for loss in (None, backend.infer.RenyiELBO(num_particles=2)):
+        torch.manual_seed(5)
+        backend.gs.compare(model, guide, num_samples=2, loss=loss, progress_bar=False)
+        assert torch.equal(torch.rand(3), expected)
+        assert torch.equal(ppl.get_param_store()["logits"].grad, logits.grad)
+        assert (logits.grad == 1).all()
+
+
+@pytest.mark.only("pyro")
+def test_torch_modules(backend):
+    """Weights of an encoder, by name."""
+    torch, ppl = backend.torch, backend.ppl
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(2, 3).double()
+    model, guide = encoded(backend, lambda x: ppl.module("encoder", encoder)(x))
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    sizes = {name: g.size for name, g in report.estimates[0].gradients.items()}
+    assert sizes == {"encoder$$$weight": 6, "encoder$$$bias": 3, "all parameters": 9}
+    assert report.estimates[0].gradient.exact > 0
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_flax_modules(backend, api):
+    """Weights of an encoder: a tree of arrays under one name."""
+    contrib, nnx = pytest.importorskip("numpyro.contrib.module"), pytest.importorskip("flax.nnx")
+    linen = pytest.importorskip("flax.linen")
+
+    def encode(x):
+        if api == "nnx":
+            return contrib.nnx_module("encoder", nnx.Linear(2, 3, rngs=nnx.Rngs(0)))(x)
+        return contrib.flax_module("encoder", linen.Dense(3), input_shape=(2,))(x)
+
+    model, guide = encoded(backend, encode)
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    sizes = {name: g.size for name, g in report.estimates[0].gradients.items()}
+    assert sizes == {"encoder$params": 9, "all parameters": 9}
+    assert report.estimates[0].gradient.exact > 0
+
+
+def encoded(backend, encode):
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+    x = array(DATA.reshape(3, 2))
+
+    def model():
+        with ppl.plate("data", 3):
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+            ppl.sample("x", backend.native.Normal(gs.select(array(LOCS), z), 1.0), obs=x[:, 0])
+
+    def guide():
+        with ppl.plate("data", 3):
+            ppl.sample("z", gs.OneHotCategorical(logits=encode(x)))
+
+    return model, guide
+
+
+@pytest.mark.only("numpyro")
+def test_params_of_a_trained_guide(backend):
+    """As SVI gives them, constrained; the model's too."""
+    numpyro, gs, jnp = backend.ppl, backend.gs, backend.jnp
+
+    def model():
+        scale = numpyro.param("scale", 1.0, constraint=backend.native.constraints.positive)
+        z = numpyro.sample("z", gs.OneHotCategorical(probs=jnp.array(PRIOR)))
+        loc = gs.select(jnp.array(LOCS), z)
+        numpyro.sample("x", backend.native.Normal(loc, scale), obs=jnp.array(0.4))
+
+    guide = gs.AutoGumbelSoftmax(model)
+    params = {"scale": jnp.array(2.0), "z_auto_logits": jnp.array([1.0, 0.0, -1.0])}
+    report = backend.compare(model, guide, params=params, num_samples=2, temperature=0.5)
+    given = np.log(PRIOR) + normal(0.2, LOCS / 2) - np.log(2)
+    assert report.evidence.mean == pytest.approx(np.logaddexp.reduce(given))
+    np.testing.assert_allclose(report.marginals["z"].approximate, softmax([1.0, 0.0, -1.0]))
+
+
+@pytest.mark.only("numpyro")
+def test_scan_is_relaxed_and_not_enumerated(backend):
+    numpyro, gs, jnp = backend.ppl, backend.gs, backend.jnp
+    scan = pytest.importorskip("numpyro.contrib.control_flow").scan
+
+    def model():
+        def step(carry, x):
+            z = numpyro.sample("z", gs.OneHotCategorical(probs=carry @ jnp.array(TRANSITION)))
+            loc = gs.select(jnp.array(LOCS), z)
+            numpyro.sample("x", backend.native.Normal(loc, 1.0), obs=x)
+            return z, None
+
+        scan(step, jnp.array(PRIOR), jnp.array(DATA[:4]))
+
+    def guide():
+        logits = numpyro.param("logits", jnp.zeros((4, 3)))
+
+        def step(carry, a):
+            numpyro.sample("z", gs.OneHotCategorical(logits=a))
+            return carry, None
+
+        scan(step, None, logits)
+
+    report = backend.compare(model, guide, num_samples=20, temperature=0.5)
+    assert report.evidence is None
+    assert all("inside of scan are not enumerated" in note for note in report.notes)
+    assert report.estimates[0].gradient.variance > 0
+
+
+# --- without a backend ----------------------------------------------------------------------------
+
+
+def factor(site, latents, plates="", entries=1):
+    return Factor(site, frozenset(latents.split()), frozenset(plates.split()), entries)
+
+
+SIZES = {"a": 2, "b": 3, "c": 5, "p": 7, "q": 11}
+TABLES = {
+    "none": ([factor("x", "", "p", 4)], {}, (28, [])),
+    "chain": (
+        [factor("a", "a"), factor("b", "a b"), factor("c", "b c"), factor("x", "c", entries=2)],
+        {"a": "", "b": "", "c": ""},
+        (15, ["b", "c"]),
+    ),
+    # the centre is never joined with two leaves
+    "star": (
+        [factor("a", "a"), factor("b", "a b"), factor("c", "a c")],
+        {"a": "", "b": "", "c": ""},
+        (10, ["a", "c"]),
+    ),
+    # the data see all causes at once
+    "factorial": (
+        [factor("a", "a"), factor("b", "b"), factor("c", "c"), factor("x", "a b c", "p")],
+        {"a": "", "b": "", "c": ""},
+        (210, ["a", "b", "c"]),
+    ),
+    # what is left of the data in its plate has no event
+    "event": ([factor("a", "a", "p"), factor("x", "a", "p", 100)], {"a": "p"}, (1400, ["a"])),
+    # b is summed out within its plates, then a along p
+    "nested": (
+        [factor("a", "a", "p"), factor("b", "a b", "p q"), factor("x", "b", "p q")],
+        {"a": "p", "b": "p q"},
+        (2 * 3 * 77, ["a", "b"]),
+    ),
+    "crossed": (
+        [
+            factor("a", "a"),
+            factor("b", "a b", "p"),
+            factor("c", "a c", "q"),
+            factor("x", "b", "p q"),
+            factor("y", "c", "p q"),
+        ],
+        {"a": "", "b": "p", "c": "q"},
+        (5 * 77, ["c"]),
+    ),
+    # a triangle is joined whole, though no score is
+    "triangle": (
+        [factor("x", "a b"), factor("y", "b c"), factor("z", "a c")],
+        {"a": "", "b": "", "c": ""},
+        (30, ["a", "b", "c"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_largest_table(name):
+    factors, latents, expected = TABLES[name]
+    assert largest_table(factors, {z: p.split() for z, p in latents.items()}, SIZES) == expected
+
+
+def test_rows_that_depend_on_each_other():
+    """600 bits below one score: beyond floating point, and still a message."""
+    bits = [factor("h", "h", "units"), factor("x", "h")]
+    with pytest.raises(ValueError, match=r"'x' depends on all rows of 'h'.* 4\.1e180 entries"):
+        largest_table(bits, {"h": ["units"]}, {"h": 2, "units": 600})
+
+
+def test_value():
+    assert Value.of(np.array([1.0, 3.0])) == Value(2.0, 1.0)
+    assert str(Value.of(np.array([1.0, 3.0]))) == "2.000 ± 1.000"
+    assert str(Value.of(np.array([1.0]))) == "1.000"
+
+
+def test_gradient():
+    draws = np.array([[1.0, 0.0], [3.0, 0.0]])
+    half = np.sqrt(0.5)
+    same = Gradient.of(draws, np.array([1.0, 0.0]))
+    assert astuple(same) == pytest.approx((2, 1.0, 1.0, 1.0, 2.0, 2 * half, 1.0))
+    diagonal = Gradient.of(draws, np.array([1.0, 1.0]))
+    assert diagonal.exact == pytest.approx(2 * half)
+    assert diagonal.bias == pytest.approx(1.0)
+    assert diagonal.floor == pytest.approx(half)
+    assert diagonal.cosine == pytest.approx(half)
+    paired = Gradient.of(draws, np.array([[0.0, 0.0], [2.0, 0.0]]))
+    assert (paired.bias, paired.floor, paired.variance) == (1.0, 0.0, 2.0)
+    alone = Gradient.of(draws, None)
+    assert (alone.variance, alone.snr) == pytest.approx((2.0, 2 * half))
+    assert np.isnan([alone.exact, alone.bias, alone.floor, alone.cosine]).all()
+    vanishing = Gradient.of(draws, np.zeros(2))
+    assert vanishing.exact == 0.0
+    assert np.isnan([vanishing.bias, vanishing.floor, vanishing.cosine]).all()
+
+
+def test_marginal():
+    exact, approximate = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]), np.eye(3)[[1, 1]]
+    marginal = Marginal(exact, approximate, ("data",))
+    np.testing.assert_allclose(marginal.distance, [0.8, 0.7])
+    matched = marginal.match()
+    np.testing.assert_allclose(matched.distance, [0.3, 0.4])
+    assert matched.relabelled[0] == 1
+    assert Marginal(exact, None, ("data",)).match().relabelled is None
+    assert np.isnan(Marginal(None, approximate, ("data",)).distance)
