@@ -1,0 +1,144 @@
+"""The semi-supervised model: one source relaxed, straight-through, enumerated and discrete."""
+
+import numpy as np
+import pytest
+from networks import NETWORKS, make_pair
+
+from gs_ppl.models.training import SemiSupervisedSettings, accuracy, fit, make_trainer
+
+RNG = np.random.default_rng(0)
+CLASSES, PIXELS = 3, 64
+LABELS = RNG.permutation(np.arange(90) % CLASSES)
+INK = RNG.choice([0.1, 0.9], (CLASSES, PIXELS))
+IMAGES = (RNG.random((90, PIXELS)) < INK[LABELS]).astype(np.float32)
+INPUTS = IMAGES[:5], IMAGES[5:9], np.eye(CLASSES, dtype=np.float32)[LABELS[5:9]]
+SIZES = {"classes": CLASSES, "style": 2, "width": 8, "pixels": PIXELS}
+VARIANTS = {"mlp": SIZES, "convolutions": {**SIZES, "channels": 2}}
+MODEL = "semi_supervised", "SemiSupervised"
+
+
+@pytest.fixture(params=NETWORKS)
+def side(request):
+    return request.param
+
+
+@pytest.fixture(params=["GumbelSoftmax", "STGumbelSoftmax", "enumerated"])
+def settings(request):
+    return SemiSupervisedSettings(
+        family=request.param,
+        classes=CLASSES,
+        variables=2,
+        hidden=(8,),
+        alpha=5.0,
+        steps=200,
+        batch=10,
+        labelled=6,
+        learning_rate=0.02,
+    )
+
+
+def make(side, settings):
+    return make_trainer(side, settings, IMAGES, (IMAGES[:9], LABELS[:9]))
+
+
+@pytest.mark.parametrize("channels", [None, 2], ids=["mlp", "convolutions"])
+def test_two_steps(side, settings, channels):
+    settings = SemiSupervisedSettings(**{**vars(settings), "channels": channels})
+    trainer = make(side, settings)
+    before = trainer.bound(IMAGES[:20], 1, seed=0)
+    assert np.isfinite(trainer.advance(2)).all()
+    assert trainer.step == 2
+    after = trainer.bound(IMAGES[:20], 1, seed=0)  # of the discrete program
+    assert np.isfinite(after).all()
+    assert after.mean() != before.mean()
+
+
+def test_learns_the_classes(side, settings, tmp_path):
+    labelled = IMAGES[:9], LABELS[:9]
+    options = {"labelled": labelled, "test_labels": LABELS, "samples": 5, "chunk": 100}
+    trainer, result = fit(side, settings, IMAGES, IMAGES, tmp_path, **options)
+    (_, first), (_, last) = result["losses"]
+    assert last < first
+    assert result["test"]["accuracy"] > 0.9
+    probs = trainer.classify(IMAGES[:4])
+    assert probs.shape == (4, CLASSES)
+    assert probs.sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_accuracy():
+    probs = np.array([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.5, 0.1, 0.4], [0.1, 0.1, 0.8]])
+    assert accuracy(probs, np.array([0, 1, 2, 2])) == 0.75
+
+
+@pytest.mark.parametrize("sizes", VARIANTS.values(), ids=VARIANTS)
+def test_log_joint_is_the_same_on_both_sides(sizes):
+    pyro, numpyro, latents = make_pair(*MODEL, *INPUTS, **sizes, alpha=3.0)
+    assert {*latents} == {"y", "z", "z_labelled"}
+    expected = pyro.log_joint(latents, *INPUTS)
+    assert numpyro.log_joint(latents, *INPUTS) == pytest.approx(expected, rel=1e-5)
+    moved = {name: np.roll(value, 1, axis=0) for name, value in latents.items()}
+    assert abs(pyro.log_joint(moved, *INPUTS) - expected) > 1e-2
+
+
+def draw_noise(shape):
+    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+
+
+def fix_noise(side, monkeypatch):
+    """The guide's z is mean + deviation * noise, with a noise that depends on the shape alone."""
+    Normal = side.program.Normal
+
+    class FixedNormal(Normal):
+        arg_constraints, support = Normal.arg_constraints, Normal.support
+
+        def rsample(self, shape=()):
+            return self.loc + self.scale * side.arrays(draw_noise(self.loc.shape))[0]
+
+        def sample(self, key, sample_shape=()):
+            return self.loc + self.scale * draw_noise(self.loc.shape)
+
+    monkeypatch.setattr(side.program, "Normal", FixedNormal)
+
+
+def loss_by_hand(xp, networks, x, labelled_x, labels):
+    """-sum_y q(y | x) [log p(x, y, z_y) - log q(y | x) - log q(z_y | x, y)], and the labelled."""
+    encoder, decoder = networks["encoder"], networks["decoder"]
+
+    def log_softmax(a):
+        return a - xp.log(xp.exp(a).sum(-1))[..., None]
+
+    def log_ratio(x, y, noise):
+        """log p(x, y, z) - log q(z | x, y)."""
+        h = encoder(x, y)
+        loc, log_scale = h[..., :2], h[..., 2:]
+        noise = xp.asarray(noise)
+        z = loc + xp.exp(log_scale) * noise
+        logits = decoder(z, y)
+        pixels = x * logits - xp.logaddexp(xp.zeros_like(logits), logits)
+        styles = (noise**2 - z**2) / 2 + log_scale
+        return pixels.sum(-1) + styles.sum(-1) - np.log(CLASSES)
+
+    log_q = log_softmax(networks["classifier"](x))
+    noise = draw_noise((CLASSES, len(x), 2))
+    total = 0
+    for k in range(CLASSES):
+        y = xp.asarray(np.tile(np.eye(CLASSES, dtype=np.float32)[k], (len(x), 1)))
+        total += (xp.exp(log_q[:, k]) * (log_ratio(x, y, noise[k]) - log_q[:, k])).sum()
+    total += log_ratio(labelled_x, labels, draw_noise((len(labels), 2))).sum()
+    total += 3.0 * (labels * log_softmax(networks["classifier"](labelled_x))).sum()
+    return -total
+
+
+@pytest.mark.parametrize("sizes", VARIANTS.values(), ids=VARIANTS)
+def test_enumerated_objective_is_the_sum_over_classes(side, sizes, monkeypatch):
+    """Value and gradient, on both sides, at the same weights."""
+    pair = dict(zip(NETWORKS, make_pair(*MODEL, *INPUTS, **sizes, alpha=3.0), strict=False))
+    networks = pair[side]
+    fix_noise(networks, monkeypatch)
+    expected, expected_gradient = networks.by_hand(loss_by_hand, *INPUTS)
+    loss, gradient = networks.enumerated(*INPUTS)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert gradient.keys() == expected_gradient.keys()
+    for name, g in gradient.items():
+        assert np.abs(expected_gradient[name]).max() > 0
+        np.testing.assert_allclose(g, expected_gradient[name], rtol=1e-3, atol=1e-4)
