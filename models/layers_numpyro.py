@@ -67,13 +67,54 @@ class Conditioned(nnx.Module):
         return self.head(jax.nn.relu(self.from_x(self.features(x)) + self.from_y(y)))
 
 
+class Convolution(nnx.Module):
+    """A linear map of windows, one for each `stride` pixels; transposed, pixels become windows.
+
+    As a product of matrices: XLA's own convolutions with strides are many times slower on a CPU.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        transposed: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.size, self.stride, self.transposed = size, stride, transposed
+        channels = (outputs, inputs) if transposed else (inputs, outputs)
+        self.kernel = nnx.Param(glorot(rngs.params(), (size, size, *channels)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x: Array) -> Array:
+        """Shape (images, height, width, channels)."""
+        weight = self.kernel[...].reshape(-1, self.kernel.shape[-1])
+        if not self.transposed:
+            return self.windows(x) @ weight + self.bias[...]
+        images, height, width, _ = x.shape
+        shape = images, height * self.stride, width * self.stride, len(self.bias[...])
+        add_up = jax.linear_transpose(self.windows, jax.ShapeDtypeStruct(shape, x.dtype))
+        return add_up(x @ weight.T)[0] + self.bias[...]
+
+    def windows(self, x: Array) -> Array:
+        _, height, width, _ = x.shape
+        margin, step = (self.size - 1) // 2, self.stride
+        x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+        corners = itertools.product(range(self.size), repeat=2)
+        return jnp.concatenate(
+            [x[:, i : i + height : step, j : j + width : step] for i, j in corners], -1
+        )
+
+
 class Downward(nnx.Module):
     """Two convolutions that halve a square image each, with rectifiers; vectors in and out."""
 
     def __init__(self, side: int, channels: int, *, rngs: nnx.Rngs) -> None:
         self.side, self.units = side, count_units(side, channels)
-        self.first = nnx.Conv(1, channels, (4, 4), strides=2, rngs=rngs)
-        self.second = nnx.Conv(channels, 2 * channels, (4, 4), strides=2, rngs=rngs)
+        self.first = Convolution(1, channels, 4, 2, rngs=rngs)
+        self.second = Convolution(channels, 2 * channels, 4, 2, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         images = x.reshape(-1, self.side, self.side, 1)
@@ -86,10 +127,10 @@ class Upward(nnx.Module):
 
     def __init__(self, side: int, channels: int, *, rngs: nnx.Rngs) -> None:
         self.shape = 2 * channels, side // 4, side // 4
-        make = partial(nnx.ConvTranspose, transpose_kernel=True, rngs=rngs)
-        self.first = make(2 * channels, 2 * channels, (3, 3))
-        self.second = make(2 * channels, channels, (4, 4), strides=2)
-        self.third = make(channels, 1, (4, 4), strides=2)
+        make = partial(Convolution, transposed=True, rngs=rngs)
+        self.first = make(2 * channels, 2 * channels, 3)
+        self.second = make(2 * channels, channels, 4, 2)
+        self.third = make(channels, 1, 4, 2)
 
     def __call__(self, x: Array) -> Array:
         h = jax.nn.relu(self.first(jnp.moveaxis(x.reshape(-1, *self.shape), 1, -1)))
