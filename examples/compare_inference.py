@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans
@@ -286,11 +287,12 @@ def compared(f: Fit, images: int) -> dict[str, float]:
 
 
 def make_table(fits: list[Fit], counts: np.ndarray) -> Table:
-    table = Table(title="Mixture of 10 components on 1,797 handwritten digits, exact evaluation")
+    title = "Mixture of 10 components on 1,797 handwritten digits, exact evaluation"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("z in model and guide", no_wrap=True)
     table.add_column("τ", no_wrap=True)
-    for column in ("nats/image", "gap", "Rand", "KL", "bias", "steps/s"):
-        table.add_column(column, justify="right")
+    for column in ("nats", "gap", "Rand", "KL", "bias", "steps/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for backend in dict.fromkeys(f.backend for f in fits):
         table.add_section()
         table.add_row(f"[bold]{TITLES[backend]}")
@@ -310,8 +312,8 @@ def make_table(fits: list[Fit], counts: np.ndarray) -> Table:
                     f"{f.steps_per_second:.0f}",
                 )
     table.caption = (
-        "nats/image: exact negative log evidence of the fitted mixture, lower is better; gap: its"
-        " excess over enumeration; Rand: adjusted Rand index of the most probable components"
+        "nats: exact negative log evidence of the fitted mixture, per image, lower is better; gap:"
+        " its excess over enumeration; Rand: adjusted Rand index of the most probable components"
         " against the digits written, 1 is perfect; KL: of guide and exact posterior, nats/image;"
         " bias: of the gradient in the guide's parameters at the end, relative to the exact one"
     )
