@@ -1,6 +1,8 @@
 """`--backend pyro|numpyro|both` selects the sides that the parity tests drive."""
 
 import functools
+import sys
+from collections.abc import Iterator
 
 import pytest
 from backends import BACKENDS
@@ -32,3 +34,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def backend(request: pytest.FixtureRequest):
     """The adapter of one side; loads its framework on first use."""
     return load(request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compilations() -> Iterator[None]:
+    """What JAX has compiled for one file is of no use to the next; kept, it fills gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
