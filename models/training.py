@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gs_ppl import temperature
+from gs_ppl.models.data import binarize
 
 MODELS = {
     "vae": "VAE",
@@ -275,6 +276,32 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def augment(
+    images: np.ndarray, labels: np.ndarray, copies: int, shift: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Binary copies of a few images, each shifted and drawn by itself, with their labels.
+
+    Args:
+        images: grey levels from 0 to 1 of squares, shape (images, pixels).
+        labels: shape (images,).
+        copies: of each image.
+        shift: the most pixels that a copy moves, either way; what comes in is blank.
+        seed: of shifts and draws.
+
+    Example:
+        >>> pixels, labels = augment(np.eye(4)[:2], np.array([7, 8]), copies=3, shift=0, seed=0)
+        >>> bool((pixels == np.tile(np.eye(4)[:2], (3, 1))).all()), labels
+        (True, array([7, 8, 7, 8, 7, 8]))
+    """
+    rng, side = np.random.default_rng(seed), math.isqrt(images.shape[-1])
+    squares = np.tile(images.reshape(-1, side, side), (copies, 1, 1))
+    padded = np.pad(squares, ((0, 0), (shift, shift), (shift, shift)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2))
+    rows, columns = rng.integers(0, 2 * shift + 1, (2, len(squares)))
+    moved = windows[np.arange(len(squares)), rows, columns]
+    return binarize(moved.reshape(len(squares), -1), rng), np.tile(labels, copies)
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:

@@ -115,7 +115,7 @@ class NumPyroNetworks:
         return self._gradient(lambda params: loss(self.jax.numpy, networks(params), *inputs))
 
     def _gradient(self, loss: Callable) -> tuple[float, Weights]:
-        value, gradient = self.jax.value_and_grad(loss)(self.params)
+        value, gradient = self.jax.jit(self.jax.value_and_grad(loss))(self.params)
         leaves, _ = self.jax.tree_util.tree_flatten_with_path(gradient)
         to_torch = {"kernel": _to_torch, "bias": np.asarray}
         return float(value), {_name(path): to_torch[path[-1].key](x) for path, x in leaves}
