@@ -19,7 +19,7 @@ def test_jit(backend, law):
     value = backend.array(backend.numpy(value))
 
     def score(a, tau, value):
-        return law(backend, tau, a).log_prob(value)
+        return law(backend, tau, a, validate_args=True).log_prob(value)
 
     args = backend.array(logits(law)), backend.array(0.5), value
     np.testing.assert_allclose(
@@ -30,7 +30,8 @@ def test_jit(backend, law):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_jit_of_own_scores(backend, law):
     def draw(a, tau):
-        return backend.sample_and_score(law(backend, tau, a), backend.traced_seed(0))
+        d = law(backend, tau, a, validate_args=True)
+        return backend.sample_and_score(d, backend.traced_seed(0))
 
     args = backend.array(logits(law)), backend.array(0.5)
     for got, expected in zip(backend.jit(draw)(*args), draw(*args), strict=True):

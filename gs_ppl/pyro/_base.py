@@ -172,6 +172,11 @@ class LogitsDistribution(Parameters):
         tau = self.temperature
         return tau.to(self.a) if isinstance(tau, Tensor) else tau
 
+    def _validate_sample(self, value: Tensor) -> None:
+        """torch's check of the support, where values can be read."""
+        if not torch.compiler.is_compiling():
+            super()._validate_sample(value)
+
     def __repr__(self) -> str:
         tau = self.temperature
         tau = tuple(tau.shape) if isinstance(tau, Tensor) and tau.dim() else tau
