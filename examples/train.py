@@ -21,7 +21,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gs_ppl.models.data import binarize, load_digits, load_mnist
-from gs_ppl.models.training import MODELS, Settings, Trainer, fit
+from gs_ppl.models.training import Settings, Trainer, fit
 
 SHOWN = 10  # images in a row of the picture
 
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__, output="results/train", steps=20_000)
     parser.set_defaults(backend="numpyro")
     default = Settings()
-    parser.add_argument("--model", choices=MODELS, default="vae")
+    parser.add_argument("--model", choices=("vae", "structured_output"), default="vae")
     parser.add_argument("--variables", type=int, default=default.variables)
     parser.add_argument("--classes", type=int, help="of each variable; bits unless given")
     parser.add_argument("--hidden", type=int, nargs="*", default=[], help="widths; linear if none")

@@ -17,6 +17,7 @@ EXAMPLES = {
     "compare_inference.py": ["--quick", "--backend", "both"],
     "hidden_markov.py": ["--quick", "--backend", "both"],
     "relaxation.py": ["--quick", "--backend", "both"],
+    "reproduce.py": ["--quick", "table1", "--only", "table1_vae_categorical_gumbel-s"],
     "temperature_sweep.py": ["--quick", "--backend", "both"],
     "train.py": ["--quick", "--backend", "both", "--variables", "8"],
     "two_component_mixture.py": ["--quick", "--backend", "both"],
