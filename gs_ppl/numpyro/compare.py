@@ -81,8 +81,8 @@ def compare(
         ...     loc = select(jnp.array([-1.0, 1.0]), z)
         ...     numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=jnp.array(0.5))
         >>> report = compare(model, AutoGumbelSoftmax(model), num_samples=10, progress_bar=False)
-        >>> report.evidence, report.elbo
-        (Value(mean=-1.4238..., error=0.0), Value(mean=-1.5439..., error=0.0))
+        >>> round(report.evidence.mean, 4), round(report.elbo.mean, 4)
+        (-1.4238, -1.5439)
     """
     temperatures = [temperature] if temperature is not None else list(temperatures)
     key = jax.random.key(0) if rng_key is None else rng_key

@@ -82,6 +82,7 @@ def to_inference_data(
         ...         z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
         ...         loc = z @ torch.tensor([-1.0, 1.0])
         ...         pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.ones(2))
+        >>> pyro.clear_param_store()
         >>> approximate = to_inference_data(model, AutoGumbelSoftmax(model), num_samples=100)
         >>> exact = to_inference_data(model, num_samples=100)
         >>> exact["posterior"]["z"].dims, exact["posterior"]["z"].dtype
