@@ -13,7 +13,7 @@ from programs import BITS, DATA, LOCS, PRIOR, PROGRAMS, TRANSITION, WEIGHTS, Pro
 from scipy.special import log_expit, log_softmax, softmax
 from test_handlers import laws
 
-from gs_ppl import comparison, reference, rewriting
+from gs_ppl import comparison, reference
 from gs_ppl.comparison import Gradient, Marginal, Value
 from gs_ppl.elimination import Factor, largest_table
 
@@ -464,14 +464,14 @@ def test_straight_through_has_the_discrete_objective(backend):
     assert first.gradient.size == 9
 
 
-def one_site(backend, prior, logits):
+def one_site(backend, prior, logits, temperature=0.5):
     ppl, array, gs = backend.ppl, backend.array, backend.gs
 
     def model():
         z = ppl.sample("z", gs.OneHotCategorical(logits=array(prior)))
         ppl.sample("x", backend.native.Normal((z * array(LOCS)).sum(-1), 1.0), obs=array(0.4))
 
-    return model, gs.AutoGumbelSoftmax(model, init_logits={"z": array(logits)})
+    return model, gs.AutoGumbelSoftmax(model, temperature, init_logits={"z": array(logits)})
 
 
 def test_gap_is_relaxed_kl_minus_categorical_kl(backend):
@@ -494,38 +494,35 @@ def test_gap_is_relaxed_kl_minus_categorical_kl(backend):
 
 
 def test_gradient_is_that_of_the_loss(backend):
-    """At one site: the mean of what the PPL's own loss gives, to its Monte Carlo error."""
-    prior, logits = np.zeros(3), np.array([0.5, -1.0, 0.2])
-    pair, gs = one_site(backend, prior, logits), backend.gs
-    session = backend.session(*pair)
-    _, gradients = session.relaxed(gs.GumbelSoftmax, "categorical", 0.7, 200)
+    """At one site: the mean of what the PPL's own loss gives, within 4.5 standard errors."""
+    model, guide = one_site(backend, np.zeros(3), np.array([0.5, -1.0, 0.2]), temperature=0.7)
+    family, elbo = backend.gs.GumbelSoftmax, backend.infer.TraceMeanField_ELBO()
+    _, gradients = backend.session(model, guide).relaxed(family, "categorical", 0.7, 200)
+    relaxed = backend.gs.relax(model, 0.7)
+    own = [backend.loss_and_gradient(elbo, relaxed, guide, seed)[1] for seed in range(40)]
+    own = -np.array([next(iter(gradient.values())) for gradient in own])
     (got,) = gradients.values()
-    model, guide = (gs.relax(p, 0.7) for p in (pair[0], gs.discretize(pair[1])))
-    elbo = backend.infer.TraceMeanField_ELBO()
-    with rewriting.at_temperature(0.7):  # which the automatic guide asks for before discretize
-        draws = [backend.loss_and_gradient(elbo, model, guide, seed)[1] for seed in range(60)]
-    own = np.array([next(iter(gradient.values())) for gradient in draws])
     error = np.sqrt(got.var(0) / len(got) + own.var(0) / len(own))
-    assert (np.abs(got.mean(0) + own.mean(0)) < 4.5 * error).all()
+    assert (error > 0).all()
+    assert (np.abs(got.mean(0) - own.mean(0)) < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("particles", [1, 3])
-@pytest.mark.parametrize("elbo", ["TraceMeanField_ELBO", "Trace_ELBO", "RenyiELBO"])
-def test_other_losses(backend, elbo, particles):
-    """More particles: less variance, and a tighter bound by RenyiELBO."""
-    model, guide = one_site(backend, np.zeros(3), np.zeros(3))
-    if elbo == "RenyiELBO" and particles == 1:
-        pytest.skip("two particles at least")
-    options = {"families": [backend.gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 50}
-    alone = backend.compare(model, guide, **options).estimates[0]
-    loss = getattr(backend.infer, elbo)(num_particles=particles)
-    (row,) = backend.compare(model, guide, loss=loss, **options).estimates
-    if elbo == "TraceMeanField_ELBO" and particles == 1:
-        assert row == alone
-    elif particles == 3:
-        assert row.gradient.variance < 0.8 * alone.gradient.variance
+@pytest.mark.parametrize("elbo", ["Trace_ELBO", "RenyiELBO"])
+def test_other_losses(backend, elbo):
+    """Three particles each: less variance, and a tighter bound by RenyiELBO."""
+    session, draws = backend.session(*one_site(backend, np.zeros(3), np.zeros(3))), 60
+    row = backend.gs.STGumbelSoftmax, "discrete", 0.5, draws
+    alone, gradient = session.relaxed(*row)
+    session = backend.session(*one_site(backend, np.zeros(3), np.zeros(3)))
+    session.loss = getattr(backend.infer, elbo)(num_particles=3)
+    values, averaged = session.relaxed(*row)
+    (one,), (three,) = gradient.values(), averaged.values()
+    assert three.var(0).sum() < 0.7 * one.var(0).sum()
+    gain, error = values.mean() - alone.mean(), np.hypot(values.std(), alone.std()) / draws**0.5
     if elbo == "RenyiELBO":
-        assert row.elbo.mean > alone.elbo.mean + 2 * alone.elbo.error
+        assert gain > 2 * error
+    else:
+        assert abs(gain) < 4.5 * error
 
 
 def test_a_program_that_takes_the_temperature(backend):
@@ -643,10 +640,12 @@ def test_a_score_of_all_rows_is_not_summed_to_a_wrong_number(backend):
         ppl.sample("x", backend.native.Normal(h.sum(-1), 1.0), obs=array(1.0))
 
     guide = backend.gs.AutoGumbelSoftmax(model)
-    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    report = backend.compare(
+        model, guide, families=[backend.gs.STGumbelSoftmax], num_samples=3, temperature=0.5
+    )
     assert report.evidence is None
     assert all("'x' depends on all rows of 'h'" in note for note in report.notes)
-    assert len(report.estimates) == 3
+    assert len(report.estimates) == 1
 
 
 def test_sites_coupled_across_plates_are_noted(backend):
@@ -663,7 +662,9 @@ def test_sites_coupled_across_plates_are_noted(backend):
             ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(DATA.reshape(3, 2)))
 
     guide = backend.gs.AutoGumbelSoftmax(model)
-    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    report = backend.compare(
+        model, guide, families=[gs.STGumbelSoftmax], num_samples=3, temperature=0.5
+    )
     assert report.evidence is None
     assert "'w', 'z' depend on each other across plates" in report.notes[0]
 
@@ -777,7 +778,9 @@ def test_torch_modules(backend):
     torch.manual_seed(0)
     encoder = torch.nn.Linear(2, 3).double()
     model, guide = encoded(backend, lambda x: ppl.module("encoder", encoder)(x))
-    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    report = backend.compare(
+        model, guide, num_samples=3, temperature=0.5, families=[backend.gs.STGumbelSoftmax]
+    )
     sizes = {name: g.size for name, g in report.estimates[0].gradients.items()}
     assert sizes == {"encoder$$$weight": 6, "encoder$$$bias": 3, "all parameters": 9}
     assert report.estimates[0].gradient.exact > 0
@@ -796,7 +799,9 @@ def test_flax_modules(backend, api):
         return contrib.flax_module("encoder", linen.Dense(3), input_shape=(2,))(x)
 
     model, guide = encoded(backend, encode)
-    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    report = backend.compare(
+        model, guide, num_samples=3, temperature=0.5, families=[backend.gs.STGumbelSoftmax]
+    )
     sizes = {name: g.size for name, g in report.estimates[0].gradients.items()}
     assert sizes == {"encoder$params": 9, "all parameters": 9}
     assert report.estimates[0].gradient.exact > 0
@@ -831,7 +836,14 @@ def test_params_of_a_trained_guide(backend):
 
     guide = gs.AutoGumbelSoftmax(model)
     params = {"scale": jnp.array(2.0), "z_auto_logits": jnp.array([1.0, 0.0, -1.0])}
-    report = backend.compare(model, guide, params=params, num_samples=2, temperature=0.5)
+    report = backend.compare(
+        model,
+        guide,
+        params=params,
+        num_samples=2,
+        temperature=0.5,
+        families=[backend.gs.STGumbelSoftmax],
+    )
     given = np.log(PRIOR) + normal(0.2, LOCS / 2) - np.log(2)
     assert report.evidence.mean == pytest.approx(np.logaddexp.reduce(given))
     np.testing.assert_allclose(report.marginals["z"].approximate, softmax([1.0, 0.0, -1.0]))
@@ -860,7 +872,9 @@ def test_scan_is_relaxed_and_not_enumerated(backend):
 
         scan(step, None, logits)
 
-    report = backend.compare(model, guide, num_samples=20, temperature=0.5)
+    families = [gs.GumbelSoftmax]
+    options = {"families": families, "objectives": ["categorical"], "temperature": 0.5}
+    report = backend.compare(model, guide, num_samples=20, **options)
     assert report.evidence is None
     assert all("inside of scan are not enumerated" in note for note in report.notes)
     assert report.estimates[0].gradient.variance > 0
