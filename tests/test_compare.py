@@ -983,3 +983,25 @@ def test_marginal():
     assert matched.relabelled[0] == 1
     assert Marginal(exact, None, ("data",)).match().relabelled is None
     assert np.isnan(Marginal(None, approximate, ("data",)).distance)
+
+
+@pytest.mark.only("numpyro")
+def test_guide_list_in_a_plate(backend):
+    """NumPyro's parts see the same rows under enumeration too; the exact numbers come."""
+    ppl, gs, handlers = backend.ppl, backend.gs, backend.ppl.handlers
+
+    def model():
+        w = ppl.sample("w", backend.native.Normal(backend.array(0.0), 1.0))
+        with ppl.plate("data", 3):
+            z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(3))))
+            loc = w + z[..., 0]
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(np.zeros(3)))
+
+    relaxed = gs.relax(handlers.seed(model, backend.jax.random.key(1)), 0.5)
+    guide = gs.AutoGuideList(relaxed)
+    guide.append(backend.infer.autoguide.AutoNormal(handlers.block(relaxed, hide=["z"])))
+    guide.append(gs.AutoGumbelSoftmax(handlers.block(relaxed, hide=["w"]), 0.5))
+    options = {"families": [gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 50}
+    report = backend.compare(model, guide, **options)
+    assert report.notes == ()
+    assert report.evidence.mean > report.elbo.mean

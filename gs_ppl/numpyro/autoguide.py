@@ -182,8 +182,9 @@ class AutoGuideList(autoguide.AutoGuideList):
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        plates = self._create_plates(*args, **kwargs)
-        rows, result = {name: plate._indices for name, plate in plates.items()}, {}
+        with handlers.trace() as trace:
+            plates = self._create_plates(*args, **kwargs)
+        rows, result = {name: trace[name]["value"] for name in plates}, {}
         with handlers.substitute(data=rows):
             for part in self._guides:
                 result.update(part(*args, **kwargs))
