@@ -8,23 +8,19 @@ each result is judged by the exact evidence of the fitted parameters, not by its
 
     python examples/compare_inference.py --backend both --output results/demo
 
-writes means.png, curves.png and comparison.json, and prints the table.
+writes means.png, curves.png and report.json, and prints the table.
 """
 
-import argparse
-import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from _report import TITLES, make_parser, parse, write_report
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -33,7 +29,6 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
-import gs_ppl
 from gs_ppl.comparison import Comparison
 from gs_ppl.models.data import load_digits
 from gs_ppl.temperature import Schedule, constant, exponential
@@ -44,7 +39,6 @@ BATCH = 256
 LEARNING_RATES = 0.07, 0.007  # of Adam, at the first and at the last step
 CHUNK = 20  # steps between two points of the curves
 SAMPLES = 50  # of compare
-TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
 
 
 @dataclass(frozen=True)
@@ -374,34 +368,11 @@ def draw_means(fits: list[Fit], counts: np.ndarray, labels: np.ndarray, path: Pa
     figure.savefig(path, dpi=130)
 
 
-def find_versions(backends: list[str]) -> dict[str, str]:
-    packages = ["numpy", "scikit-learn"]
-    packages += ["torch", "pyro-ppl"] if "pyro" in backends else []
-    packages += ["jax", "numpyro", "funsor"] if "numpyro" in backends else []
-    versions = {package: metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), "gs-ppl": gs_ppl.__version__, **versions}
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--backend", choices=("pyro", "numpyro", "both"), default="both")
-    parser.add_argument("--steps", type=int, help="default 1000; rounded up to whole twenties")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("results/demo"), metavar="DIR")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="default DIR/comparison.json")
-    parser.add_argument("--quick", action="store_true", help="few steps, three rows: does it run?")
-    arguments = parser.parse_args()
-    if arguments.steps is not None and arguments.steps < 1:
-        parser.error(f"--steps must be at least 1, got {arguments.steps}")
-    return arguments
-
-
 def main() -> None:
-    arguments = parse_arguments()
-    began = time.perf_counter()
-    backends = ["pyro", "numpyro"] if arguments.backend == "both" else [arguments.backend]
-    steps = arguments.steps or (60 if arguments.quick else 1000)
-    steps = math.ceil(steps / CHUNK) * CHUNK
+    arguments = parse(make_parser(__doc__, output="results/demo", steps=1000))
+    began, backends = time.perf_counter(), arguments.backends
+    steps = 60 if arguments.quick else math.ceil(arguments.steps / CHUNK) * CHUNK
+    arguments.steps = steps  # what the report says
     methods = list_methods(steps, arguments.quick)
 
     counts, labels = load_digits()
@@ -416,34 +387,24 @@ def main() -> None:
 
     console = Console()
     console.print(make_table(fits, counts))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = [arguments.output / "means.png", arguments.output / "curves.png"]
     draw_means(fits, counts, labels, pictures[0])
     draw_curves(fits, pictures[1])
-    report = {
-        "command": " ".join(sys.argv),
-        "seed": arguments.seed,
-        "steps": steps,
-        "versions": find_versions(backends),
-        "seconds": round(time.perf_counter() - began, 1),
-        "pictures": [str(picture) for picture in pictures],
-        "rows": [
-            {
-                "backend": f.backend,
-                "method": f.method.name,
-                "temperature": f.method.temperature or None,
-                "nats_per_image": f.nats,
-                "gap_percent": compute_gap(f, fits),
-                "adjusted_rand_index": f.agreement,
-                **compared(f, len(counts)),
-                "steps_per_second": f.steps_per_second,
-            }
-            for f in fits
-        ],
-    }
-    target = arguments.json or arguments.output / "comparison.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(report, indent=2) + "\n")
+    rows = [
+        {
+            "backend": f.backend,
+            "method": f.method.name,
+            "temperature": f.method.temperature or None,
+            "nats_per_image": f.nats,
+            "gap_percent": compute_gap(f, fits),
+            "adjusted_rand_index": f.agreement,
+            **compared(f, len(counts)),
+            "steps_per_second": f.steps_per_second,
+        }
+        for f in fits
+    ]
+    seconds = round(time.perf_counter() - began, 1)
+    target = write_report(arguments, pictures, rows, seconds=seconds)
     console.print(*pictures, target, sep="\n")
 
 

@@ -1,0 +1,111 @@
+"""What compare is made of, without a backend: tables of an enumeration, numbers of a report."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+
+from gs_ppl.comparison import Gradient, Marginal, Value
+from gs_ppl.elimination import Factor, largest_table
+
+
+def factor(site, latents, plates="", entries=1):
+    return Factor(site, frozenset(latents.split()), frozenset(plates.split()), entries)
+
+
+SIZES = {"a": 2, "b": 3, "c": 5, "p": 7, "q": 11}
+TABLES = {
+    "none": ([factor("x", "", "p", 4)], {}, (28, [])),
+    "chain": (
+        [factor("a", "a"), factor("b", "a b"), factor("c", "b c"), factor("x", "c", entries=2)],
+        {"a": "", "b": "", "c": ""},
+        (15, ["b", "c"]),
+    ),
+    # the centre is never joined with two leaves
+    "star": (
+        [factor("a", "a"), factor("b", "a b"), factor("c", "a c")],
+        {"a": "", "b": "", "c": ""},
+        (10, ["a", "c"]),
+    ),
+    # the data see all causes at once
+    "factorial": (
+        [factor("a", "a"), factor("b", "b"), factor("c", "c"), factor("x", "a b c", "p")],
+        {"a": "", "b": "", "c": ""},
+        (210, ["a", "b", "c"]),
+    ),
+    # what is left of the data in its plate has no event
+    "event": ([factor("a", "a", "p"), factor("x", "a", "p", 100)], {"a": "p"}, (1400, ["a"])),
+    # b is summed out within its plates, then a along p
+    "nested": (
+        [factor("a", "a", "p"), factor("b", "a b", "p q"), factor("x", "b", "p q")],
+        {"a": "p", "b": "p q"},
+        (2 * 3 * 77, ["a", "b"]),
+    ),
+    "crossed": (
+        [
+            factor("a", "a"),
+            factor("b", "a b", "p"),
+            factor("c", "a c", "q"),
+            factor("x", "b", "p q"),
+            factor("y", "c", "p q"),
+        ],
+        {"a": "", "b": "p", "c": "q"},
+        (5 * 77, ["c"]),
+    ),
+    # a triangle is joined whole, though no score is
+    "triangle": (
+        [factor("x", "a b"), factor("y", "b c"), factor("z", "a c")],
+        {"a": "", "b": "", "c": ""},
+        (30, ["a", "b", "c"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_largest_table(name):
+    factors, latents, expected = TABLES[name]
+    assert largest_table(factors, {z: p.split() for z, p in latents.items()}, SIZES) == expected
+
+
+def test_rows_that_depend_on_each_other():
+    """600 bits below one score: beyond floating point, and still a message."""
+    bits = [factor("h", "h", "units"), factor("x", "h")]
+    with pytest.raises(ValueError, match=r"'x' depends on all rows of 'h'.* 4\.1e180 entries"):
+        largest_table(bits, {"h": ["units"]}, {"h": 2, "units": 600})
+
+
+def test_value():
+    assert Value.of(np.array([1.0, 3.0])) == Value(2.0, 1.0)
+    assert str(Value.of(np.array([1.0, 3.0]))) == "2.000 ± 1.000"
+    assert str(Value.of(np.array([1.0]))) == "1.000"
+
+
+def test_gradient():
+    draws = np.array([[1.0, 0.0], [3.0, 0.0]])
+    half = np.sqrt(0.5)
+    same = Gradient.of(draws, np.array([1.0, 0.0]))
+    assert astuple(same) == pytest.approx((2, 1.0, 1.0, 1.0, 2.0, 2 * half, 1.0))
+    diagonal = Gradient.of(draws, np.array([1.0, 1.0]))
+    assert diagonal.exact == pytest.approx(2 * half)
+    assert diagonal.bias == pytest.approx(1.0)
+    assert diagonal.floor == pytest.approx(half)
+    assert diagonal.cosine == pytest.approx(half)
+    paired = Gradient.of(draws, np.array([[0.0, 0.0], [2.0, 0.0]]))
+    assert (paired.bias, paired.floor, paired.variance) == (1.0, 0.0, 2.0)
+    alone = Gradient.of(draws, None)
+    assert (alone.variance, alone.snr) == pytest.approx((2.0, 2 * half))
+    assert np.isnan([alone.exact, alone.bias, alone.floor, alone.cosine]).all()
+    vanishing = Gradient.of(draws, np.zeros(2))
+    assert vanishing.exact == 0.0
+    assert np.isnan([vanishing.bias, vanishing.floor, vanishing.cosine]).all()
+
+
+def test_marginal():
+    exact, approximate = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]]), np.eye(3)[[1, 1]]
+    marginal = Marginal(exact, approximate, ("data",))
+    np.testing.assert_allclose(marginal.distance, [0.8, 0.7])
+    matched = marginal.match()
+    np.testing.assert_allclose(matched.distance, [0.3, 0.4])
+    assert matched.relabelled[0] == 1
+    assert Marginal(exact, None, ("data",)).match().relabelled is None
+    assert np.isnan(Marginal(None, approximate, ("data",)).distance)
