@@ -1,6 +1,8 @@
 """Runs the cells of the paper's tables on MNIST, and puts the results beside the paper's figures.
 
     python examples/reproduce.py table1 --data-dir MNIST
+    python examples/reproduce.py table2 --data-dir MNIST
+    python examples/reproduce.py figure5
 
 A cell that has its result in models/results is not run again, one that broke off goes on from its
 checkpoint in the output folder; `--only` selects cells by their name. `--quick` runs a few steps of
@@ -10,85 +12,143 @@ each on the bundled digits: does it work?
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _report import TITLES, find_versions, make_parser, parse, write_report
+from _step_cost import draw_step_cost, measure_step_cost
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from gs_ppl.models.data import binarize, load_digits, load_mnist
-from gs_ppl.models.training import Settings, fit
+from gs_ppl.models.data import binarize, load_digits, load_mnist, split_labels
+from gs_ppl.models.training import SemiSupervisedSettings, Settings, augment, fit
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "models" / "results"
-SAMPLES, TEST_IMAGES = 1000, 1000  # of the bound
+RESULTS = Path(__file__).parents[1] / "models" / "results"
+Data = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: where it stands, the paper's figure, how it is run."""
+    """One run: where it stands in its table, the paper's figure, how it is run."""
 
-    name: str
     row: str
     column: str
-    paper: float | None  # nats
+    paper: float  # nats
     settings: Settings
-    backend: str = "numpyro"
+    backend: str
+    paper_accuracy: float | None = None
+    shift: int = 0  # the most that a labelled image's copies move, pixels
+
+    def name(self, table: str) -> str:
+        """Of the file of its result."""
+        words = " ".join([table, self.row, self.column, self.backend, f"seed{self.settings.seed}"])
+        return words.lower().replace(",", "").replace(".", "").replace(" ", "_")
 
 
-# --- Table 1 --------------------------------------------------------------------------------------
+# --- Table 1: nats of the discrete program --------------------------------------------------------
 
 ONE_HOT = {"variables": 20, "classes": 10}
-BITS = {"variables": 200, "classes": None}
+BITS = {"variables": 200}
+SBN = {"model": "structured_output", "rate": 0.0}  # temperature 1 throughout, as in the paper
 ROWS = {
-    # row: sizes, paper's Gumbel-Softmax, ST Gumbel-Softmax
-    "SBN, bits": (Settings("structured_output", **BITS), 58.5, 59.3),
-    "SBN, categorical": (Settings("structured_output", **ONE_HOT), 59.0, 59.7),
-    "VAE, bits": (Settings("vae", **BITS), 105.0, 111.5),
-    "VAE, categorical": (Settings("vae", **ONE_HOT), 101.5, 107.8),
-    "VAE, bits, hidden layer": (Settings("vae", **BITS, hidden=(200,)), None, None),
-    "VAE, categorical, hidden layer": (Settings("vae", **ONE_HOT, hidden=(200,)), None, None),
+    # row: settings, paper's Gumbel-Softmax, ST Gumbel-Softmax
+    "SBN, bits": (Settings(**SBN, **BITS), 58.5, 59.3),
+    "SBN, categorical": (Settings(**SBN, **ONE_HOT), 59.0, 59.7),
+    "VAE, bits": (Settings(**BITS), 105.0, 111.5),
+    "VAE, categorical": (Settings(**ONE_HOT), 101.5, 107.8),
+    "VAE, bits, hidden layer": (Settings(**BITS, hidden=(200,)), 105.0, 111.5),
+    "VAE, categorical, hidden layer": (Settings(**ONE_HOT, hidden=(200,)), 101.5, 107.8),
 }
 COLUMNS = {"Gumbel-S.": "GumbelSoftmax", "ST Gumbel-S.": "STGumbelSoftmax"}
 
 
 def list_table1() -> list[Cell]:
-    cells = []
-    for row, (sizes, *paper) in ROWS.items():
-        for (column, family), figure in zip(COLUMNS.items(), paper, strict=True):
-            constant = {"rate": 0.0} if sizes.model == "structured_output" else {}
-            settings = dataclasses.replace(sizes, family=family, **constant)
-            name = f"table1_{row}_{column}".replace(",", "").replace(" ", "_").replace(".", "")
-            cells.append(Cell(name.lower(), row, column, figure, settings))
-    return cells
+    return [
+        Cell(row, column, figure, dataclasses.replace(settings, family=family), backend)
+        for backend in TITLES
+        for row, (settings, *paper) in ROWS.items()
+        for (column, family), figure in zip(COLUMNS.items(), paper, strict=True)
+    ]
 
 
-TABLES = {"table1": list_table1}
+# --- Table 2: semi-supervised, 100 labels ---------------------------------------------------------
+
+SEEDS = (0, 1, 2)
+SEMI_SUPERVISED = {"variables": 10, "channels": 16, "labelled": 20, "alpha": 10.0, "steps": 10_000}
+METHODS = {
+    # column: settings, the paper's nats and accuracy
+    "Marginalization": (
+        SemiSupervisedSettings(**SEMI_SUPERVISED, family="enumerated"),
+        106.8,
+        0.926,
+    ),
+    "Gumbel-S.": (SemiSupervisedSettings(**SEMI_SUPERVISED), 109.6, 0.924),
+    "ST Gumbel-S.": (
+        SemiSupervisedSettings(**SEMI_SUPERVISED, family="STGumbelSoftmax"),
+        110.7,
+        0.936,
+    ),
+}
+
+
+def list_table2() -> list[Cell]:
+    return [
+        Cell("M2", column, nats, dataclasses.replace(settings, seed=seed), backend, right, shift=2)
+        for backend in TITLES
+        for seed in SEEDS
+        for column, (settings, nats, right) in METHODS.items()
+    ]
+
+
+TABLES: dict[str, Callable[[], list[Cell]]] = {"table1": list_table1, "table2": list_table2}
 
 
 # --- running --------------------------------------------------------------------------------------
 
 
-def run(cell: Cell, data: tuple[np.ndarray, np.ndarray], folder: Path, quick: bool) -> dict:
+def load(arguments: argparse.Namespace) -> Data:
+    """Grey levels and labels to train and to test on."""
+    if arguments.quick and not arguments.data_dir:
+        counts, labels = load_digits()
+        grey = (counts / 16).astype(np.float32)
+        train, test = slice(1500), slice(1500, 1520)
+        return {"grey": grey[train], "labels": labels[train]} | {
+            "test_grey": grey[test],
+            "test_labels": labels[test],
+        }
+    parts = load_mnist(arguments.data_dir)
+    (grey, labels), (test_grey, test_labels) = parts["train"], parts["test"]
+    some = slice(20 if arguments.quick else None)
+    return {"grey": grey, "labels": labels} | {
+        "test_grey": test_grey[some],
+        "test_labels": test_labels[some],
+    }
+
+
+def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
     """Trains and evaluates one cell; the result, with what it takes to run it again."""
     settings = cell.settings
-    limits: dict[str, Any] = {"samples": SAMPLES, "evaluate_every": 10_000}
+    options: dict[str, Any] = {"samples": 1000, "evaluate_every": settings.steps // 10}
     if quick:
         settings = dataclasses.replace(settings, steps=20, batch=10)
-        limits = {"samples": 5, "chunk": 10}
+        options = {"samples": 5, "chunk": 10}
+    grey = data["grey"]  # each pixel is drawn once
+    if isinstance(settings, SemiSupervisedSettings):
+        grey, labels = grey[:50_000], data["labels"][:50_000]
+        rows, _ = split_labels(labels, per_class=10, seed=settings.seed)
+        copies = augment(grey[rows], labels[rows], 200, cell.shift, settings.seed)
+        options |= {"labelled": copies, "test_labels": data["test_labels"]}
+    images, test = binarize(grey, seed=0), binarize(data["test_grey"], seed=1)
     with tqdm(total=settings.steps, unit="step", desc=f"{cell.row}: {cell.column}") as bar:
-        _, result = fit(cell.backend, settings, *data, folder / cell.name, bar=bar, **limits)
+        _, result = fit(cell.backend, settings, images, test, folder, bar=bar, **options)
     every = max(1, len(result["losses"]) // 50)
     return {
-        "row": cell.row,
-        "column": cell.column,
-        "paper": cell.paper,
-        "backend": cell.backend,
+        **{key: value for key, value in vars(cell).items() if key != "settings"},
         "seed": settings.seed,
         "settings": dataclasses.asdict(settings),
         "versions": find_versions([cell.backend]),
@@ -98,69 +158,84 @@ def run(cell: Cell, data: tuple[np.ndarray, np.ndarray], folder: Path, quick: bo
     }
 
 
-def load(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Images to train and to test on, each pixel drawn once."""
-    if arguments.quick and not arguments.data_dir:
-        grey = (load_digits()[0] / 16).astype(np.float32)
-        return binarize(grey[:1500], seed=0), binarize(grey[1500:1520], seed=1)
-    parts = load_mnist(arguments.data_dir)
-    test = binarize(parts["test"][0], seed=1)
-    return binarize(parts["train"][0], seed=0), test[: 20 if arguments.quick else TEST_IMAGES]
+def run_cells(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
+    """The results of the table's cells that were asked for, made where there are none yet."""
+    found, data = [], None
+    for cell in TABLES[arguments.table]():
+        name = cell.name(arguments.table)
+        if cell.backend not in arguments.backends or arguments.only not in name:
+            continue
+        path = results / f"{name}.json"
+        if not path.exists():
+            data = load(arguments) if data is None else data
+            folder = arguments.output / "checkpoints" / name
+            result = run(cell, data, folder, arguments.quick)
+            command = f"python examples/reproduce.py {arguments.table} --only {name}"
+            path.write_text(
+                json.dumps({"name": name, "command": command, **result}, indent=1) + "\n"
+            )
+        found.append(json.loads(path.read_text()))
+    return found
 
 
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def draw_curves(results: list[dict], path: Path) -> None:
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    for ax, model in zip(figure.subplots(1, 2), ("structured_output", "vae"), strict=True):
+def show_table(results: list[dict[str, Any]]) -> Table:
+    table = Table(title="Negative log likelihood of test images, nats")
+    for column in ("model", "PPL", "column", "seed", "paper", "here", "right"):
+        table.add_column(
+            column, justify="left" if column in ("model", "PPL", "column") else "right"
+        )
+    for result in results:
+        test = result["test"]
+        table.add_row(
+            result["row"],
+            TITLES[result["backend"]],
+            result["column"],
+            str(result["seed"]),
+            f"{result['paper']:.1f}",
+            f"{test['nats']:.1f} ± {test['error']:.1f}",
+            f"{test['accuracy']:.1%}" if "accuracy" in test else "",
+        )
+    return table
+
+
+def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
+    """Training losses, one set of axes for each model."""
+    models = list(dict.fromkeys(result["settings"]["model"] for result in results))
+    figure = Figure(figsize=(5.5 * len(models), 5), layout="constrained")
+    for ax, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         for i, result in enumerate(r for r in results if r["settings"]["model"] == model):
-            label = f"{result['row']}, {result['column']}"
+            label = f"{result['row']}, {result['column']}, {TITLES[result['backend']]}"
             style = "--" if result["column"].startswith("ST") else "-"
             ax.plot(*np.array(result["losses"]).T, style, color=f"C{i // 2}", label=label)
         ax.set(xlabel="step", ylabel="training loss, nats per image", title=model)
         ax.spines[["top", "right"]].set_visible(False)
-        if ax.lines:
-            ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = make_parser(__doc__, output="results/reproduce")
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=(*TABLES, "figure5"))
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's files")
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name has it")
     parser.add_argument("--results", type=Path, metavar="DIR", help="default models/results")
     arguments = parse(parser)
     results = arguments.results or (arguments.output if arguments.quick else RESULTS)
     results.mkdir(parents=True, exist_ok=True)
-    cells = [cell for cell in TABLES[arguments.table]() if arguments.only in cell.name]
-    data = load(arguments)
-    for cell in cells:
-        path = results / f"{cell.name}.json"
-        if not path.exists():
-            result = run(cell, data, arguments.output / "checkpoints", arguments.quick)
-            command = f"python examples/reproduce.py {arguments.table} --only {cell.name}"
-            result = {"name": cell.name, "command": command, **result}
-            path.write_text(json.dumps(result, indent=1) + "\n")
-    found = [json.loads((results / f"{cell.name}.json").read_text()) for cell in cells]
-    table = Table(title="Table 1: negative log likelihood of test images, nats")
-    for column in ("model", "PPL", "column", "paper", "here"):
-        table.add_column(column, justify="right" if column in ("paper", "here") else "left")
-    for result in found:
-        test, paper = result["test"], result["paper"]
-        table.add_row(
-            result["row"],
-            TITLES[result["backend"]],
-            result["column"],
-            f"{paper:.1f}" if paper else "",
-            f"{test['nats']:.1f} ± {test['error']:.1f}",
-        )
     picture = arguments.output / f"{arguments.table}.png"
-    draw_curves(found, picture)
-    rows = [{key: r[key] for key in ("name", "backend", "paper", "test")} for r in found]
-    target = write_report(arguments, [picture], rows)
-    Console().print(table)
+    if arguments.table == "figure5":
+        arguments.json = arguments.json or results / "figure5.json"
+        found = measure_step_cost(arguments.backends, quick=arguments.quick, seed=arguments.seed)
+        shown = draw_step_cost(found, picture)
+    else:
+        found = run_cells(arguments, results)
+        shown = show_table(found)
+        draw_curves(found, picture)
+    target = write_report(arguments, [picture], found)
+    Console().print(shown)
     Console().print(picture, target, sep="\n")
 
 

@@ -2,6 +2,8 @@
 
     python examples/train.py --model vae --classes 10 --variables 20 --data-dir MNIST --output run
 
+    python examples/train.py --model semi_supervised --alpha 10 --data-dir MNIST --output run
+
 MNIST is a folder with the four IDX files; `--data mnist` without a folder downloads them. The run
 writes checkpoints to the output folder, and goes on from the newest one when it is started again;
 it ends with report.json, images.png and curves.png.
@@ -20,27 +22,43 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from gs_ppl.models.data import binarize, load_digits, load_mnist
-from gs_ppl.models.training import Settings, Trainer, fit
+from gs_ppl.models.data import binarize, load_digits, load_mnist, split_labels
+from gs_ppl.models.training import (
+    MODELS,
+    SemiSupervisedSettings,
+    Settings,
+    Trainer,
+    augment,
+    fit,
+)
 
+Images = tuple[np.ndarray, np.ndarray]  # grey levels from 0 to 1, labels
+COPIES = 200  # of each labelled image, each drawn by itself
 SHOWN = 10  # images in a row of the picture
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__, output="results/train", steps=20_000)
     parser.set_defaults(backend="numpyro")
-    default = Settings()
-    parser.add_argument("--model", choices=("vae", "structured_output"), default="vae")
-    parser.add_argument("--variables", type=int, default=default.variables)
-    parser.add_argument("--classes", type=int, help="of each variable; bits unless given")
-    parser.add_argument("--hidden", type=int, nargs="*", default=[], help="widths; linear if none")
-    parser.add_argument("--family", default=default.family)
-    parser.add_argument("--objective", choices=("categorical", "relaxed"), default="categorical")
-    parser.add_argument("--rate", type=float, default=default.rate, help="tau = exp(-rate t)")
-    parser.add_argument("--minimum", type=float, default=default.minimum, help="of tau")
-    parser.add_argument("--every", type=int, default=default.every, help="steps for each tau")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
-    parser.add_argument("--batch", type=int, default=default.batch)
+    parser.add_argument("--model", choices=MODELS, default="vae")
+    of_run = parser.add_argument_group("of the run; the model's own defaults unless given")
+    of_run.add_argument(
+        "--variables", type=int, help="latent variables; semi-supervised: size of z"
+    )
+    of_run.add_argument("--classes", type=int, help="of each variable; bits unless given")
+    of_run.add_argument("--hidden", type=int, nargs="*", help="widths; linear if none")
+    of_run.add_argument("--family", help="a class of gs_ppl; or enumerated, for exact sums")
+    of_run.add_argument("--objective", choices=("categorical", "relaxed"))
+    of_run.add_argument("--rate", type=float, help="tau = exp(-rate t)")
+    of_run.add_argument("--minimum", type=float, help="of tau")
+    of_run.add_argument("--every", type=int, help="steps for each tau")
+    of_run.add_argument("--learning-rate", type=float)
+    of_run.add_argument("--batch", type=int)
+    of_run.add_argument("--channels", type=int, help="semi-supervised: of the first convolution")
+    of_run.add_argument("--alpha", type=float, help="semi-supervised: weight of log q(label | x)")
+    of_run.add_argument("--labelled", type=int, help="semi-supervised: of them in a minibatch")
+    parser.add_argument("--per-class", type=int, default=10, help="labels, if semi-supervised")
+    parser.add_argument("--shift", type=int, default=0, help="pixels that their copies move")
     parser.add_argument("--data", choices=("digits", "mnist"), help="digits, unless --data-dir")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's files")
     parser.add_argument("--samples", type=int, default=1000, help="of the bound at the end")
@@ -50,23 +68,31 @@ def parse_arguments() -> argparse.Namespace:
     return parse(parser)
 
 
-def load_images(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Binary pixels to train and to test on, each drawn once."""
+def make_settings(arguments: argparse.Namespace) -> Settings:
+    """From the options that were given and are the model's."""
+    kind = SemiSupervisedSettings if arguments.model == "semi_supervised" else Settings
+    names = {field.name for field in dataclasses.fields(kind)}
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    if "hidden" in given:
+        given["hidden"] = tuple(given["hidden"])
+    return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def load_images(arguments: argparse.Namespace) -> tuple[Images, Images]:
+    """Grey levels and labels, to train and to test on."""
     if arguments.data == "mnist" or (arguments.data is None and arguments.data_dir):
         parts = load_mnist(arguments.data_dir)
-        train, test = parts["train"][0], parts["test"][0]
-    else:
-        counts, _ = load_digits()
-        grey = (counts / 16).astype(np.float32)
-        train, test = grey[:1500], grey[1500:]
-    return binarize(train, seed=0), binarize(test, seed=1)
+        return parts["train"], parts["test"]
+    counts, labels = load_digits()
+    grey = (counts / 16).astype(np.float32)
+    return (grey[:1500], labels[:1500]), (grey[1500:], labels[1500:])
 
 
 def draw_images(trainer: Trainer, settings: Settings, images: np.ndarray, path: Path) -> None:
     """Test images, what the model makes of them, and images from the prior."""
     side = round(images.shape[1] ** 0.5)
     given = images[:SHOWN]
-    if settings.model == "vae":
+    if settings.model != "structured_output":
         rows = {"image": given, "model": trainer.means(given, from_guide=True, seed=0)}
         rows["prior"] = trainer.means(given, from_guide=False, seed=0)
     else:  # the lower half, of three draws
@@ -105,38 +131,36 @@ def main() -> None:
     arguments = parse_arguments()
     if len(arguments.backends) > 1 and not arguments.quick:
         sys.exit("train.py trains on one backend: pass --backend pyro or --backend numpyro")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{n: getattr(arguments, n) for n in names if n != "hidden"}, hidden=())
-    settings = dataclasses.replace(settings, hidden=tuple(arguments.hidden))
-    train, test = load_images(arguments)
-    limits = {"samples": arguments.samples, "evaluate_every": arguments.evaluate_every}
+    settings = make_settings(arguments)
+    (grey, labels), (test_grey, test_labels) = load_images(arguments)
+    limits: dict[str, Any] = {"samples": arguments.samples}
+    limits |= {"evaluate_every": arguments.evaluate_every}
+    limits |= {"checkpoint_every": arguments.checkpoint_every}
+    shown = slice(arguments.test_images)
     if arguments.quick:
         settings = dataclasses.replace(settings, steps=min(settings.steps, 40), batch=20)
-        test, limits = test[:50], {"samples": 20, "evaluate_every": 20, "chunk": 20}
-    test = test[: arguments.test_images]
+        limits |= {"samples": 20, "evaluate_every": 20, "chunk": 20}
+        shown = slice(50)
+    train, test = binarize(grey, seed=0), binarize(test_grey[shown], seed=1)
+    if isinstance(settings, SemiSupervisedSettings):
+        rows, _ = split_labels(labels, arguments.per_class, seed=settings.seed)
+        copies = augment(grey[rows], labels[rows], COPIES, arguments.shift, settings.seed)
+        limits |= {"labelled": copies, "test_labels": test_labels[shown]}
 
     table = Table(title=f"{settings.model}: negative log likelihood of test images")
-    for column in ("backend", "nats per image", "samples", "images"):
+    for column in ("backend", "nats per image", "samples", "images", "right"):
         table.add_column(column, justify="right")
     rows, pictures, curves = [], [], {}
     for backend in arguments.backends:
+        folder = arguments.output / "checkpoints" / backend
         with tqdm(total=settings.steps, unit="step", desc=TITLES[backend]) as bar:
-            folder = arguments.output / "checkpoints" / backend
-            trainer, result = fit(
-                backend,
-                settings,
-                train,
-                test,
-                folder,
-                checkpoint_every=arguments.checkpoint_every,
-                bar=bar,
-                **limits,
-            )
+            trainer, result = fit(backend, settings, train, test, folder, bar=bar, **limits)
         found = result.pop("test")
         rows.append({"backend": backend, **found})
         curves[backend] = result
         cells = f"{found['nats']:.2f} ± {found['error']:.2f}", found["samples"], found["images"]
-        table.add_row(TITLES[backend], *map(str, cells))
+        right = f"{found['accuracy']:.1%}" if "accuracy" in found else ""
+        table.add_row(TITLES[backend], *map(str, cells), right)
         paths = [arguments.output / f"{what}_{backend}.png" for what in ("images", "curves")]
         draw_images(trainer, settings, test, paths[0])
         draw_curves({"test": found, **result}, paths[1])
