@@ -90,7 +90,7 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Shape (images, height, width, channels)."""
-        weight = self.kernel[...].reshape(-1, self.kernel.shape[-1])
+        weight = self.weight()
         if not self.transposed:
             return self.windows(x) @ weight + self.bias[...]
         images, height, width, _ = x.shape
@@ -98,14 +98,23 @@ class Convolution(nnx.Module):
         add_up = jax.linear_transpose(self.windows, jax.ShapeDtypeStruct(shape, x.dtype))
         return add_up(x @ weight.T)[0] + self.bias[...]
 
+    def weight(self) -> Array:
+        """Shape (of a window, channels), its pixels in the order of windows."""
+        blocks, step = self.size // self.stride, self.stride
+        kernel = self.kernel[...].reshape(blocks, step, blocks, step, *self.kernel.shape[2:])
+        return kernel.swapaxes(1, 2).reshape(-1, self.kernel.shape[-1])
+
     def windows(self, x: Array) -> Array:
-        _, height, width, _ = x.shape
+        """Blocks of `stride` pixels either way become channels: slices that lie together."""
+        images, height, width, channels = x.shape
         margin, step = (self.size - 1) // 2, self.stride
         x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-        corners = itertools.product(range(self.size), repeat=2)
-        return jnp.concatenate(
-            [x[:, i : i + height : step, j : j + width : step] for i, j in corners], -1
-        )
+        rows, columns = x.shape[1] // step, x.shape[2] // step
+        x = x.reshape(images, rows, step, columns, step, channels).swapaxes(2, 3)
+        x = x.reshape(images, rows, columns, -1)
+        corners = itertools.product(range(self.size // step), repeat=2)
+        parts = [x[:, i : i + height // step, j : j + width // step] for i, j in corners]
+        return jnp.concatenate(parts, -1)
 
 
 class Downward(nnx.Module):
