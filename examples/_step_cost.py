@@ -76,98 +76,103 @@ def time_in_turns(steps: dict[Any, Step], rounds: int) -> dict[Any, list[float]]
 def make_step(
     backend: str, method: str, settings: SemiSupervisedSettings, images: np.ndarray
 ) -> Step:
-    if method == "loop":
-        return {"pyro": loop_in_torch, "numpyro": loop_in_jax}[backend](settings, images)
     family = "GumbelSoftmax" if method == "relaxed" else "enumerated"
     shared = method != "enumerated"
-    trainer = make_trainer(
-        backend, dataclasses.replace(settings, family=family, shared=shared), images
-    )
-    return trainer.advance
+    settings = dataclasses.replace(settings, family=family, shared=shared)
+    trainer = make_trainer(backend, settings, images)
+    if method != "loop":
+        return trainer.advance
+    loop = {"pyro": TorchLoop, "numpyro": JaxLoop}[backend]
+    return loop(trainer.network, settings, images).advance
 
 
-def loop_in_torch(settings: SemiSupervisedSettings, images: np.ndarray) -> Step:
-    import torch
-    from torch.distributions import Bernoulli, kl_divergence
+class TorchLoop:
+    """Exact sum over y, written by hand with the networks of the Pyro model."""
 
-    from gs_ppl.models.semi_supervised_pyro import Normal, SemiSupervised, make_normal
+    def __init__(self, network: Any, settings: SemiSupervisedSettings, images: np.ndarray) -> None:
+        import torch
 
-    torch.set_num_threads(1)
-    network = SemiSupervised(**settings.network(images))
-    classifier, encoder, decoder = network.classifier, network.encoder, network.decoder
-    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
-    pixels, classes = torch.as_tensor(images), torch.eye(settings.classes)
-    prior = Normal(torch.zeros(settings.variables), 1.0).to_event(1)
+        torch.set_num_threads(1)
+        self.network, self.images, self.batch = network, torch.as_tensor(images), settings.batch
+        self.classes = torch.eye(settings.classes)
+        self.optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
+        self.randint = torch.randint
 
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        log_q = classifier(x).log_softmax(-1)
-        from_x, elbos = encoder.from_x(encoder.features(x)), []
-        for y in classes:
-            law = make_normal(encoder.head((from_x + encoder.from_y(y)).relu()))
-            log_p = Bernoulli(logits=decoder(law.rsample(), y)).log_prob(x).sum(-1)
-            elbos.append(log_p - kl_divergence(law, prior))
-        uniform = -np.log(settings.classes)
-        return -(log_q.exp() * (torch.stack(elbos, -1) + uniform - log_q)).sum()
+    def loss(self, x: Any) -> Any:
+        from torch.distributions import Bernoulli, Normal, kl_divergence
 
-    def step(steps: int) -> None:
+        from gs_ppl.models.semi_supervised_pyro import make_normal
+
+        network, K = self.network, len(self.classes)
+        log_q = network.classifier(x).log_softmax(-1)
+        from_x, loss = network.encoder.from_x(network.encoder.features(x)), 0.0
+        for k, y in enumerate(self.classes):
+            hidden = (from_x + network.encoder.from_y(y)).relu()
+            law = make_normal(network.encoder.head(hidden)).base_dist
+            pixels = Bernoulli(logits=network.decoder(law.rsample(), y))
+            elbo = pixels.log_prob(x).sum(-1) - kl_divergence(law, Normal(0.0, 1.0)).sum(-1)
+            loss -= (log_q[:, k].exp() * (elbo - np.log(K) - log_q[:, k])).sum()
+        return loss
+
+    def advance(self, steps: int) -> None:
         for _ in range(steps):
-            optimizer.zero_grad()
-            loss(pixels[torch.randint(len(pixels), (settings.batch,))]).backward()
-            optimizer.step()
-
-    step.loss = loss
-    return step
+            self.optimizer.zero_grad()
+            self.loss(self.images[self.randint(len(self.images), (self.batch,))]).backward()
+            self.optimizer.step()
 
 
-def loop_in_jax(settings: SemiSupervisedSettings, images: np.ndarray) -> Step:
-    import jax
-    import jax.numpy as jnp
-    import optax
-    from flax import nnx
-    from numpyro.distributions import Bernoulli, kl_divergence
+class JaxLoop:
+    """Exact sum over y, written by hand with the networks of the NumPyro model."""
 
-    from gs_ppl.models.semi_supervised_numpyro import Normal, SemiSupervised, make_normal
+    def __init__(self, network: Any, settings: SemiSupervisedSettings, images: np.ndarray) -> None:
+        import jax
+        import optax
+        from flax import nnx
 
-    network = SemiSupervised(**settings.network(images), rngs=nnx.Rngs(settings.seed))
-    graph, params = nnx.split((network.classifier, network.encoder, network.decoder))
-    adam = optax.adam(settings.learning_rate)
-    pixels, classes = jnp.asarray(images), jnp.eye(settings.classes)
-    prior = Normal(jnp.zeros(settings.variables), 1.0).to_event(1)
+        self.jax, self.nnx, self.optax = jax, nnx, optax
+        self.batch, self.images = settings.batch, jax.numpy.asarray(images)
+        self.classes = jax.numpy.eye(settings.classes)
+        modules = network.classifier, network.encoder, network.decoder
+        self.graph, params = nnx.split(modules)
+        self.adam = optax.adam(settings.learning_rate)
+        self.state = params, self.adam.init(params), jax.random.key(settings.seed)
+        self.update = jax.jit(self._update)
 
-    def loss(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
-        classifier, encoder, decoder = nnx.merge(graph, params)
+    def loss(self, params: Any, x: Any, key: Any) -> Any:
+        from numpyro.distributions import Bernoulli, Normal, kl_divergence
+
+        from gs_ppl.models.semi_supervised_numpyro import make_normal
+
+        jax, K = self.jax, len(self.classes)
+        classifier, encoder, decoder = self.nnx.merge(self.graph, params)
         log_q = jax.nn.log_softmax(classifier(x))
         from_x = encoder.from_x(encoder.features(x))
 
-        def elbo(y_and_key: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def elbo(y_and_key: Any) -> Any:
             y, key = y_and_key
-            law = make_normal(encoder.head(jax.nn.relu(from_x + encoder.from_y(y))))
-            log_p = Bernoulli(logits=decoder(law.rsample(key), y)).log_prob(x).sum(-1)
-            return log_p - kl_divergence(law, prior)
+            hidden = jax.nn.relu(from_x + encoder.from_y(y))
+            law = make_normal(encoder.head(hidden)).base_dist
+            pixels = Bernoulli(logits=decoder(law.rsample(key), y))
+            return pixels.log_prob(x).sum(-1) - kl_divergence(law, Normal(0.0, 1.0)).sum(-1)
 
-        elbos = jax.lax.map(elbo, (classes, jax.random.split(key, len(classes)))).T
-        return -(jnp.exp(log_q) * (elbos - jnp.log(len(classes)) - log_q)).sum()
+        elbos = jax.lax.map(elbo, (self.classes, jax.random.split(key, K))).T
+        return -(jax.numpy.exp(log_q) * (elbos - np.log(K) - log_q)).sum()
 
-    @jax.jit
-    def update(state: tuple, steps: int) -> tuple:
-        def body(_: int, state: tuple) -> tuple:
+    def _update(self, state: tuple, steps: int) -> tuple:
+        jax = self.jax
+
+        def step(_: int, state: tuple) -> tuple:
             params, optimizer, key = state
-            key, rows_key, noise = jax.random.split(key, 3)
-            rows = jax.random.randint(rows_key, (settings.batch,), 0, len(pixels))
-            grads = jax.grad(loss)(params, pixels[rows], noise)
-            updates, optimizer = adam.update(grads, optimizer)
-            return optax.apply_updates(params, updates), optimizer, key
+            key, of_rows, of_loss = jax.random.split(key, 3)
+            x = self.images[jax.random.randint(of_rows, (self.batch,), 0, len(self.images))]
+            gradient = jax.grad(self.loss)(params, x, of_loss)
+            updates, optimizer = self.adam.update(gradient, optimizer)
+            return self.optax.apply_updates(params, updates), optimizer, key
 
-        return jax.lax.fori_loop(0, steps, body, state)
+        return jax.lax.fori_loop(0, steps, step, state)
 
-    state = params, adam.init(params), jax.random.key(settings.seed)
-
-    def step(steps: int) -> None:
-        nonlocal state
-        state = jax.block_until_ready(update(state, steps))
-
-    step.loss = lambda x, key: loss(params, x, key)
-    return step
+    def advance(self, steps: int) -> None:
+        self.state = self.jax.block_until_ready(self.update(self.state, steps))
 
 
 def draw_step_cost(rows: list[dict[str, Any]], path: Path) -> Table:

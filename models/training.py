@@ -35,7 +35,8 @@ class Settings:
         objective: "categorical" or "relaxed".
         rate, minimum, every: of the temperature max(minimum, exp(-rate t)), anew every `every`
             steps; rate 0: constant 1.
-        learning_rate: of Adam at the first step; falls by a cosine to 0 at the last.
+        learning_rate: of AdamW at the first step; falls by a cosine to 0 at the last.
+        weight_decay: of AdamW, relative to the learning rate; 0: Adam.
         steps, batch: number and size of minibatches, drawn with replacement.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     minimum: float = 0.5
     every: int = 500
     learning_rate: float = 1e-3
+    weight_decay: float = 0.0
     steps: int = 100_000
     batch: int = 100
     seed: int = 0

@@ -35,7 +35,7 @@ class Trainer:
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
             self._handle(self.network.guide),
-            optax.adam(decay),
+            optax.adamw(decay, weight_decay=settings.weight_decay),
             TraceEnum_ELBO(max_plate_nesting=1) if settings.enumerated else TraceMeanField_ELBO(),
             settings.schedule,
         )

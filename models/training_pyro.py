@@ -30,13 +30,14 @@ class Trainer:
         pyro.set_rng_seed(settings.seed)
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
+        rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
             self._handle(self.network.guide),
             pyro.optim.LambdaLR(
                 {
-                    "optimizer": torch.optim.Adam,
-                    "optim_args": {"lr": settings.learning_rate},
+                    "optimizer": torch.optim.AdamW,
+                    "optim_args": rates,
                     "lr_lambda": self._decay,
                 }
             ),
