@@ -19,6 +19,7 @@ class NumPyroBackend:
 
     name = "numpyro"
     default_dtype = "float64"
+    reinforce = "TraceGraph_ELBO"  # the PPL's own score function
 
     def __init__(self) -> None:
         self.jax = importlib.import_module("jax")
@@ -373,3 +374,21 @@ class NumPyroBackend:
         )
         mcmc.run(self.jax.random.key(seed))
         return {name: self.numpy(value) for name, value in mcmc.get_samples().items()}
+
+    def gradients(self, elbo: Any, model: Callable, guide: Callable, seeds: Iterable[int]) -> list:
+        """Loss and gradient at the initial parameters, as loss_and_gradient, for each seed."""
+        params = self._initial_params(guide)
+        loss = self.jax.jit(
+            self.jax.value_and_grad(lambda params, key: elbo.loss(key, params, model, guide)),
+            compiler_options={"xla_disable_hlo_passes": "constant_folding"},  # slow for big plates
+        )
+        pairs = (loss(params, self.jax.random.key(seed)) for seed in seeds)
+        return [(float(value), {n: self.numpy(g) for n, g in gs.items()}) for value, gs in pairs]
+
+    def train(self, elbo, model, guide, optim, rate, steps, seed=0, schedule=None) -> tuple:
+        """Losses of SVI by an ELBO object, and what it leaves: parameters and other state."""
+        programs = model, guide, getattr(self.ppl.optim, optim)(rate), elbo
+        svi = self.gs.AnnealedSVI(*programs, schedule) if schedule else self.infer.SVI(*programs)
+        result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
+        left = result.params | (result.state.mutable_state or {})
+        return np.array(result.losses), {name: self.numpy(x) for name, x in left.items()}

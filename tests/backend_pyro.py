@@ -20,6 +20,7 @@ class PyroBackend:
 
     name = "pyro"
     default_dtype = "float64"
+    reinforce = "Trace_ELBO"  # the PPL's own score function
 
     def __init__(self) -> None:
         self.torch = importlib.import_module("torch")
@@ -126,7 +127,9 @@ class PyroBackend:
         loss = elbo.loss_and_grads(model, guide)
         gradient = {}
         for name, value in self.ppl.get_param_store().named_parameters():
-            gradient[name], value.grad = self.numpy(value.grad), None  # it may be the user's tensor
+            if value.grad is not None:  # NVIL_ELBO's state has none
+                gradient[name] = self.numpy(value.grad)
+            value.grad = None  # it may be the user's tensor
         return float(loss), gradient
 
     def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
@@ -376,3 +379,16 @@ class PyroBackend:
         )
         mcmc.run()
         return {name: self.numpy(value) for name, value in mcmc.get_samples().items()}
+
+    def gradients(self, elbo: Any, model: Callable, guide: Callable, seeds: Iterable[int]) -> list:
+        """Loss and gradient at the initial parameters, as loss_and_gradient, for each seed."""
+        return [self.loss_and_gradient(elbo, model, guide, seed) for seed in seeds]
+
+    def train(self, elbo, model, guide, optim, rate, steps, seed=0, schedule=None) -> tuple:
+        """Losses of SVI by an ELBO object, and what it leaves: parameters and other state."""
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(seed)
+        programs = model, guide, getattr(self.ppl.optim, optim)({"lr": rate}), elbo
+        svi = self.gs.AnnealedSVI(*programs, schedule) if schedule else self.infer.SVI(*programs)
+        losses = np.array([svi.step() for _ in range(steps)])
+        return losses, {n: self.numpy(value) for n, value in self.ppl.get_param_store().items()}

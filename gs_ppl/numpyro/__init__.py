@@ -20,6 +20,14 @@ from gs_ppl.numpyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
+from gs_ppl.numpyro.estimators import (
+    DARN_ELBO,
+    NVIL_ELBO,
+    REBAR_ELBO,
+    RLOO_ELBO,
+    DisARM_ELBO,
+    MuProp_ELBO,
+)
 from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, relax, select
 from gs_ppl.numpyro.inference_data import to_inference_data
 from gs_ppl.numpyro.reparam import GumbelSoftmaxReparam
@@ -27,13 +35,19 @@ from gs_ppl.numpyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
 from gs_ppl.numpyro.svi import AnnealedSVI
 
 __all__ = [
+    "DARN_ELBO",
+    "NVIL_ELBO",
+    "REBAR_ELBO",
+    "RLOO_ELBO",
     "AnnealedSVI",
     "AutoGuideList",
     "AutoGumbelSoftmax",
+    "DisARM_ELBO",
     "ExpGumbelSoftmax",
     "GumbelSigmoid",
     "GumbelSoftmax",
     "GumbelSoftmaxReparam",
+    "MuProp_ELBO",
     "OneHotCategorical",
     "STGumbelSigmoid",
     "STGumbelSoftmax",
