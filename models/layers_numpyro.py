@@ -38,7 +38,8 @@ def make_law(logits: Array, variables: int, classes: int | None) -> Distribution
 class Conditioned(nnx.Module):
     """head(relu(A features(x) + B y)), where the batch axes of x and y broadcast.
 
-    The features of x are computed once, whatever axes y has, such as that of enumeration.
+    The features of x are computed once, whatever axes y has, such as that of enumeration; unless
+    `shared`, anew for each y, as by a network of the concatenation of x and y.
 
     Args:
         features: of x.
@@ -46,6 +47,7 @@ class Conditioned(nnx.Module):
         classes: size of y.
         hidden: size of what goes into the head.
         head: the rest of the network.
+        shared: whether the features of x are computed once.
         rngs: of the initial weights.
     """
 
@@ -56,14 +58,18 @@ class Conditioned(nnx.Module):
         classes: int,
         hidden: int,
         head: Callable,
+        shared: bool = True,
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        self.features, self.head = features, head
+        self.features, self.head, self.shared = features, head, shared
         self.from_x = nnx.Linear(units, hidden, kernel_init=glorot, rngs=rngs)
         self.from_y = nnx.Linear(classes, hidden, kernel_init=glorot, rngs=rngs)
 
     def __call__(self, x: Array, y: Array) -> Array:
+        if not self.shared:
+            batch = jnp.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+            x = jnp.broadcast_to(x, (*batch, x.shape[-1]))
         return self.head(jax.nn.relu(self.from_x(self.features(x)) + self.from_y(y)))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import torch
 from pyro.distributions import Bernoulli, TorchDistribution
 from torch import Tensor, nn
 
@@ -37,7 +38,8 @@ def make_law(logits: Tensor, variables: int, classes: int | None) -> TorchDistri
 class Conditioned(nn.Module):
     """head(relu(A features(x) + B y)), where the batch axes of x and y broadcast.
 
-    The features of x are computed once, whatever axes y has, such as that of enumeration.
+    The features of x are computed once, whatever axes y has, such as that of enumeration; unless
+    `shared`, anew for each y, as by a network of the concatenation of x and y.
 
     Args:
         features: of x.
@@ -45,16 +47,25 @@ class Conditioned(nn.Module):
         classes: size of y.
         hidden: size of what goes into the head.
         head: the rest of the network.
+        shared: whether the features of x are computed once.
     """
 
     def __init__(
-        self, features: nn.Module, units: int, classes: int, hidden: int, head: nn.Module
+        self,
+        features: nn.Module,
+        units: int,
+        classes: int,
+        hidden: int,
+        head: nn.Module,
+        shared: bool = True,
     ) -> None:
         super().__init__()
-        self.features, self.head = features, head
+        self.features, self.head, self.shared = features, head, shared
         self.from_x, self.from_y = make_linear(units, hidden), make_linear(classes, hidden)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self.shared:
+            x = x.expand(*torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]), -1)
         return self.head((self.from_x(self.features(x)) + self.from_y(y)).relu())
 
 

@@ -32,6 +32,7 @@ class SemiSupervised:
         channels: of the first convolution, twice as many in the second; None: no convolutions.
         pixels: of an image, a square whose side is a multiple of 4 if there are convolutions.
         alpha: weight of log q(y | x) of the labelled images.
+        shared: whether the encoder computes the features of x once for all classes.
         rngs: of the initial weights.
     """
 
@@ -43,6 +44,7 @@ class SemiSupervised:
         channels: int | None = None,
         pixels: int = 784,
         alpha: float = 1.0,
+        shared: bool = True,
         *,
         rngs: nnx.Rngs,
     ) -> None:
@@ -57,7 +59,7 @@ class SemiSupervised:
             read = [Downward(side, channels, rngs=rngs) for _ in range(2)]
         head = make_mlp(width, 2 * style, rngs=rngs)
         self.classifier = nnx.Sequential(read[0], make_mlp(units, width, classes, rngs=rngs))
-        self.encoder = Conditioned(read[1], units, classes, width, head, rngs=rngs)
+        self.encoder = Conditioned(read[1], units, classes, width, head, shared, rngs=rngs)
         self.decoder = Conditioned(nnx.identity, style, classes, units, draw, rngs=rngs)
 
     def model(self, x: Array, labelled_x: Array | None = None, labels: Array | None = None) -> None:

@@ -28,6 +28,7 @@ class SemiSupervised(nn.Module):
         channels: of the first convolution, twice as many in the second; None: no convolutions.
         pixels: of an image, a square whose side is a multiple of 4 if there are convolutions.
         alpha: weight of log q(y | x) of the labelled images.
+        shared: whether the encoder computes the features of x once for all classes.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SemiSupervised(nn.Module):
         channels: int | None = None,
         pixels: int = 784,
         alpha: float = 1.0,
+        shared: bool = True,
     ) -> None:
         super().__init__()
         self.classes, self.style, self.alpha = classes, style, alpha
@@ -49,7 +51,8 @@ class SemiSupervised(nn.Module):
             units, draw = count_units(side, channels), Upward(side, channels)
             read = [Downward(side, channels) for _ in range(2)]
         self.classifier = nn.Sequential(read[0], make_mlp(units, width, classes))
-        self.encoder = Conditioned(read[1], units, classes, width, make_mlp(width, 2 * style))
+        head = make_mlp(width, 2 * style)
+        self.encoder = Conditioned(read[1], units, classes, width, head, shared)
         self.decoder = Conditioned(nn.Identity(), style, classes, units, draw)
 
     def model(

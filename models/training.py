@@ -94,6 +94,7 @@ class SemiSupervisedSettings(Settings):
         channels: of the first convolution; None: no convolutions.
         alpha: weight of log q(y | x) of the labelled images.
         labelled: of them in each minibatch, beside `batch` of the others.
+        shared: whether the encoder computes the features of x once for all classes.
     """
 
     model: str = "semi_supervised"
@@ -105,11 +106,12 @@ class SemiSupervisedSettings(Settings):
     channels: int | None = None
     alpha: float = 1.0
     labelled: int = 100
+    shared: bool = True
 
     def network(self, images: np.ndarray) -> dict[str, Any]:
         (width,) = self.hidden
         sizes = {"classes": self.classes, "style": self.variables, "width": width}
-        how = {"channels": self.channels, "alpha": self.alpha}
+        how = {"channels": self.channels, "alpha": self.alpha, "shared": self.shared}
         return sizes | how | {"pixels": images.shape[-1]}
 
     def inputs(self, images: Any) -> tuple[Any, ...]:

@@ -13,7 +13,11 @@ INK = RNG.choice([0.1, 0.9], (CLASSES, PIXELS))
 IMAGES = (RNG.random((90, PIXELS)) < INK[LABELS]).astype(np.float32)
 INPUTS = IMAGES[:5], IMAGES[5:9], np.eye(CLASSES, dtype=np.float32)[LABELS[5:9]]
 SIZES = {"classes": CLASSES, "style": 2, "width": 8, "pixels": PIXELS}
-VARIANTS = {"mlp": SIZES, "convolutions": {**SIZES, "channels": 2}}
+VARIANTS = {
+    "mlp": SIZES,
+    "mlp, features anew for each y": {**SIZES, "shared": False},
+    "convolutions": {**SIZES, "channels": 2},
+}
 MODEL = "semi_supervised", "SemiSupervised"
 
 
