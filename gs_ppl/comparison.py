@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from gs_ppl import elimination, report
+from gs_ppl import elimination, report, rewriting
+from gs_ppl.rewriting import Family
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,14 +199,14 @@ class Session(Protocol):
         """Names of the plates around a site, from the left."""
 
     def relaxed(
-        self, family: type, objective: str, temperature: float, draws: int
+        self, family: Family, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
         """ELBO of the relaxed program, and its gradient."""
 
 
 def run(
     session: Session,
-    families: Sequence[type],
+    families: Sequence[Family],
     objectives: Sequence[str],
     temperatures: Sequence[float],
     num_samples: int,
@@ -227,7 +228,7 @@ def run(
     rows = [
         (family, objective, temperature)
         for family in families
-        for objective in (["discrete"] if family.is_hard else objectives)
+        for objective in (["discrete"] if rewriting.bare(family).is_hard else objectives)
         for temperature in temperatures
     ]
     relaxed = cache(partial(session.relaxed, draws=num_samples))
@@ -287,9 +288,9 @@ class _Exact:
 
 
 def _estimate(
-    relaxed: Callable[[type, str, float], tuple[np.ndarray, Gradients]],
+    relaxed: Callable[[Family, str, float], tuple[np.ndarray, Gradients]],
     exact: Gradients | None,
-    family: type,
+    family: Family,
     objective: str,
     temperature: float,
 ) -> Estimate:
@@ -304,4 +305,5 @@ def _estimate(
     quality = {
         name: Gradient.of(g, exact[name] if exact else None) for name, g in gradients.items()
     }
-    return Estimate(family.__name__, objective, temperature, Value.of(elbo), gap, quality)
+    name = rewriting.shown(family)
+    return Estimate(name, objective, temperature, Value.of(elbo), gap, quality)

@@ -40,6 +40,21 @@ def rewrap(fn: Any, make: Callable[[Any], Any]) -> Any:
 
 # --- families -------------------------------------------------------------------------------------
 
+Family = type | partial  # a class, or partial(GumbelRao, num_samples=100)
+
+
+def bare(family: Family) -> type:
+    """The class without its options."""
+    return family.func if isinstance(family, partial) else family
+
+
+def shown(family: Family) -> str:
+    """The class with its options, as one would write it."""
+    if not isinstance(family, partial):
+        return family.__name__
+    options = [f"{option}={value!r}" for option, value in family.keywords.items()]
+    return f"{family.func.__name__}({', '.join(options)})"
+
 
 @dataclass(frozen=True)
 class Relaxation:
@@ -49,7 +64,7 @@ class Relaxation:
     """
 
     temperature: Any
-    family: type | Mapping[str, type]
+    family: Family | Mapping[str, Family]
     objective: str
     default: type
 
@@ -76,12 +91,18 @@ def named(option: Any) -> set[str]:
     return set(option) if isinstance(option, Mapping) else set()
 
 
-def counterpart(family: type, event_dims: int, objective: str, site: str) -> type:
+def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Family:
     """The class that stands at a site: binary at a bit, scored as the objective says.
+
+    It keeps the options of the family.
 
     Raises:
         ValueError: naming the site, if the family has no such class.
     """
+    if isinstance(family, partial):
+        if family.args:
+            raise ValueError(f"site {site!r}: the options of {shown(family)} go by keyword")
+        return partial(counterpart(family.func, event_dims, objective, site), **family.keywords)
     if event_dims == 0 and family.event_dims == 1:
         if family.binary is None:
             raise ValueError(f"site {site!r} is a bit, and {family.__name__} has no binary class")

@@ -89,6 +89,7 @@ class PyroBackend:
         return self.torch.stack(xs)
 
     def jit(self, f: Callable) -> Callable:
+        self.torch.compiler.reset()  # else all laws together pass the limit of one function
         return self.torch.compile(f, backend="eager", fullgraph=True)
 
     # programs: `ppl` has sample, plate, param on both sides

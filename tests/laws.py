@@ -1,6 +1,7 @@
 """The table of laws: a new one joins the common suite by one line."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,12 +13,13 @@ class Law:
     scored_as: str  # density | mass
     hard: bool  # the sample is one-hot, or 0 or 1
     tempered: bool = True  # has a temperature
+    options: tuple = ()  # keywords and their values
 
     def __call__(self, backend, temperature, logits=None, **kwargs):
         """The distribution; the temperature is dropped where the law has none."""
         if logits is not None:
             kwargs["logits"] = logits
-        make = getattr(backend.gs, self.name)
+        make = partial(getattr(backend.gs, self.name), **dict(self.options))
         return make(temperature, **kwargs) if self.tempered else make(**kwargs)
 
     def logits(self, rng: np.random.Generator, batch: tuple[int, ...] = (), K: int = 3):
@@ -29,10 +31,18 @@ LAWS = [
     Law("GumbelSoftmax", 1, "density", hard=False),
     Law("SoftOneHotCategorical", 1, "mass", hard=False),
     Law("STGumbelSoftmax", 1, "mass", hard=True),
+    Law("StraightThrough", 1, "mass", hard=True),
+    Law("ReinMax", 1, "mass", hard=True),
+    Law("GumbelRao", 1, "mass", hard=True, options=(("num_samples", 2),)),
+    Law("GappedST", 1, "mass", hard=True),
     Law("OneHotCategorical", 1, "mass", hard=True, tempered=False),
     Law("GumbelSigmoid", 0, "density", hard=False),
     Law("SoftBernoulli", 0, "mass", hard=False),
     Law("STGumbelSigmoid", 0, "mass", hard=True),
+    Law("STBernoulli", 0, "mass", hard=True),
+    Law("ReinMaxBernoulli", 0, "mass", hard=True),
+    Law("GumbelRaoBernoulli", 0, "mass", hard=True, options=(("num_samples", 2),)),
+    Law("GappedSTBernoulli", 0, "mass", hard=True),
 ]
 
 

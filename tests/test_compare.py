@@ -173,13 +173,13 @@ def test_a_row_that_no_draw_has_seen(backend):
 # --- estimates ------------------------------------------------------------------------------------
 
 
-def toy_net(backend, copies):
+def toy_net(backend, copies, scale=2.0):
     """Four latents of eight classes below a net with one hidden layer, copied with common logits.
 
     The copies' estimates add up: the relative bias is that of one, the noise falls.
     """
     rng = np.random.default_rng(0)
-    first, second = 2 * rng.normal(size=(4, 8, 16)), 2 * rng.normal(size=(16, 16))
+    first, second = scale * rng.normal(size=(4, 8, 16)), scale * rng.normal(size=(16, 16))
     x, logits = rng.random(16) < 0.5, rng.normal(size=(4, 8))
     ppl, array, gs = backend.ppl, backend.array, backend.gs
 

@@ -166,10 +166,11 @@ def test_sample_gradient(backend, law, tau):
     np.testing.assert_allclose(gradient, y * (w - (w * y).sum()) / tau, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("law", select(event_dims=0, scored_as="mass"), ids=name)
+@pytest.mark.parametrize("law", ["SoftBernoulli", "STGumbelSigmoid"])
 def test_bit_sample_gradient(backend, law):
     a, tau = backend.array(0.3), 0.7
-    (gradient,) = backend.grad(lambda a: backend.sample(law(backend, tau, a), 0), a)
+    make = getattr(backend.gs, law)
+    (gradient,) = backend.grad(lambda a: backend.sample(make(tau, logits=a), 0), a)
     y = backend.numpy(backend.sample(backend.gs.SoftBernoulli(tau, logits=a), 0))
     np.testing.assert_allclose(gradient, y * (1 - y) / tau, rtol=1e-10)
 

@@ -31,7 +31,18 @@ from gs_ppl.numpyro.estimators import (
 from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, relax, select
 from gs_ppl.numpyro.inference_data import to_inference_data
 from gs_ppl.numpyro.reparam import GumbelSoftmaxReparam
-from gs_ppl.numpyro.straight_through import STGumbelSigmoid, STGumbelSoftmax
+from gs_ppl.numpyro.straight_through import (
+    GappedST,
+    GappedSTBernoulli,
+    GumbelRao,
+    GumbelRaoBernoulli,
+    ReinMax,
+    ReinMaxBernoulli,
+    STBernoulli,
+    STGumbelSigmoid,
+    STGumbelSoftmax,
+    StraightThrough,
+)
 from gs_ppl.numpyro.svi import AnnealedSVI
 
 __all__ = [
@@ -44,15 +55,23 @@ __all__ = [
     "AutoGumbelSoftmax",
     "DisARM_ELBO",
     "ExpGumbelSoftmax",
+    "GappedST",
+    "GappedSTBernoulli",
+    "GumbelRao",
+    "GumbelRaoBernoulli",
     "GumbelSigmoid",
     "GumbelSoftmax",
     "GumbelSoftmaxReparam",
     "MuProp_ELBO",
     "OneHotCategorical",
+    "ReinMax",
+    "ReinMaxBernoulli",
+    "STBernoulli",
     "STGumbelSigmoid",
     "STGumbelSoftmax",
     "SoftBernoulli",
     "SoftOneHotCategorical",
+    "StraightThrough",
     "check",
     "compare",
     "config_enumerate",

@@ -439,3 +439,113 @@ def bernoulli_kl(p_logits: Array, q_logits: Array) -> Array:
     """KL p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))."""
     p = jax.nn.sigmoid(p_logits)
     return bernoulli_log_prob(p_logits, p) - bernoulli_log_prob(q_logits, p)
+
+
+# --- surrogates of the straight-through families --------------------------------------------------
+# Of a one-hot sample D they give a soft value, whose gradient straight_through takes. A bit is the
+# first of two classes with logits (a, 0).
+
+
+def tempered_softmax(temperature: Temperature, logits: Array, finite: Array | None = None) -> Array:
+    """softmax(a / tau): of the logits the surrogate of StraightThrough, of a + g STGumbelSoftmax's.
+
+    Example:
+        >>> y = tempered_softmax(0.5, jnp.log(jnp.array([4.0, 1.0])) / 2)
+        >>> [round(float(p), 4) for p in y]
+        [0.8, 0.2]
+    """
+    if finite is None:
+        return jnp.exp(log_softmax(logits / _column(temperature)))
+    z = jnp.where(finite, logits, 0.0) / _column(temperature)
+    return jnp.exp(log_softmax(jnp.where(finite, z, -jnp.inf)))
+
+
+def softmax_at(
+    temperature: Temperature, value: Array, logits: Array, finite: Array | None = None
+) -> Array:
+    """softmax(v / tau) with the derivative by v taken for that by the logits.
+
+    Example:
+        >>> y = softmax_at(1.0, jnp.log(jnp.array([4.0, 1.0])), jnp.zeros(2))
+        >>> [round(float(p), 4) for p in y]
+        [0.8, 0.2]
+    """
+    a = logits if finite is None else jnp.where(finite, logits, 0.0)
+    return tempered_softmax(temperature, straight_through(lax.stop_gradient(value), a), finite)
+
+
+def reinmax_surrogate(
+    temperature: Temperature, logits: Array, hard: Array, finite: Array | None = None
+) -> Array:
+    """2 p - pi / 2 with p = (softmax(a / tau) + D) / 2 differentiated as a softmax of the logits.
+
+    Its gradient is 2 J(p) - J(pi) / 2 with J(p) = diag(p) - p p^T.
+
+    Source: Liu, Dong, Liu, Yu, Gao 2023 (arXiv 2304.08612), algorithm 3.
+
+    Example:
+        >>> y = reinmax_surrogate(1.0, jnp.zeros(2), jnp.array([1.0, 0.0]))
+        >>> [round(float(p), 4) for p in y]
+        [1.25, 0.25]
+    """
+    # no gradient of the logarithm, which is infinite where p has underflowed
+    p = lax.stop_gradient(tempered_softmax(temperature, logits, finite) + hard) / 2
+    pi = tempered_softmax(1.0, logits, finite)
+    return 2 * softmax_at(1.0, jnp.log(p), logits, finite) - pi / 2
+
+
+def gumbel_rao_surrogate(
+    temperature: Temperature,
+    logits: Array,
+    hard: Array,
+    noise: Array,
+    finite: Array | None = None,
+) -> Array:
+    """Mean of softmax(z / tau) over draws of z = a + g given its argmax k.
+
+    z_k - log sum exp(a) = -log E_k, z_j - log sum exp(a) = -log(E_j / pi_j + E_k). The draws stand
+    for z itself: their gradient is that by the logits with the Gumbel noise held fixed, although
+    the noise given k depends on them.
+
+    Args:
+        temperature: tau > 0, shape broadcastable to the batch shape.
+        logits: a, shape batch + (K,), nats.
+        hard: D = one_hot(k), shape sample + batch + (K,).
+        noise: E, standard exponential, shape (draws,) + sample + batch + (K,).
+        finite: the categories that exist; None: all.
+
+    Source: Paulus, Maddison, Krause 2020 (arXiv 2010.04838).
+
+    Example:
+        >>> noise = jnp.array([[1.0, 1.0], [1.0, 3.0]])
+        >>> y = gumbel_rao_surrogate(1.0, jnp.zeros(2), jnp.array([1.0, 0.0]), noise)
+        >>> [round(float(p), 4) for p in y]
+        [0.8125, 0.1875]
+    """
+    largest = jnp.log((noise * hard).sum(-1, keepdims=True))
+    log_pi = log_softmax(lax.stop_gradient(logits))
+    others = jnp.logaddexp(jnp.log(noise) - log_pi, largest)
+    z = -jnp.where(hard == 1, largest, others)
+    return softmax_at(temperature, z, logits, finite).mean(0)
+
+
+def gapped_surrogate(
+    temperature: Temperature,
+    logits: Array,
+    hard: Array,
+    gap: float,
+    finite: Array | None = None,
+) -> Array:
+    """softmax(v / tau) with v_k = max(a) and v_j = min(a_j, max(a) - gap), differentiated as at a.
+
+    Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
+
+    Example:
+        >>> y = gapped_surrogate(1.0, jnp.zeros(2), jnp.array([1.0, 0.0]), math.log(4.0))
+        >>> [round(float(p), 4) for p in y]
+        [0.8, 0.2]
+    """
+    a = lax.stop_gradient(logits)
+    highest = a.max(-1, keepdims=True)
+    v = jnp.where(hard == 1, highest, jnp.minimum(a, highest - gap))
+    return softmax_at(temperature, v, logits, finite)

@@ -1,5 +1,8 @@
 """Straight-through families: one-hot and categorical in law; they differ in the gradient alone."""
 
+import math
+from numbers import Integral, Real
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -7,11 +10,68 @@ from jax import Array
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro.distributions import BernoulliScored, CategoricalScored, Relaxed, Shape
+from gs_ppl.numpyro.functional import Temperature
 
-__all__ = ["STGumbelSigmoid", "STGumbelSoftmax"]
+__all__ = [
+    "GappedST",
+    "GappedSTBernoulli",
+    "GumbelRao",
+    "GumbelRaoBernoulli",
+    "ReinMax",
+    "ReinMaxBernoulli",
+    "STBernoulli",
+    "STGumbelSigmoid",
+    "STGumbelSoftmax",
+    "StraightThrough",
+]
 
 
-class STGumbelSigmoid(BernoulliScored, Relaxed):
+class OneHotEstimator(CategoricalScored, Relaxed):
+    """D = one_hot(argmax(z)), z = a + g, with the gradient of a surrogate, which makes the class.
+
+    Categorical in law, exactly, at every temperature, which only shapes the gradient. Scored as the
+    categorical, sum(value log pi), for any copy of the value, differentiable in it.
+    """
+
+    is_hard = True
+    support = constraints.differentiable_one_hot
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        a, shape = self.a, self.shape(tuple(sample_shape))
+        z = a - jnp.log(F.exponential_noise(key, shape, dtype=a.dtype))
+        hard = F.one_hot_argmax(z)
+        soft = self._surrogate(a, z, hard, jax.random.fold_in(key, 1))
+        return F.straight_through(hard, soft).astype(self.logits.dtype)
+
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        raise NotImplementedError
+
+
+class BitEstimator(BernoulliScored, Relaxed):
+    """A bit, 1 where x = a + L > 0: the first of two classes (a, 0), with their surrogate."""
+
+    is_hard = True
+    support = constraints.differentiable_boolean
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        a, shape = self.a, self.shape(tuple(sample_shape))
+        x = a + F.logistic_noise(key, shape, dtype=a.dtype)
+        hard = (x > 0).astype(x.dtype)
+        soft = self._soft_bit(a, x, hard, jax.random.fold_in(key, 1))
+        return F.straight_through(hard, soft).astype(self.logits.dtype)
+
+    def _soft_bit(self, a: Array, x: Array, hard: Array, key: Array) -> Array:
+        pairs = (a, jnp.zeros_like(a)), (x, jnp.zeros_like(x)), (hard, 1 - hard)
+        return self._surrogate(*(jnp.stack(pair, -1) for pair in pairs), key)[..., 0]
+
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        raise NotImplementedError
+
+
+# --- straight-through Gumbel-Softmax --------------------------------------------------------------
+
+
+class STGumbelSigmoid(BitEstimator):
     """Straight-through bit: 1 where a + L > 0, with the gradient of sigmoid((a + L) / tau).
 
     Args, Shapes, Raises: as GumbelSigmoid.
@@ -22,16 +82,11 @@ class STGumbelSigmoid(BernoulliScored, Relaxed):
         -0.6931
     """
 
-    is_hard = True
-    support = constraints.differentiable_boolean
-
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        x, _ = self._draw(key, sample_shape)
-        hard = (x > 0).astype(x.dtype)
-        return F.straight_through(hard, jax.nn.sigmoid(x)).astype(self.logits.dtype)
+    def _soft_bit(self, a: Array, x: Array, hard: Array, key: Array) -> Array:
+        return jax.nn.sigmoid(x / self.tau)
 
 
-class STGumbelSoftmax(CategoricalScored, Relaxed):
+class STGumbelSoftmax(OneHotEstimator):
     """Straight-through Gumbel-Softmax: one_hot(argmax(a + g)) with the gradient of the soft sample.
 
     Categorical in law, exactly, at every temperature, which only shapes the gradient:
@@ -49,10 +104,224 @@ class STGumbelSoftmax(CategoricalScored, Relaxed):
         (1.0, -1.3863)
     """
 
-    is_hard = True
     binary = STGumbelSigmoid
-    support = constraints.differentiable_one_hot
 
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        l, _ = self._draw(key, sample_shape)
-        return F.straight_through(F.one_hot_argmax(l), jnp.exp(l)).astype(self.logits.dtype)
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        return F.tempered_softmax(self.tau, z, self.finite)
+
+
+# --- straight-through -----------------------------------------------------------------------------
+
+
+class STBernoulli(BitEstimator):
+    """Straight-through bit without noise in the gradient, which is that of sigmoid(a / tau).
+
+    Under an annealed temperature, the slope-annealed straight-through bit, of slope 1 / tau.
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Source: Bengio, Leonard, Courville 2013 (arXiv 1308.3432); slope annealing: Chung, Ahn, Bengio
+    2016 (arXiv 1609.01704).
+
+    Example:
+        >>> draw = lambda a: STBernoulli(0.5, logits=a).rsample(jax.random.key(0))
+        >>> float(jax.grad(draw)(jnp.zeros(())))
+        0.5
+    """
+
+    def _soft_bit(self, a: Array, x: Array, hard: Array, key: Array) -> Array:
+        return jax.nn.sigmoid(a / self.tau)
+
+
+class StraightThrough(OneHotEstimator):
+    """Straight-through: one_hot(k), k from pi, with the gradient of softmax(a / tau).
+
+    Plain at tau = 1. Annealing tau downwards is slope annealing, of slope 1 / tau. Law and score
+    are those of STGumbelSoftmax; there is no noise in the gradient but that of the sample.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Bengio, Leonard, Courville 2013 (arXiv 1308.3432); slope annealing: Chung, Ahn, Bengio
+    2016 (arXiv 1609.01704).
+
+    Example:
+        >>> draw = lambda a: StraightThrough(1.0, logits=a).rsample(jax.random.key(0))
+        >>> jax.grad(lambda a: draw(a)[0])(jnp.zeros(2)).tolist()
+        [0.25, -0.25]
+    """
+
+    binary = STBernoulli
+
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        return F.tempered_softmax(self.tau, a, self.finite)
+
+
+# --- ReinMax --------------------------------------------------------------------------------------
+
+
+class ReinMax(OneHotEstimator):
+    """ReinMax: one_hot(k), k from pi, with a gradient of second order, by Heun's method.
+
+    With D the sample, p = (softmax(a / tau) + D) / 2 and J(p) = diag(p) - p p^T, the gradient is
+    2 J(p) - J(pi) / 2. At tau = 1 it is that of Gumbel-Rao as its temperature tends to 0 (ZGR),
+    sample by sample, and has no bias where the loss is quadratic in D. Its authors take tau >= 1;
+    there is no gradient by tau.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Liu, Dong, Liu, Yu, Gao 2023 (arXiv 2304.08612); ZGR: Shekhovtsov 2021 (arXiv
+    2110.03549).
+
+    Example:
+        >>> draw = lambda a: ReinMax(1.0, logits=a).rsample(jax.random.key(0))
+        >>> jax.grad(lambda a: draw(a)[0])(jnp.zeros(2)).round(4).tolist()
+        [0.25, -0.25]
+    """
+
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        return F.reinmax_surrogate(self.tau, a, hard, self.finite)
+
+
+class ReinMaxBernoulli(BitEstimator):
+    """ReinMax of a bit.
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Example:
+        >>> d = ReinMaxBernoulli(1.0, logits=jnp.array(0.0))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -0.6931
+    """
+
+    _surrogate = ReinMax._surrogate
+
+
+ReinMax.binary = ReinMaxBernoulli
+
+
+# --- Gumbel-Rao -----------------------------------------------------------------------------------
+
+
+class ConditionalGumbels(Relaxed):
+    """What Gumbel-Rao is for vectors and bits."""
+
+    pytree_aux_fields = ("num_samples",)
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        *,
+        num_samples: int = 10,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args=validate_args)
+        if not isinstance(num_samples, Integral) or num_samples < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: num_samples must be a positive integer, got {num_samples!r}")
+        self.num_samples = num_samples
+
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        noise = F.exponential_noise(key, (self.num_samples, *z.shape), dtype=z.dtype)
+        return F.gumbel_rao_surrogate(self.tau, a, hard, noise, self.finite)
+
+
+class GumbelRaoBernoulli(ConditionalGumbels, BitEstimator):
+    """Gumbel-Rao of a bit.
+
+    Args, Shapes, Raises: as GumbelSigmoid; num_samples as GumbelRao.
+
+    Example:
+        >>> d = GumbelRaoBernoulli(0.5, logits=jnp.array(0.0))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -0.6931
+    """
+
+
+class GumbelRao(ConditionalGumbels, OneHotEstimator):
+    """Gumbel-Rao: STGumbelSoftmax with its gradient averaged over the noise that gives the sample.
+
+    With D = one_hot(k) the sample, the gradient is that of the mean of softmax((a + g) / tau) over
+    draws of the Gumbel noise g given argmax(a + g) = k, held fixed. The expectation is that of
+    STGumbelSoftmax, the variance at most as large.
+
+    Args:
+        temperature, probs, logits, validate_args: as ExpGumbelSoftmax.
+        num_samples: draws of the noise; time and memory grow with it, the program runs once.
+
+    Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Paulus, Maddison, Krause 2020 (arXiv 2010.04838).
+
+    Example:
+        >>> d = GumbelRao(0.5, logits=jnp.zeros(4), num_samples=100)
+        >>> y = d.rsample(jax.random.key(0))
+        >>> float(y.sum()), round(float(d.log_prob(y)), 4)
+        (1.0, -1.3863)
+    """
+
+    binary = GumbelRaoBernoulli
+
+
+# --- gapped straight-through ----------------------------------------------------------------------
+
+
+class Gapped(Relaxed):
+    """What the gapped estimator is for vectors and bits."""
+
+    pytree_aux_fields = ("gap",)
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        *,
+        gap: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args=validate_args)
+        if not isinstance(gap, Real) or not 0 <= gap < math.inf:
+            name = type(self).__name__
+            raise ValueError(f"{name}: gap must be a finite number of at least 0, got {gap!r}")
+        self.gap = gap
+
+    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        return F.gapped_surrogate(self.tau, a, hard, self.gap, self.finite)
+
+
+class GappedSTBernoulli(Gapped, BitEstimator):
+    """Gapped straight-through bit.
+
+    Args, Shapes, Raises: as GumbelSigmoid; gap as GappedST.
+
+    Example:
+        >>> d = GappedSTBernoulli(0.5, logits=jnp.array(0.0))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -0.6931
+    """
+
+
+class GappedST(Gapped, OneHotEstimator):
+    """Gapped straight-through: the gradient of softmax(v / tau), where v puts the sample on top.
+
+    With k the sample, v_k = max(a) and v_j = min(a_j, max(a) - gap), and the derivative by v stands
+    for that by a. No noise in the gradient but that of the sample.
+
+    Args:
+        temperature, probs, logits, validate_args: as ExpGumbelSoftmax.
+        gap: by how much the logit of the sample exceeds the others at least, nats.
+
+    Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
+
+    Example:
+        >>> d = GappedST(0.5, logits=jnp.zeros(4), gap=2.0)
+        >>> y = d.rsample(jax.random.key(0))
+        >>> float(y.sum()), round(float(d.log_prob(y)), 4)
+        (1.0, -1.3863)
+    """
+
+    binary = GappedSTBernoulli

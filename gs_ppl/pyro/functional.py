@@ -401,3 +401,109 @@ def bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))."""
     p = p_logits.sigmoid()
     return bernoulli_log_prob(p_logits, p) - bernoulli_log_prob(q_logits, p)
+
+
+# --- surrogates of the straight-through families --------------------------------------------------
+# Of a one-hot sample D they give a soft value, whose gradient straight_through takes. A bit is the
+# first of two classes with logits (a, 0).
+
+
+def tempered_softmax(
+    temperature: Temperature, logits: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """softmax(a / tau): of the logits the surrogate of StraightThrough, of a + g STGumbelSoftmax's.
+
+    Example:
+        >>> tempered_softmax(0.5, torch.tensor([4.0, 1.0]).log() / 2)
+        tensor([0.8000, 0.2000])
+    """
+    if finite is None:
+        return log_softmax(logits / _column(temperature)).exp()
+    z = logits.where(finite, 0.0) / _column(temperature)
+    return log_softmax(z.where(finite, -math.inf)).exp()
+
+
+def softmax_at(
+    temperature: Temperature, value: Tensor, logits: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """softmax(v / tau) with the derivative by v taken for that by the logits.
+
+    Example:
+        >>> softmax_at(1.0, torch.tensor([4.0, 1.0]).log(), torch.zeros(2))
+        tensor([0.8000, 0.2000])
+    """
+    a = logits if finite is None else logits.where(finite, 0.0)
+    return tempered_softmax(temperature, straight_through(value.detach(), a), finite)
+
+
+def reinmax_surrogate(
+    temperature: Temperature, logits: Tensor, hard: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """2 p - pi / 2 with p = (softmax(a / tau) + D) / 2 differentiated as a softmax of the logits.
+
+    Its gradient is 2 J(p) - J(pi) / 2 with J(p) = diag(p) - p p^T.
+
+    Source: Liu, Dong, Liu, Yu, Gao 2023 (arXiv 2304.08612), algorithm 3.
+
+    Example:
+        >>> reinmax_surrogate(1.0, torch.zeros(2), torch.tensor([1.0, 0.0]))
+        tensor([1.2500, 0.2500])
+    """
+    # no gradient of the logarithm, which is infinite where p has underflowed
+    p = (tempered_softmax(temperature, logits, finite) + hard).detach() / 2
+    pi = tempered_softmax(1.0, logits, finite)
+    return 2 * softmax_at(1.0, p.log(), logits, finite) - pi / 2
+
+
+def gumbel_rao_surrogate(
+    temperature: Temperature,
+    logits: Tensor,
+    hard: Tensor,
+    noise: Tensor,
+    finite: Tensor | None = None,
+) -> Tensor:
+    """Mean of softmax(z / tau) over draws of z = a + g given its argmax k.
+
+    z_k - log sum exp(a) = -log E_k, z_j - log sum exp(a) = -log(E_j / pi_j + E_k). The draws stand
+    for z itself: their gradient is that by the logits with the Gumbel noise held fixed, although
+    the noise given k depends on them.
+
+    Args:
+        temperature: tau > 0, shape broadcastable to the batch shape.
+        logits: a, shape batch + (K,), nats.
+        hard: D = one_hot(k), shape sample + batch + (K,).
+        noise: E, standard exponential, shape (draws,) + sample + batch + (K,).
+        finite: the categories that exist; None: all.
+
+    Source: Paulus, Maddison, Krause 2020 (arXiv 2010.04838).
+
+    Example:
+        >>> noise = torch.tensor([[1.0, 1.0], [1.0, 3.0]])
+        >>> gumbel_rao_surrogate(1.0, torch.zeros(2), torch.tensor([1.0, 0.0]), noise)
+        tensor([0.8125, 0.1875])
+    """
+    largest = (noise * hard).sum(-1, keepdim=True).log()
+    others = torch.logaddexp(noise.log() - log_softmax(logits.detach()), largest)
+    z = -largest.where(hard == 1, others)
+    return softmax_at(temperature, z, logits, finite).mean(0)
+
+
+def gapped_surrogate(
+    temperature: Temperature,
+    logits: Tensor,
+    hard: Tensor,
+    gap: float,
+    finite: Tensor | None = None,
+) -> Tensor:
+    """softmax(v / tau) with v_k = max(a) and v_j = min(a_j, max(a) - gap), differentiated as at a.
+
+    Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
+
+    Example:
+        >>> gapped_surrogate(1.0, torch.zeros(2), torch.tensor([1.0, 0.0]), math.log(4.0))
+        tensor([0.8000, 0.2000])
+    """
+    a = logits.detach()
+    highest = a.amax(-1, keepdim=True)
+    v = highest.where(hard == 1, torch.minimum(a, highest - gap))
+    return softmax_at(temperature, v, logits, finite)

@@ -1,14 +1,72 @@
 """Straight-through families: one-hot and categorical in law; they differ in the gradient alone."""
 
+import math
+from numbers import Integral, Real
+from typing import Self
+
+import torch
 from torch import Size, Tensor
 
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro.distributions import BernoulliScored, CategoricalScored, Relaxed
+from gs_ppl.pyro.functional import Temperature
 
-__all__ = ["STGumbelSigmoid", "STGumbelSoftmax"]
+__all__ = [
+    "GappedST",
+    "GappedSTBernoulli",
+    "GumbelRao",
+    "GumbelRaoBernoulli",
+    "ReinMax",
+    "ReinMaxBernoulli",
+    "STBernoulli",
+    "STGumbelSigmoid",
+    "STGumbelSoftmax",
+    "StraightThrough",
+]
 
 
-class STGumbelSigmoid(BernoulliScored, Relaxed):
+class OneHotEstimator(CategoricalScored, Relaxed):
+    """D = one_hot(argmax(z)), z = a + g, with the gradient of a surrogate, which makes the class.
+
+    Categorical in law, exactly, at every temperature, which only shapes the gradient. Scored as the
+    categorical, sum(value log pi), for any copy of the value, differentiable in it.
+    """
+
+    is_hard = True
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        a, shape = self.a, self._extended_shape(sample_shape)
+        z = a - F.exponential_noise(shape, dtype=a.dtype, device=a.device).log()
+        hard = F.one_hot_argmax(z)
+        return F.straight_through(hard, self._surrogate(a, z, hard)).to(self.logits.dtype)
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BitEstimator(BernoulliScored, Relaxed):
+    """A bit, 1 where x = a + L > 0: the first of two classes (a, 0), with their surrogate."""
+
+    is_hard = True
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        a, shape = self.a, self._extended_shape(sample_shape)
+        x = a + F.logistic_noise(shape, dtype=a.dtype, device=a.device)
+        hard = (x > 0).to(x.dtype)
+        return F.straight_through(hard, self._soft_bit(a, x, hard)).to(self.logits.dtype)
+
+    def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
+        pairs = (a, torch.zeros_like(a)), (x, torch.zeros_like(x)), (hard, 1 - hard)
+        return self._surrogate(*(torch.stack(pair, -1) for pair in pairs))[..., 0]
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+# --- straight-through Gumbel-Softmax --------------------------------------------------------------
+
+
+class STGumbelSigmoid(BitEstimator):
     """Straight-through bit: 1 where a + L > 0, with the gradient of sigmoid((a + L) / tau).
 
     Args, Shapes, Raises: as GumbelSigmoid.
@@ -20,14 +78,11 @@ class STGumbelSigmoid(BernoulliScored, Relaxed):
         tensor(-0.6931)
     """
 
-    is_hard = True
-
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        x, _ = self._draw(sample_shape)
-        return F.straight_through((x > 0).to(x.dtype), x.sigmoid()).to(self.logits.dtype)
+    def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
+        return (x / self.tau).sigmoid()
 
 
-class STGumbelSoftmax(CategoricalScored, Relaxed):
+class STGumbelSoftmax(OneHotEstimator):
     """Straight-through Gumbel-Softmax: one_hot(argmax(a + g)) with the gradient of the soft sample.
 
     Categorical in law, exactly, at every temperature, which only shapes the gradient:
@@ -45,9 +100,239 @@ class STGumbelSoftmax(CategoricalScored, Relaxed):
         (tensor(1.), tensor(-1.3863))
     """
 
-    is_hard = True
     binary = STGumbelSigmoid
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        l, _ = self._draw(sample_shape)
-        return F.straight_through(F.one_hot_argmax(l), l.exp()).to(self.logits.dtype)
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        return F.tempered_softmax(self.tau, z, self.finite)
+
+
+# --- straight-through -----------------------------------------------------------------------------
+
+
+class STBernoulli(BitEstimator):
+    """Straight-through bit without noise in the gradient, which is that of sigmoid(a / tau).
+
+    Under an annealed temperature, the slope-annealed straight-through bit, of slope 1 / tau.
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Source: Bengio, Leonard, Courville 2013 (arXiv 1308.3432); slope annealing: Chung, Ahn, Bengio
+    2016 (arXiv 1609.01704).
+
+    Example:
+        >>> import torch
+        >>> a = torch.tensor(0.0, requires_grad=True)
+        >>> torch.autograd.grad(STBernoulli(0.5, logits=a).rsample(), a)
+        (tensor(0.5000),)
+    """
+
+    def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
+        return (a / self.tau).sigmoid()
+
+
+class StraightThrough(OneHotEstimator):
+    """Straight-through: one_hot(k), k from pi, with the gradient of softmax(a / tau).
+
+    Plain at tau = 1. Annealing tau downwards is slope annealing, of slope 1 / tau. Law and score
+    are those of STGumbelSoftmax; there is no noise in the gradient but that of the sample.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Bengio, Leonard, Courville 2013 (arXiv 1308.3432); slope annealing: Chung, Ahn, Bengio
+    2016 (arXiv 1609.01704).
+
+    Example:
+        >>> import torch
+        >>> a = torch.zeros(2, requires_grad=True)
+        >>> z = StraightThrough(1.0, logits=a).rsample()
+        >>> torch.autograd.grad(z[0], a)
+        (tensor([ 0.2500, -0.2500]),)
+    """
+
+    binary = STBernoulli
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        return F.tempered_softmax(self.tau, a, self.finite)
+
+
+# --- ReinMax --------------------------------------------------------------------------------------
+
+
+class ReinMax(OneHotEstimator):
+    """ReinMax: one_hot(k), k from pi, with a gradient of second order, by Heun's method.
+
+    With D the sample, p = (softmax(a / tau) + D) / 2 and J(p) = diag(p) - p p^T, the gradient is
+    2 J(p) - J(pi) / 2. At tau = 1 it is that of Gumbel-Rao as its temperature tends to 0 (ZGR),
+    sample by sample, and has no bias where the loss is quadratic in D. Its authors take tau >= 1;
+    there is no gradient by tau.
+
+    Args, Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Liu, Dong, Liu, Yu, Gao 2023 (arXiv 2304.08612); ZGR: Shekhovtsov 2021 (arXiv
+    2110.03549).
+
+    Example:
+        >>> import torch
+        >>> a = torch.zeros(2, requires_grad=True)
+        >>> z = ReinMax(1.0, logits=a).rsample()
+        >>> torch.autograd.grad(z[0], a)
+        (tensor([ 0.2500, -0.2500]),)
+    """
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        return F.reinmax_surrogate(self.tau, a, hard, self.finite)
+
+
+class ReinMaxBernoulli(BitEstimator):
+    """ReinMax of a bit.
+
+    Args, Shapes, Raises: as GumbelSigmoid.
+
+    Example:
+        >>> import torch
+        >>> d = ReinMaxBernoulli(1.0, logits=torch.tensor(0.0))
+        >>> d.log_prob(d.rsample())
+        tensor(-0.6931)
+    """
+
+    _surrogate = ReinMax._surrogate
+
+
+ReinMax.binary = ReinMaxBernoulli
+
+
+# --- Gumbel-Rao -----------------------------------------------------------------------------------
+
+
+class ConditionalGumbels(Relaxed):
+    """What Gumbel-Rao is for vectors and bits."""
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        num_samples: int = 10,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args=validate_args)
+        if not isinstance(num_samples, Integral) or num_samples < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: num_samples must be a positive integer, got {num_samples!r}")
+        self.num_samples = num_samples
+
+    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
+        new = super().expand(batch_shape, _instance)
+        new.num_samples = self.num_samples
+        return new
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        shape = (self.num_samples, *z.shape)
+        noise = F.exponential_noise(shape, dtype=z.dtype, device=z.device)
+        return F.gumbel_rao_surrogate(self.tau, a, hard, noise, self.finite)
+
+
+class GumbelRaoBernoulli(ConditionalGumbels, BitEstimator):
+    """Gumbel-Rao of a bit.
+
+    Args, Shapes, Raises: as GumbelSigmoid; num_samples as GumbelRao.
+
+    Example:
+        >>> import torch
+        >>> d = GumbelRaoBernoulli(0.5, logits=torch.tensor(0.0))
+        >>> d.log_prob(d.rsample())
+        tensor(-0.6931)
+    """
+
+
+class GumbelRao(ConditionalGumbels, OneHotEstimator):
+    """Gumbel-Rao: STGumbelSoftmax with its gradient averaged over the noise that gives the sample.
+
+    With D = one_hot(k) the sample, the gradient is that of the mean of softmax((a + g) / tau) over
+    draws of the Gumbel noise g given argmax(a + g) = k, held fixed. The expectation is that of
+    STGumbelSoftmax, the variance at most as large.
+
+    Args:
+        temperature, probs, logits, validate_args: as ExpGumbelSoftmax.
+        num_samples: draws of the noise; time and memory grow with it, the program runs once.
+
+    Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Paulus, Maddison, Krause 2020 (arXiv 2010.04838).
+
+    Example:
+        >>> import torch
+        >>> d = GumbelRao(0.5, logits=torch.zeros(4), num_samples=100)
+        >>> d.rsample().sum(), d.log_prob(d.rsample())
+        (tensor(1.), tensor(-1.3863))
+    """
+
+    binary = GumbelRaoBernoulli
+
+
+# --- gapped straight-through ----------------------------------------------------------------------
+
+
+class Gapped(Relaxed):
+    """What the gapped estimator is for vectors and bits."""
+
+    def __init__(
+        self,
+        temperature: Temperature,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        gap: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args=validate_args)
+        if not isinstance(gap, Real) or not 0 <= gap < math.inf:
+            name = type(self).__name__
+            raise ValueError(f"{name}: gap must be a finite number of at least 0, got {gap!r}")
+        self.gap = gap
+
+    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
+        new = super().expand(batch_shape, _instance)
+        new.gap = self.gap
+        return new
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        return F.gapped_surrogate(self.tau, a, hard, self.gap, self.finite)
+
+
+class GappedSTBernoulli(Gapped, BitEstimator):
+    """Gapped straight-through bit.
+
+    Args, Shapes, Raises: as GumbelSigmoid; gap as GappedST.
+
+    Example:
+        >>> import torch
+        >>> d = GappedSTBernoulli(0.5, logits=torch.tensor(0.0))
+        >>> d.log_prob(d.rsample())
+        tensor(-0.6931)
+    """
+
+
+class GappedST(Gapped, OneHotEstimator):
+    """Gapped straight-through: the gradient of softmax(v / tau), where v puts the sample on top.
+
+    With k the sample, v_k = max(a) and v_j = min(a_j, max(a) - gap), and the derivative by v stands
+    for that by a. No noise in the gradient but that of the sample.
+
+    Args:
+        temperature, probs, logits, validate_args: as ExpGumbelSoftmax.
+        gap: by how much the logit of the sample exceeds the others at least, nats.
+
+    Shapes, Raises: as ExpGumbelSoftmax.
+
+    Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
+
+    Example:
+        >>> import torch
+        >>> d = GappedST(0.5, logits=torch.zeros(4), gap=2.0)
+        >>> d.rsample().sum(), d.log_prob(d.rsample())
+        (tensor(1.), tensor(-1.3863))
+    """
+
+    binary = GappedSTBernoulli
