@@ -5,13 +5,16 @@ own copy of the guide's parameters, so that row i of the gradient is one estimat
 """
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from enumerable import CASES, Case, by_name, draw, log_probs, plain, slopes
+from enumerable import CASES, Case, by_name, draw, log_probs, mean_field, plain, slopes
 from programs import DATA, LOCS, PRIOR, normal
 from scipy import stats
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, logit, softmax
+
+from gs_ppl import temperature
 
 ROWS = 100_000  # of one run
 FAILURE_RATE = 1e-3  # of one case; seeds are fixed
@@ -111,15 +114,38 @@ def exact(case_id):
     return np.concatenate([gradient[n].ravel() for n in ALL[case_id].parameters])
 
 
-def check_unbiased(x, expected):
-    """By a z-test along the gradient and of each component; 2 % of the gradient are 4 errors."""
-    along = x @ expected / (expected @ expected)
-    error = along.std() / np.sqrt(len(x))
-    assert 4 * error < 0.02
-    assert abs(along.mean() - 1) < Z * error
-    errors = x.std(0) / np.sqrt(len(x))
-    limit = stats.norm.isf(FAILURE_RATE / 2 / x.shape[1])
-    assert (np.abs(x.mean(0) - expected) <= limit * errors + 1e-8).all()
+@dataclass(frozen=True)
+class Moments:
+    """Of estimates of a gradient, and the mean ELBO."""
+
+    elbo: float
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+    @property
+    def variance(self):
+        return np.trace(self.covariance)
+
+    def check_unbiased(self, expected):
+        """z-tests along the gradient and of each component; 2 % of the gradient are 4 errors."""
+        u = expected / (expected @ expected)
+        along, error = self.mean @ u, np.sqrt(u @ self.covariance @ u / self.count)
+        assert 4 * error < 0.02
+        assert abs(along - 1) < Z * error
+        errors = np.sqrt(np.diag(self.covariance) / self.count)
+        limit = stats.norm.isf(FAILURE_RATE / 2 / len(expected))
+        assert (np.abs(self.mean - expected) <= limit * errors + 1e-8).all()
+
+
+def moments(elbo, x):
+    return Moments(elbo, x.mean(0), np.cov(x.T), len(x))
+
+
+@functools.cache
+def measured(backend, name, case, runs=1):
+    """Of a cell below, for all tests that ask."""
+    return moments(*estimates(backend, ESTIMATORS[name](backend), ALL[case], range(runs)))
 
 
 # --- bias and variance ----------------------------------------------------------------------------
@@ -129,17 +155,14 @@ RUNS = {  # of ROWS each, that the error of the mean needs
         "REINFORCE": 1,
         "RLOO": 1,
         "RLOO, one by one": 1,
-        "MuProp": 1,
         "MuProp, 2": 1,
         "REBAR": 1,
     },
     "factorial-dependent": {"RLOO": 2, "MuProp": 8, "REBAR": 6},
     "bernoulli_net-layered": {
-        "REINFORCE": 4,
         "RLOO": 1,
         "MuProp": 1,
         "REBAR": 1,
-        "DisARM": 1,
         "DisARM, 2": 1,
     },
 }
@@ -151,27 +174,25 @@ CELLS = [(case, name, runs) for case, cells in RUNS.items() for name, runs in ce
 )
 def test_unbiased(backend, case, name, runs):
     """And the loss is that of the discrete program."""
-    elbo, x = estimates(backend, ESTIMATORS[name](backend), ALL[case], range(runs))
-    check_unbiased(x, exact(case))
-    assert elbo == pytest.approx(ALL[case].elbo(ALL[case].parameters), abs=0.05)
+    found = measured(backend, name, case, runs)
+    found.check_unbiased(exact(case))
+    assert found.elbo == pytest.approx(ALL[case].elbo(ALL[case].parameters), abs=0.05)
 
 
-def variance(backend, name, case_id="factorial-automatic"):
-    _, x = estimates(backend, ESTIMATORS[name](backend), ALL[case_id], size=20_000)
-    return x.var(0).sum()
-
-
-@pytest.mark.parametrize(("name", "evaluations"), [("RLOO", 4), ("MuProp", 2), ("REBAR", 1)])
-def test_less_variance_than_reinforce(backend, name, evaluations):
-    """RLOO and MuProp for as many evaluations of the program; REBAR takes one more for a site."""
-    plain_variance = variance(backend, "REINFORCE")
-    assert variance(backend, name) * evaluations < 0.8 * plain_variance
-
-
-def test_disarm_has_less_variance_than_reinforce(backend):
-    case = "bernoulli_net-layered"
-    disarm, reinforce = (variance(backend, name, case) for name in ("DisARM", "REINFORCE"))
-    assert 3 * disarm < reinforce  # a run at the samples, and one for each of two sites
+@pytest.mark.parametrize(
+    ("case", "name", "evaluations"),
+    [
+        ("factorial-dependent", "RLOO", 4),
+        ("factorial-dependent", "MuProp", 2),
+        ("factorial-dependent", "REBAR", 1),  # and one more for each of the sites
+        ("bernoulli_net-layered", "MuProp", 2),
+        ("bernoulli_net-layered", "DisARM, 2", 6),
+    ],
+)
+def test_less_variance_than_reinforce(backend, case, name, evaluations):
+    """For as many evaluations of the program."""
+    reinforce = measured(backend, "REINFORCE", case).variance
+    assert measured(backend, name, case, RUNS[case][name]).variance * evaluations < reinforce
 
 
 # --- programs that only a score function can serve ------------------------------------------------
@@ -221,8 +242,9 @@ def test_rloo_beside_continuous_latents(backend):
     ((loss, gradient),) = backend.gradients(elbo, *shifted(backend, size), [0])
     expected = slopes(shifted_elbo, SHIFTED)
     x = np.concatenate([-gradient[name].reshape(size, -1) for name in SHIFTED], -1)
-    check_unbiased(x, np.concatenate([expected[name].ravel() for name in SHIFTED]))
-    assert -loss / size == pytest.approx(shifted_elbo(SHIFTED), abs=0.02)
+    found = moments(-loss / size, x)
+    found.check_unbiased(np.concatenate([expected[name].ravel() for name in SHIFTED]))
+    assert found.elbo == pytest.approx(shifted_elbo(SHIFTED), abs=0.02)
 
 
 SCORE = {"weight": np.array([0.5, -0.4, 0.2]), "bias": np.array([0.1, 0.3, -0.2])}
@@ -233,7 +255,7 @@ def amortized_elbo(parameters, data):
     return (np.exp(log_q) * (np.log(PRIOR) + normal(data[:, None], LOCS) - log_q)).sum()
 
 
-@pytest.mark.parametrize("name", ["RLOO", "RLOO, one by one", "REBAR"])
+@pytest.mark.parametrize("name", ["RLOO, one by one", "MuProp"])
 def test_subsampling(backend, name):
     """Two of six rows, which all particles and runs share, and which count three times."""
     ppl, array, seen, size = backend.ppl, backend.array, [], 20_000
@@ -269,37 +291,40 @@ def test_subsampling(backend, name):
 # --- NVIL -----------------------------------------------------------------------------------------
 
 
-def steps_of_nvil(backend, case, steps, size, rate, **options):
-    """Sum of the estimates of as many steps, at parameters that stay; and the state."""
-    elbo = backend.gs.NVIL_ELBO(**options)
+def test_nvil_after_some_steps(backend):
+    """The sum of 40 estimates, at parameters that hardly move: unbiased, with less variance than
+    without a baseline; and the moments that it has seen."""
+    case, size, steps, rate = ALL["factorial-automatic"], 10_000, 40, 1e-9
+    elbo = backend.gs.NVIL_ELBO(decay=0.8, normalize=False)
     model, guide = model_and_guide(backend, case, size)
     _, left = backend.train(elbo, model, elbo.wrap(guide), "SGD", rate, steps)
-    start = {n: np.broadcast_to(p, (size, *p.shape)) for n, p in case.parameters.items()}
     named = {n.removesuffix("_auto_logits").split(".")[-1]: x for n, x in left.items()}
-    moved = [named[n].reshape(size, -1) - start[n].reshape(size, -1) for n in case.parameters]
-    return np.concatenate(moved, -1) / rate, named
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-def test_nvil_after_some_steps(backend, normalize):
-    """Unbiased, but for the division, and with far less variance than without a baseline."""
-    case, size = ALL["factorial-automatic"], 10_000
-    early, late = (
-        steps_of_nvil(backend, case, steps, size, 1e-9, decay=0.8, normalize=normalize)
-        for steps in (20, 60)
-    )
-    x, state = (late[0] - early[0]) / 40, late[1]
-    expected, before = exact("factorial-automatic"), 0
-    for site in case.program.sites:  # one division for each site
-        mean, deviation, steps = state[f"{site}_nvil"] ** [1, 0.5, 1]
-        assert steps == 60
-        assert mean == pytest.approx(case.elbo(case.parameters), abs=0.1)
-        columns = slice(before, before := before + case.parameters[site].size)
-        x[:, columns] *= max(1, deviation) if normalize else 1
-    errors = x.std(0) / np.sqrt(size)
+    start = {n: np.broadcast_to(p, (size, *p.shape)) for n, p in case.parameters.items()}
+    moved = {n: named[n].reshape(start[n].shape) - start[n] for n in case.parameters}
+    x = by_row(case, {n: -x / rate / steps for n, x in moved.items()}, size)
+    expected, errors = exact("factorial-automatic"), x.std(0) / np.sqrt(size)
     assert (errors < 0.02 * np.linalg.norm(expected)).all()
-    assert (np.abs(x.mean(0) - expected) < Z * errors + 0.01 * normalize).all()
-    assert 40 * x.var(0).sum() < 0.5 * variance(backend, "REINFORCE")
+    limit = stats.norm.isf(FAILURE_RATE / 2 / x.shape[1])
+    assert (np.abs(x.mean(0) - expected) < limit * errors).all()
+    q, r = np.exp(mean_field(case.parameters)), by_name("factorial").log_joints()
+    r = r - np.log(q)
+    mean = case.elbo(case.parameters)
+    variance = (q * (r - mean) ** 2).sum()
+    score = sum(1 - (softmax(a) ** 2).sum() for a in (case.parameters[n] for n in "ab"))
+    score += expit(case.parameters["c"]) * expit(-case.parameters["c"])
+    without = (variance + mean**2) * score  # roughly: r and the score are not independent
+    assert steps * x.var(0).sum() < 0.5 * without
+    for site in case.program.sites:
+        found = named[f"{site}_nvil"] ** [1, 0.5, 1]
+        assert found == pytest.approx([mean, np.sqrt(variance), steps], rel=0.02)
+
+
+@pytest.mark.parametrize("deviation", [0.3, 5.0])
+def test_nvil_divides_by_a_deviation_above_one(backend, deviation):
+    r, mean = np.array([[1.0, 4.0], [-2.0, 3.0]]), 2.5
+    state = {"z_nvil": backend.array([mean, deviation**2, 7.0])}
+    signal = backend.gs.NVIL_ELBO().center({"z": backend.array(r)}, state)["z"]
+    np.testing.assert_allclose(backend.numpy(signal), (r - mean) / max(1, deviation), rtol=1e-6)
 
 
 # --- REBAR's temperature and scale ----------------------------------------------------------------
@@ -338,3 +363,201 @@ def test_rebar_learns_temperature_and_scale(backend):
     _, left = backend.train(elbo, model, elbo.wrap(guide), "Adam", 0.05, 100)
     tau, eta = np.exp(left["z_rebar_log_temperature"]), left["z_rebar_scale"]
     assert spread(temperature=float(tau), scale=float(eta)) < 0.8 * spread(**start)
+
+
+# --- DARN, by hand --------------------------------------------------------------------------------
+
+
+def one_site(backend, kind, logits, size):
+    """A normal observation around weights * z, quadratic in z; the guide's logits for each row."""
+    ppl, array = backend.ppl, backend.array
+    bits = kind == "bit"
+
+    def model():
+        with ppl.plate("rows", size):
+            if bits:
+                z = ppl.sample("z", backend.native.Bernoulli(probs=array(0.3)))
+                loc = 1.4 * z
+            else:
+                z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+                loc = backend.gs.select(array(LOCS), z)
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(0.6))
+
+    def guide():
+        a = ppl.param("a", array(np.broadcast_to(logits, (size, *np.shape(logits)))))
+        law = backend.native.Bernoulli if bits else backend.gs.OneHotCategorical
+        with ppl.plate("rows", size):
+            ppl.sample("z", law(logits=a))
+
+    return model, guide
+
+
+def test_darn_at_a_bit(backend):
+    """G = r'(b) (b - 1/2) (b - pi); its mean is exact, since r is quadratic."""
+    a, b = 0.4, np.array([0.0, 1.0])
+    pi = expit(a)
+    model, guide = one_site(backend, "bit", a, 200)
+    ((_, gradient),) = backend.gradients(backend.gs.DARN_ELBO(), model, guide, [0])
+    slope = logit(0.3) - a + 1.4 * (0.6 - 1.4 * b)
+    expected = slope * (b - 0.5) * (b - pi)
+    np.testing.assert_allclose(np.unique(np.round(-gradient["a"], 12)), np.sort(expected))
+
+    def elbo(a):
+        q = np.array([expit(-a), expit(a)])
+        return q @ (np.log([0.7, 0.3]) + normal(0.6, 1.4 * b) - np.log(q))
+
+    exact_slope = (elbo(a + 1e-5) - elbo(a - 1e-5)) / 2e-5
+    assert expected @ [1 - pi, pi] == pytest.approx(exact_slope, rel=1e-6)
+
+
+def test_darn_at_a_one_hot_vector(backend):
+    """G = r'(b) (b - 1/K) (b - pi)."""
+    a = np.array([0.5, -0.3, 0.1])
+    model, guide = one_site(backend, "one_hot", a, 200)
+    ((_, gradient),) = backend.gradients(backend.gs.DARN_ELBO(), model, guide, [0])
+    b = np.eye(3)
+    slope = np.log(PRIOR) - log_softmax(a) + LOCS * (0.6 - LOCS)[:, None]
+    signal = (slope * (b - 1 / 3)).sum(-1)
+    expected = signal[:, None] * (b - softmax(a))
+    rows = np.unique(np.round(-gradient["a"], 10), axis=0)
+    assert len(rows) == 3
+    assert all(np.isclose(rows, row).all(-1).any() for row in expected)
+
+
+@pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
+def test_masked_categories(backend, name):
+    """A category that does not exist has no gradient; the others have theirs."""
+    a = np.array([0.5, -np.inf, 0.1])
+    elbo, size = ESTIMATORS[name](backend), 20_000
+    model, guide = one_site(backend, "one_hot", a, size)
+    ((loss, gradient),) = backend.gradients(elbo, model, guide, [0])
+    x = -gradient["a"]
+    assert np.isfinite(loss)
+    assert (x[:, 1] == 0).all()
+    keep = [0, 2]
+
+    def exact_elbo(parameters):
+        log_q = log_softmax(parameters["a"])
+        return np.exp(log_q) @ (np.log(PRIOR[keep]) + normal(0.6, LOCS[keep]) - log_q)
+
+    expected = slopes(exact_elbo, {"a": a[keep]})["a"]
+    if name != "DARN":
+        assert (np.abs(x.mean(0)[keep] - expected) < 4 * x.std(0)[keep] / np.sqrt(size)).all()
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
+def test_training_improves_the_exact_elbo(backend, name):
+    """Under AnnealedSVI, which checks the pair first; in NumPyro inside of one scan."""
+    case, elbo = LAYERED, ESTIMATORS[name](backend)
+    model = plain(backend, "bernoulli_net")
+    guide = case.guide(backend, model, case.parameters)
+    guide = elbo.wrap(guide) if name in ("NVIL", "REBAR") else guide
+    schedule = temperature.exponential(rate=1e-2, minimum=0.5)
+    losses, left = backend.train(elbo, model, guide, "Adam", 0.05, 150, schedule=schedule)
+    start, end = case.elbo(case.parameters), case.elbo({n: left[n] for n in case.parameters})
+    best = np.logaddexp.reduce(case.program.log_joints(), axis=None)
+    assert best - end < 0.5 * (best - start)
+    assert np.isfinite(losses).all()
+
+
+def test_loss_is_that_of_the_discrete_program(backend):
+    """Without a gradient, as in evaluation."""
+    elbo, size = backend.gs.MuProp_ELBO(), 20_000
+    case = ALL["mixture-automatic"]
+    model, guide = model_and_guide(backend, case, size)
+    mean = -backend.losses(elbo, model, guide, 1)[0] / size
+    assert mean == pytest.approx(case.elbo(case.parameters), abs=0.05)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+LAWS = {
+    "one-hot": lambda gs, native, array: gs.OneHotCategorical(logits=array(np.zeros(3))),
+    "bit": lambda gs, native, array: native.Bernoulli(logits=array(0.0)),
+    "integer": lambda gs, native, array: native.Categorical(logits=array(np.zeros(3))),
+    "normal": lambda gs, native, array: native.Normal(array(0.0), 1.0),
+    "relaxed": lambda gs, native, array: gs.GumbelSoftmax(0.5, logits=array(np.zeros(3))),
+    "straight-through": lambda gs, native, array: gs.STGumbelSoftmax(
+        0.5, logits=array(np.eye(3)[0])
+    ),
+}
+REFUSED = [
+    ("NVIL", "one-hot", r"site 'z': NVIL_ELBO keeps its running mean in the guide: .* elbo.wrap"),
+    ("DisARM", "one-hot", r"site 'z': DisARM_ELBO takes bits, .* use REBAR_ELBO or RLOO_ELBO"),
+    *(
+        (name, law, rf"site 'z': {name}_ELBO takes {what}")
+        for name in ("MuProp", "REBAR", "DARN", "DisARM")
+        for law, what in {
+            "integer": "guides of OneHotCategorical and Bernoulli sites, not .* use RLOO_ELBO",
+            "normal": "guides of OneHotCategorical and Bernoulli sites, not Normal: use RLOO_ELBO",
+            "relaxed": r"the discrete program, and GumbelSoftmax is relaxed: .* discretize",
+            "straight-through": "the discrete program, and STGumbelSoftmax is relaxed",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "law", "message"), REFUSED)
+def test_refused_guides(backend, name, law, message):
+    def program():
+        backend.ppl.sample("z", LAWS[law](backend.gs, backend.native, backend.array))
+
+    with pytest.raises(ValueError, match=message):
+        backend.loss_and_gradient(ESTIMATORS[name](backend), program, program, 0)
+
+
+def test_refuses_a_latent_without_a_guide(backend):
+    def model():
+        for name in ("z", "w"):
+            backend.ppl.sample(name, LAWS["bit"](backend.gs, backend.native, backend.array))
+
+    def guide():
+        backend.ppl.sample("z", LAWS["bit"](backend.gs, backend.native, backend.array))
+
+    with pytest.raises(ValueError, match="site 'w': MuProp_ELBO needs it in the guide as well"):
+        backend.loss_and_gradient(backend.gs.MuProp_ELBO(), model, guide, 0)
+
+
+OPTIONS = {
+    "RLOO_ELBO: num_particles must be at least 2, got 1": ("RLOO_ELBO", {"num_particles": 1}),
+    r"NVIL_ELBO: decay must be in \[0, 1\), got 1": ("NVIL_ELBO", {"decay": 1.0}),
+    "REBAR_ELBO: temperature must be positive, got 0": ("REBAR_ELBO", {"temperature": 0.0}),
+}
+
+
+@pytest.mark.parametrize("message", OPTIONS)
+def test_refused_options(backend, message):
+    name, options = OPTIONS[message]
+    with pytest.raises(ValueError, match=message):
+        getattr(backend.gs, name)(**options)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("name", ["RLOO", "MuProp"])
+def test_refuses_an_axis_in_no_plate(backend, name):
+    """NumPyro itself lets it pass, and the costs would be summed in the wrong places."""
+
+    def program():
+        backend.ppl.sample("z", backend.native.Bernoulli(logits=backend.array(np.zeros(3))))
+
+    with pytest.raises(ValueError, match=r"site 'z': axis -1 of its batch shape \(3,\) lies in no"):
+        backend.loss_and_gradient(ESTIMATORS[name](backend), program, program, 0)
+
+
+@pytest.mark.only("numpyro")
+def test_refuses_scan_in_the_guide(backend):
+    from numpyro.contrib.control_flow import scan
+
+    def program():
+        def step(carry, _):
+            law = backend.native.Bernoulli(logits=backend.array(0.0))
+            return carry, backend.ppl.sample("z", law)
+
+        scan(step, None, None, length=3)
+
+    with pytest.raises(ValueError, match="site 'z': MuProp_ELBO does not reach into scan"):
+        backend.loss_and_gradient(backend.gs.MuProp_ELBO(), program, program, 0)

@@ -59,9 +59,9 @@ def _costs(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> MultiFrame
 class _SameRows(Messenger):
     """Around several runs of the programs: a subsampled plate draws its rows in the first."""
 
-    def __enter__(self) -> "_SameRows":
+    def __init__(self) -> None:
+        super().__init__()
         self.rows: dict[str, Tensor] = {}
-        return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if site_is_subsample(msg) and msg["name"] in self.rows:
@@ -440,9 +440,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Programs:
-    """Guide and model, to be run at values that a rule chooses."""
+    """Guide and model, to be run at values that a rule chooses; rows of plates stay the same."""
 
     name: str  # of the estimator
+    rows: _SameRows
     max_plate_nesting: float
     model: Callable
     guide: Callable
@@ -451,10 +452,11 @@ class Programs:
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
         at = _AtValues(rule, self.name, fixed_law)
-        guide_trace = poutine.trace(at(self.guide)).get_trace(*self.args, **self.kwargs)
         model = relax(self.model, 1.0, family=SoftOneHotCategorical)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+        with self.rows:
+            guide_trace = poutine.trace(at(self.guide)).get_trace(*self.args, **self.kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and _is_latent(site) and name not in guide_trace:
                 raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
@@ -519,8 +521,7 @@ class SubstitutingELBO(SurrogateELBO):
             runs = 1
         name, nesting = type(self).__name__, self.max_plate_nesting
         for _ in range(runs):
-            with _SameRows():
-                yield Programs(name, nesting, model, guide, args, kwargs)
+            yield Programs(name, _SameRows(), nesting, model, guide, args, kwargs)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():
