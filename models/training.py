@@ -31,7 +31,8 @@ class Settings:
     Attributes:
         model: a key of MODELS.
         variables, classes, hidden: of the latent layer; classes None: bits.
-        family: a class of gs_ppl.pyro and gs_ppl.numpyro; or "enumerated", for exact sums.
+        family: a class of gs_ppl.pyro and gs_ppl.numpyro, such as "ReinMax", or an ELBO that takes
+            the discrete program, such as "RLOO_ELBO"; "enumerated", for exact sums.
         objective: "categorical" or "relaxed".
         rate, minimum, every: of the temperature max(minimum, exp(-rate t)), anew every `every`
             steps; rate 0: constant 1.
@@ -64,6 +65,11 @@ class Settings:
     @property
     def enumerated(self) -> bool:
         return self.family == "enumerated"
+
+    @property
+    def discrete(self) -> bool:
+        """Trained without relaxation, by an ELBO that has a gradient all the same."""
+        return self.family.endswith("_ELBO")
 
     @property
     def schedule(self) -> Callable[[Any], Any]:

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
 from numpyro import handlers
-from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from numpyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 import gs_ppl.numpyro as gs
 from gs_ppl.models.training import MODELS, Settings
@@ -32,11 +32,12 @@ class Trainer:
         network = getattr(program, MODELS[settings.model])
         self.network = network(**settings.network(images), rngs=nnx.Rngs(settings.seed))
         decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+        guide, loss = self._handle(self.network.guide), make_loss(settings)
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
-            self._handle(self.network.guide),
+            loss.wrap(guide) if hasattr(loss, "wrap") else guide,
             optax.adamw(decay, weight_decay=settings.weight_decay),
-            TraceEnum_ELBO(max_plate_nesting=1) if settings.enumerated else TraceMeanField_ELBO(),
+            loss,
             settings.schedule,
         )
         first = settings.inputs(self.images[: settings.batch])
@@ -45,6 +46,8 @@ class Trainer:
 
     def _handle(self, program: Callable) -> Callable:
         """With its discrete latents relaxed or enumerated."""
+        if self.settings.discrete:
+            return program
         if self.settings.enumerated:
             return gs.config_enumerate(program)
         family = getattr(gs, self.settings.family)
@@ -114,6 +117,12 @@ class Trainer:
         batches = np.array_split(images, max(1, len(images) // 1000))
         traces = (handlers.trace(seeded).get_trace(jnp.asarray(batch)) for batch in batches)
         return np.concatenate([trace["y"]["fn"].mean for trace in traces])
+
+
+def make_loss(settings: Settings) -> ELBO:
+    if settings.enumerated:
+        return TraceEnum_ELBO(max_plate_nesting=1)
+    return getattr(gs, settings.family)() if settings.discrete else TraceMeanField_ELBO()
 
 
 # --- checkpoints: a typed key is saved as its data ------------------------------------------------

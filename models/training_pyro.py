@@ -10,7 +10,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
@@ -31,9 +31,10 @@ class Trainer:
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
         rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        guide, loss = self._handle(self.network.guide), make_loss(settings)
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
-            self._handle(self.network.guide),
+            loss.wrap(guide) if hasattr(loss, "wrap") else guide,
             pyro.optim.LambdaLR(
                 {
                     "optimizer": torch.optim.AdamW,
@@ -41,12 +42,14 @@ class Trainer:
                     "lr_lambda": self._decay,
                 }
             ),
-            TraceEnum_ELBO(max_plate_nesting=1) if settings.enumerated else TraceMeanField_ELBO(),
+            loss,
             settings.schedule,
         )
 
     def _handle(self, program: Callable) -> Callable:
         """With its discrete latents relaxed or enumerated."""
+        if self.settings.discrete:
+            return program
         if self.settings.enumerated:
             return gs.config_enumerate(program)
         family = getattr(gs, self.settings.family)
@@ -131,6 +134,12 @@ class Trainer:
         model = poutine.replay(gs.discretize(self.network.model), trace=guide_trace)
         model_trace = poutine.trace(model).get_trace(*inputs)
         return _log_density(model_trace) - _log_density(guide_trace)
+
+
+def make_loss(settings: Settings) -> ELBO:
+    if settings.enumerated:
+        return TraceEnum_ELBO(max_plate_nesting=1)
+    return getattr(gs, settings.family)() if settings.discrete else TraceMeanField_ELBO()
 
 
 def _log_density(trace: poutine.Trace) -> Tensor:

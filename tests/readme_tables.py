@@ -1,4 +1,4 @@
-"""The tables of README.md, made from recorded results; run as a program, it fills them in."""
+"""The tables of the READMEs, made from recorded results; run as a program, it fills them in."""
 
 import json
 import re
@@ -101,6 +101,76 @@ def which_causes() -> str:
     return side_by_side("which_causes", ["average precision", "off Gibbs"], shown)
 
 
+# --- the paper's tables, of models/README.md -----------------------------------------------------
+
+MODELS = ROOT / "models" / "results"
+
+
+def read_cells(name: str) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(MODELS.glob(f"{name}_*.json"))]
+
+
+def nats_of(cell: dict) -> str:
+    """In bold where it is at or below the paper's figure."""
+    shown = f"{cell['test']['nats']:.1f} ± {cell['test']['error']:.1f}"
+    return f"**{shown}**" if cell["test"]["nats"] <= cell["paper"] else shown
+
+
+def versions_of(cells: list[dict]) -> str:
+    found = {f"{name} {version}" for cell in cells for name, version in cell["versions"].items()}
+    return ", ".join(sorted(found)) + "."
+
+
+def table1() -> str:
+    cells = read_cells("table1")
+    rows: dict = {}
+    for cell in cells:
+        rows.setdefault((cell["row"], cell["column"]), {})[cell["backend"]] = cell
+    shown = [
+        [
+            *key,
+            f"{next(iter(sides.values()))['paper']:.1f}",
+            *(nats_of(sides[side]) if side in sides else "" for side in reversed(TITLES)),
+        ]
+        for key, sides in sorted(rows.items())
+    ]
+    header = ["model", "estimator", "paper", *reversed(TITLES.values())]
+    return f"{table(header, shown)}\n\n{versions_of(cells)}"
+
+
+def table2() -> str:
+    cells = read_cells("table2")
+    rows: dict = {}
+    for cell in cells:
+        rows.setdefault((cell["column"], TITLES[cell["backend"]]), []).append(cell)
+    shown = []
+    for (column, side), runs in sorted(rows.items()):
+        nats, right = ([run["test"][what] for run in runs] for what in ("nats", "accuracy"))
+        values = {"nats": sum(nats) / len(nats), "right": sum(right) / len(right)}
+        paper = runs[0]["paper"], runs[0]["paper_accuracy"]
+        cell = f"{values['nats']:.1f}", f"{values['right']:.1%}"
+        better = values["nats"] <= paper[0], values["right"] >= paper[1]
+        cell = [f"**{text}**" if good else text for text, good in zip(cell, better, strict=True)]
+        seeds = ", ".join(f"{x:.1%}" for x in right)
+        shown.append([column, side, f"{paper[0]:.1f}", cell[0], f"{paper[1]:.1%}", cell[1], seeds])
+    header = ["y in training", "PPL", "paper, nats", "here", "paper, right", "here", "by seed"]
+    return f"{table(header, shown)}\n\n{versions_of(cells)}"
+
+
+def figure5() -> str:
+    record = json.loads((MODELS / "figure5.json").read_text())
+    classes = sorted({row["classes"] for row in record["rows"]})
+    by_method: dict = {}
+    for row in record["rows"]:
+        key = TITLES[row["backend"]], row["method"]
+        value = f"{row['ms']:.1f} ms" if row["method"] == "relaxed" else f"{row['ratio']:.1f}"
+        by_method.setdefault(key, {})[row["classes"]] = value
+    rows = [[*key, *(values[K] for K in classes)] for key, values in by_method.items()]
+    header = ["PPL", "method", *(f"K = {K}" for K in classes)]
+    return f"{table(header, rows)}\n\n{versions_of([record])}"
+
+
+PAPER = {"table1": table1, "table2": table2, "figure5": figure5}
 TABLES = {
     "demo": demo,
     "peers": peers,
@@ -110,9 +180,13 @@ TABLES = {
 }
 
 
-def filled(text: str) -> str:
-    """The text with each marked table made anew."""
-    for name, make in TABLES.items():
+DOCUMENTS = {ROOT / "README.md": TABLES, ROOT / "models" / "README.md": PAPER}
+
+
+def filled(path: Path) -> str:
+    """The document with each marked table made anew."""
+    text = path.read_text()
+    for name, make in DOCUMENTS[path].items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         made = make()
         text = re.sub(
@@ -122,5 +196,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(filled(document))

@@ -26,5 +26,6 @@ def test_there_are_blocks():
     assert len(BLOCKS) >= 3
 
 
-def test_tables_are_those_of_the_results():
-    assert readme_tables.filled(README.read_text()) == README.read_text()
+@pytest.mark.parametrize("path", readme_tables.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_tables_are_those_of_the_results(path):
+    assert readme_tables.filled(path) == path.read_text()

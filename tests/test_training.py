@@ -1,5 +1,6 @@
 """Training runs of the models: resumed after a kill, stopped at a NaN, evaluated alike."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,6 +23,10 @@ SMALL = Settings(variables=3, classes=4, steps=40, batch=10, rate=0.05, every=5)
 MODELS = {
     "vae, one-hot": SMALL,
     "vae, bits, hidden": Settings(variables=5, hidden=(6,), steps=40, batch=10),
+    **{
+        family: dataclasses.replace(SMALL, family=family)
+        for family in ("ReinMax", "RLOO_ELBO", "NVIL_ELBO", "MuProp_ELBO", "REBAR_ELBO")
+    },
     "structured output": Settings("structured_output", variables=3, classes=4, steps=40, batch=10),
 }
 
