@@ -12,6 +12,7 @@ each on the bundled digits: does it work?
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,11 +177,15 @@ def run_cells(arguments: argparse.Namespace, results: Path) -> list[dict[str, An
             folder = arguments.output / "checkpoints" / name
             result = run(cell, data, folder, arguments.quick)
             command = f"python examples/reproduce.py {arguments.table} --only {name}"
-            path.write_text(
-                json.dumps({"name": name, "command": command, **result}, indent=1) + "\n"
-            )
+            write_record(path, {"name": name, "command": command, **result})
         found.append(json.loads(path.read_text()))
     return found
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """As JSON, a point of a curve on a line."""
+    text = json.dumps(record, indent=1)
+    path.write_text(re.sub(r"\[\s+(\S+),\s+(\S+)\s+\]", r"[\1, \2]", text) + "\n")
 
 
 # --- what is shown --------------------------------------------------------------------------------
