@@ -561,3 +561,29 @@ def test_refuses_scan_in_the_guide(backend):
 
     with pytest.raises(ValueError, match="site 'z': MuProp_ELBO does not reach into scan"):
         backend.loss_and_gradient(backend.gs.MuProp_ELBO(), program, program, 0)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
+def test_pyros_own_one_hot_law(backend, name):
+    """It scores by argmax, without a gradient; here it is scored by its mass like ours."""
+    gradients = []
+    for law in (backend.gs.OneHotCategorical, backend.native.OneHotCategorical):
+
+        def program(logits, law=law):
+            z = backend.ppl.sample("z", law(logits=logits))
+            loc = backend.gs.select(backend.array(LOCS), z)
+            backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.6))
+
+        def guide(law=law):
+            a = backend.ppl.param("a", backend.array([0.5, -0.3, 0.1]))
+            backend.ppl.sample("z", law(logits=a))
+
+        model = functools.partial(program, backend.array(np.log(PRIOR)))
+        pairs = backend.gradients(ESTIMATORS[name](backend), model, guide, range(200))
+        gradients.append(np.array([gradient["a"] for _, gradient in pairs]))
+    if name == "RLOO":  # Pyro draws from it in another way
+        error = gradients[0].std() * np.sqrt(2 / 200)
+        assert np.abs(gradients[0].mean(0) - gradients[1].mean(0)).max() < 4 * error
+    else:
+        np.testing.assert_allclose(*gradients, atol=1e-12)

@@ -267,7 +267,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
                     f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: hand SVI"
                     " elbo.wrap(guide)"
                 )
-            mean, variance, _ = state[f"{name}_nvil"]
+            mean, variance, _ = state[f"{name}_nvil"].to(x)
             scale = variance.clamp(min=1).sqrt() if self.normalize else 1
             signals[name] = (x - mean) / scale
         return signals
@@ -275,7 +275,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
     def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
         new = {}
         for name, x in r.items():
-            mean, variance, steps = state[f"{name}_nvil"]
+            mean, variance, steps = state[f"{name}_nvil"].to(x)
             weight = (1 - self.decay) / (1 - self.decay ** (steps + 1))
             change = x.mean() - mean
             spread = (1 - weight) * (variance + weight * change**2) + weight * x.var(correction=0)
