@@ -319,6 +319,16 @@ def test_nvil_after_some_steps(backend):
         assert found == pytest.approx([mean, np.sqrt(variance), steps], rel=0.02)
 
 
+def test_nvil_at_a_logit_of_zero(backend):
+    """The first step is REINFORCE, of score b - pi, also where NumPyro's Bernoulli has kinks."""
+    elbo, b = backend.gs.NVIL_ELBO(), np.array([0.0, 1.0])
+    model, guide = one_site(backend, "bit", 0.0, 200)
+    ((_, gradient),) = backend.gradients(elbo, model, elbo.wrap(guide), [0])
+    r = np.log([0.7, 0.3]) + normal(0.6, 1.4 * b) - np.log(0.5)
+    expected = np.sort(r * (b - 0.5))
+    np.testing.assert_allclose(np.unique(np.round(-gradient["a"], 10)), expected)
+
+
 @pytest.mark.parametrize("deviation", [0.3, 5.0])
 def test_nvil_divides_by_a_deviation_above_one(backend, deviation):
     r, mean = np.array([[1.0, 4.0], [-2.0, 3.0]]), 2.5

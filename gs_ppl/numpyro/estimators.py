@@ -68,6 +68,15 @@ def _costs(model_trace: dict[str, Any], guide_trace: dict[str, Any]) -> MultiFra
     return costs
 
 
+def _exact_score(fn: Any) -> Any:
+    """The law, to be scored without the plates' scale; its gradient is right at logits of 0 too.
+
+    NumPyro's Bernoulli has kinks there: b and 0 for b - pi.
+    """
+    is_bit = event_dims(rewriting.innermost(fn)) == 0
+    return rewriting.rewrap(fn, lambda law: SoftBernoulli(1.0, logits=law.logits)) if is_bit else fn
+
+
 class _Registers(Messenger):
     """Has `register(name)` called for each discrete site of the guide, once that has run."""
 
@@ -139,7 +148,7 @@ class ScoreFunctionELBO(ELBO):
                 term, name = site["log_prob"].sum(), site["name"]
                 elbo -= stop_gradient(term) if _is_scored(site) else term
                 if _is_scored(site):
-                    log_q[name] = site["fn"].log_prob(site["value"])  # without the plates' scale
+                    log_q[name] = _exact_score(site["fn"]).log_prob(site["value"])
                     r[name] = stop_gradient(costs.sum_to(site["cond_indep_stack"]))
             return elbo, log_q, r
 
