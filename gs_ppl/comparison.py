@@ -85,10 +85,13 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One family, objective and temperature: its ELBO, and its gradient by guide parameter."""
+    """One family, objective and temperature: its ELBO, and its gradient by guide parameter.
+
+    An estimator of the discrete program's gradient has no temperature, which is NaN.
+    """
 
     family: str
-    objective: str  # "categorical" or "relaxed"; "discrete" for a straight-through family
+    objective: str  # "categorical" or "relaxed"; "discrete" for what draws hard samples
     temperature: float
     elbo: Value
     gap: Value | None  # KL in the relaxed objective minus the categorical KL
@@ -203,10 +206,31 @@ class Session(Protocol):
     ) -> tuple[np.ndarray, Gradients]:
         """ELBO of the relaxed program, and its gradient."""
 
+    def discrete(self, elbo: Any, draws: int) -> tuple[np.ndarray, Gradients]:
+        """The same of the discrete program, by an ELBO that has a gradient for it."""
+
+
+def list_rows(
+    families: Sequence[Family | Any], objectives: Sequence[str], temperatures: Sequence[float]
+) -> list[tuple[Family | Any, str, float]]:
+    """Family, objective and temperature of each estimate."""
+    rows: list[tuple[Family | Any, str, float]] = []
+    for family in families:
+        if not isinstance(family, Family):
+            rows.append((family, "discrete", math.nan))
+            continue
+        if not hasattr(rewriting.bare(family), "is_hard"):
+            name = rewriting.shown(family)
+            raise TypeError(f"families: {name} is no family; an ELBO goes as an object: {name}()")
+        hard = rewriting.bare(family).is_hard
+        how = ["discrete"] if hard else objectives
+        rows += [(family, objective, tau) for objective in how for tau in temperatures]
+    return rows
+
 
 def run(
     session: Session,
-    families: Sequence[Family],
+    families: Sequence[Family | Any],
     objectives: Sequence[str],
     temperatures: Sequence[float],
     num_samples: int,
@@ -225,13 +249,8 @@ def run(
     unknown = sorted(set(relabel) - set(marginals))
     if unknown:
         raise ValueError(f"relabel: no enumerated site is called {', '.join(map(repr, unknown))}")
-    rows = [
-        (family, objective, temperature)
-        for family in families
-        for objective in (["discrete"] if rewriting.bare(family).is_hard else objectives)
-        for temperature in temperatures
-    ]
-    relaxed = cache(partial(session.relaxed, draws=num_samples))
+    rows = list_rows(families, objectives, temperatures)
+    relaxed = cache(partial(_draw, session, num_samples))
     estimates = [
         _estimate(relaxed, exact.gradients, *row)
         for row in tqdm(rows, desc="compare", disable=not progress_bar)
@@ -244,6 +263,14 @@ def run(
         num_samples,
         tuple(exact.notes),
     )
+
+
+def _draw(
+    session: Session, draws: int, family: Family | Any, objective: str, temperature: float
+) -> tuple[np.ndarray, Gradients]:
+    if isinstance(family, Family):
+        return session.relaxed(family, objective, temperature, draws)
+    return session.discrete(family, draws)
 
 
 class _Exact:
@@ -288,9 +315,9 @@ class _Exact:
 
 
 def _estimate(
-    relaxed: Callable[[Family, str, float], tuple[np.ndarray, Gradients]],
+    relaxed: Callable[[Family | Any, str, float], tuple[np.ndarray, Gradients]],
     exact: Gradients | None,
-    family: Family,
+    family: Family | Any,
     objective: str,
     temperature: float,
 ) -> Estimate:

@@ -65,10 +65,12 @@ def to_table(comparison: Comparison) -> Any:
 def _estimates(comparison: Comparison, Table: Any) -> Any:
     n = comparison.num_samples
     table = Table(title=f"Relaxed, {n} samples each; gradient in all parameters of the guide")
-    table.add_column("family", no_wrap=True)
+    gaps = any(row.gap for row in comparison.estimates)
+    table.add_column("family", overflow="fold")
     table.add_column("objective", no_wrap=True)
     for column in ("τ", "ELBO", "- exact", "KL gap", "bias", "(floor)", "variance", "SNR", "cos"):
-        table.add_column(column, justify="right", no_wrap=True)
+        if gaps or column != "KL gap":
+            table.add_column(column, justify="right", no_wrap=True)
     exact = comparison.elbo.mean if comparison.elbo else math.nan
     for row in comparison.estimates:
         cells = ["", "", "", "", ""]
@@ -79,10 +81,10 @@ def _estimates(comparison: Comparison, Table: Any) -> Any:
         table.add_row(
             row.family,
             row.objective,
-            f"{row.temperature:g}",
+            "" if math.isnan(row.temperature) else f"{row.temperature:g}",
             f"{row.elbo.mean:.2f} ± {row.elbo.error:.2f}",
             f"{row.elbo.mean - exact:+.2f}",
-            f"{row.gap.mean:+.2f}" if row.gap else "",
+            *([f"{row.gap.mean:+.2f}" if row.gap else ""] if gaps else []),
             *cells,
         )
     return table
@@ -148,7 +150,7 @@ def to_figure(comparison: Comparison) -> Figure:
 
 def _series(comparison: Comparison) -> dict[tuple[str, str], list[Estimate]]:
     series: dict[tuple[str, str], list[Estimate]] = {}
-    for row in sorted(comparison.estimates, key=lambda row: row.temperature):
+    for row in sorted(comparison.estimates, key=lambda row: np.nan_to_num(row.temperature)):
         series.setdefault((row.family, row.objective), []).append(row)
     return series
 
@@ -162,6 +164,11 @@ def _label(family: str, objective: str) -> str:
     return family if objective == "discrete" else f"{family}, {objective}"
 
 
+def _is_level(rows: list[Estimate]) -> bool:
+    """Whether it is one without a temperature: a line across the axes."""
+    return math.isnan(rows[0].temperature)
+
+
 def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
     for name, value in (("log evidence", comparison.evidence), ("exact ELBO", comparison.elbo)):
         if value is not None:
@@ -169,6 +176,10 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
                 value.mean, color="black", ls="-" if name == "exact ELBO" else ":", lw=1, label=name
             )
     for (family, objective), rows in _series(comparison).items():
+        how = {"color": _color(comparison, family), "label": _label(family, objective)}
+        if _is_level(rows):
+            ax.axhline(rows[0].elbo.mean, ls="-.", **how)
+            continue
         ax.errorbar(
             [row.temperature for row in rows],
             [row.elbo.mean for row in rows],
@@ -177,8 +188,7 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
             ms=4,
             capsize=2,
             ls=STYLES[objective],
-            color=_color(comparison, family),
-            label=_label(family, objective),
+            **how,
         )
     ax.set(title="ELBO, two standard errors", xlabel="temperature", ylabel="nats", xscale="log")
     _finish(ax)
@@ -191,15 +201,11 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
         if not np.isfinite(values).any():
             continue
         taus, color = [row.temperature for row in rows], _color(comparison, family)
-        ax.plot(
-            taus,
-            values,
-            marker="o",
-            ms=4,
-            ls=STYLES[objective],
-            color=color,
-            label=_label(family, objective),
-        )
+        how = {"color": color, "label": _label(family, objective)}
+        if _is_level(rows):
+            ax.axhline(values[0], ls="-.", **how)
+            continue
+        ax.plot(taus, values, marker="o", ms=4, ls=STYLES[objective], **how)
         if what == "bias":
             ax.fill_between(
                 taus, 0, [row.gradient.floor for row in rows], color=color, alpha=0.12, lw=0

@@ -48,10 +48,12 @@ def bare(family: Family) -> type:
     return family.func if isinstance(family, partial) else family
 
 
-def shown(family: Family) -> str:
-    """The class with its options, as one would write it."""
-    if not isinstance(family, partial):
+def shown(family: Family | Any) -> str:
+    """The class with its options, as one would write it; an ELBO with its particles."""
+    if isinstance(family, type):
         return family.__name__
+    if not isinstance(family, partial):
+        return f"{type(family).__name__}({family.num_particles})"
     options = [f"{option}={value!r}" for option, value in family.keywords.items()]
     return f"{family.func.__name__}({', '.join(options)})"
 

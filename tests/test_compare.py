@@ -245,6 +245,32 @@ def one_site(backend, prior, logits, temperature=0.5):
     return model, gs.AutoGumbelSoftmax(model, temperature, init_logits={"z": array(logits)})
 
 
+def test_estimators_of_the_discrete_program(backend):
+    """No bias above four floors, where straight-through has more; and the exact ELBO."""
+    gs = backend.gs
+    names = ["RLOO_ELBO(4)", "MuProp_ELBO(1)", "REBAR_ELBO(1)"]
+    elbos = [gs.RLOO_ELBO(4), gs.MuProp_ELBO(), gs.REBAR_ELBO()]
+    report = backend.compare(
+        *one_site(backend, np.array([0.0, 1.0, -0.5]), np.array([0.5, -0.4, 0.1])),
+        families=[gs.STGumbelSoftmax, *elbos],
+        temperatures=[0.5, 2.0],
+        num_samples=1000,
+    )
+    assert [row.family for row in report.estimates[2:]] == names
+    for row in report.estimates[2:]:
+        assert np.isnan(row.temperature)
+        assert row.objective == "discrete"
+        assert abs(row.elbo.mean - report.elbo.mean) < 4.5 * row.elbo.error
+        assert row.gradient.bias < 4 * row.gradient.floor < 0.5
+    assert report.estimates[1].gradient.bias > 4 * report.estimates[1].gradient.floor
+    assert all(name in str(report) for name in names)
+    assert "KL gap" not in str(report)
+    labels = report.plot().axes[1].get_legend_handles_labels()[1]
+    assert set(names) < set(labels)
+    with pytest.raises(TypeError, match=r"an ELBO goes as an object: RLOO_ELBO\(\)"):
+        backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), families=[gs.RLOO_ELBO])
+
+
 def test_gap_is_relaxed_kl_minus_categorical_kl(backend):
     prior, logits = np.array([0.0, 1.0, -0.5]), np.array([3.0, -2.0, 0.5])
     report = backend.compare(

@@ -26,6 +26,7 @@ from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, event_dims, relax, select
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
 from gs_ppl.numpyro.svi import annealed
+from gs_ppl.rewriting import Family
 
 __all__ = ["compare"]
 
@@ -35,7 +36,7 @@ def compare(
     guide: Callable,
     *args: Any,
     params: Mapping[str, Any] | None = None,
-    families: Sequence[type] = (GumbelSoftmax, STGumbelSoftmax),
+    families: Sequence[Family | ELBO] = (GumbelSoftmax, STGumbelSoftmax),
     objectives: Sequence[str] = ("categorical", "relaxed"),
     temperatures: Sequence[float] = (0.1, 0.5, 1.0),
     temperature: float | None = None,
@@ -58,7 +59,8 @@ def compare(
         guide: program, or an automatic guide.
         *args: what the programs take.
         params: of model and guide, as SVI gives them; None: those that the programs start with.
-        families: classes to relax by.
+        families: classes to relax by; and ELBOs that have a gradient for the discrete program, such
+            as RLOO_ELBO(), which has no temperature.
         objectives: of the soft families, see relax; straight-through ones have but one.
         temperatures: tau > 0, of each family.
         temperature: one temperature in place of several.
@@ -317,6 +319,16 @@ class Session:
         check(*fixed, self.loss)
         entries = sum(node["value"].size for node in self.model.sites.values())
         return jax.jit(self._map(elbo, draws, entries))
+
+    def discrete(self, elbo: ELBO, draws: int) -> tuple[np.ndarray, Gradients]:
+        def score(parameters: dict[str, Any], key: Array) -> Array:
+            return -elbo.loss(key, self._constrained(parameters), self.model, self.guide)
+
+        fixed = (handlers.substitute(p, data=self.values) for p in (self.model, self.guide))
+        check(*fixed, elbo)
+        entries = sum(node["value"].size for node in self.model.sites.values())
+        draw, parameters = jax.jit(self._map(score, draws, entries)), self.guide.parameters
+        return _flat(parameters, *draw(parameters))
 
     def _constrained(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {**self.values, **transform_fn(self.guide.transforms, parameters)}

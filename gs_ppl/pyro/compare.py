@@ -25,6 +25,7 @@ from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.handlers import check, config_enumerate, discretize, event_dims, relax, select
 from gs_ppl.pyro.straight_through import STGumbelSoftmax
 from gs_ppl.pyro.svi import annealed
+from gs_ppl.rewriting import Family
 
 __all__ = ["compare"]
 
@@ -33,7 +34,7 @@ def compare(
     model: Callable,
     guide: Callable,
     *args: Any,
-    families: Sequence[type] = (GumbelSoftmax, STGumbelSoftmax),
+    families: Sequence[Family | ELBO] = (GumbelSoftmax, STGumbelSoftmax),
     objectives: Sequence[str] = ("categorical", "relaxed"),
     temperatures: Sequence[float] = (0.1, 0.5, 1.0),
     temperature: float | None = None,
@@ -56,7 +57,8 @@ def compare(
         model: program.
         guide: program, or an automatic guide.
         *args: what the programs take.
-        families: classes to relax by.
+        families: classes to relax by; and ELBOs that have a gradient for the discrete program, such
+            as RLOO_ELBO(), which has no temperature.
         objectives: of the soft families, see relax; straight-through ones have but one.
         temperatures: tau > 0, of each family.
         temperature: one temperature in place of several.
@@ -121,6 +123,10 @@ class SeedBySite(Messenger):
         super().__init__()
         self.prefix = f"{seed}/{draw}/"
         self.drawn: Counter[str] = Counter()
+
+    def __enter__(self) -> "SeedBySite":
+        torch.manual_seed(crc32(self.prefix.encode()))  # of noise that an ELBO draws by itself
+        return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["done"]:
@@ -279,6 +285,10 @@ class Session:
         )
         check(model, guide, self.loss)
         return self._values(self.loss, model, guide, draws, self.guide.parameters)
+
+    def discrete(self, elbo: ELBO, draws: int) -> tuple[np.ndarray, Gradients]:
+        check(self.model, self.guide, elbo)
+        return self._values(elbo, self.model, self.guide, draws, self.guide.parameters)
 
     def _values(
         self,
