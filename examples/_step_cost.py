@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gs_ppl.models.training import SemiSupervisedSettings, make_trainer
 
 CLASSES = (5, 10, 20, 50, 100, 200)
-STYLE, WIDTH, PIXELS, BATCH = 50, 500, 784, 100
+STYLE, WIDTH, PIXELS, BATCH = 50, 500, 784, 200
 METHODS = {
     "relaxed": "GumbelSoftmax",
     "enumerated": "networks of x and y run for each class",
@@ -95,7 +95,7 @@ class TorchLoop:
         torch.set_num_threads(1)
         self.network, self.images, self.batch = network, torch.as_tensor(images), settings.batch
         self.classes = torch.eye(settings.classes)
-        self.optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
+        self.optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, fused=True)
         self.randint = torch.randint
 
     def loss(self, x: Any) -> Any:

@@ -30,7 +30,7 @@ class Trainer:
         pyro.set_rng_seed(settings.seed)
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
-        rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         guide, loss = self._handle(self.network.guide), make_loss(settings)
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
@@ -38,7 +38,7 @@ class Trainer:
             pyro.optim.LambdaLR(
                 {
                     "optimizer": torch.optim.AdamW,
-                    "optim_args": rates,
+                    "optim_args": {**options, "fused": True},
                     "lr_lambda": self._decay,
                 }
             ),
