@@ -34,7 +34,7 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     settings = SemiSupervisedSettings(variables=STYLE, hidden=(WIDTH,), batch=BATCH, seed=seed)
-    rounds, classes = 15, CLASSES
+    rounds, classes = 7, CLASSES
     if quick:
         settings = dataclasses.replace(settings, variables=2, hidden=(8,), batch=4)
         rounds, classes = 2, CLASSES[:2]

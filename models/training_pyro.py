@@ -95,7 +95,7 @@ class Trainer:
     def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
         random_state = get_rng_state()
         pyro.set_rng_seed(seed)
-        batches = torch.as_tensor(images).split(50)
+        batches = torch.as_tensor(images).split(500)
         bounds = torch.cat([self._bound(batch, samples) for batch in batches]).numpy()
         set_rng_state(random_state)
         return bounds
