@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from gs_ppl.models import training
 from gs_ppl.models.training import Settings, evaluate, fit, make_trainer
@@ -200,3 +201,60 @@ def test_half_written_checkpoints_do_not_count(tmp_path):
     (tmp_path / "step_000000020.partial").write_bytes(b"half")
     (tmp_path / "step_000000030.orbax-checkpoint-tmp-0").mkdir()
     assert training.newest_checkpoint(tmp_path).name == "step_000000010"
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def linear(trainer, name):
+    """Weights, (inputs, outputs), and biases of a linear map of the trained model."""
+    if hasattr(trainer, "params"):
+        ((layer),) = trainer.params[f"{name}$params"]["layers"].values()
+        return np.asarray(layer["kernel"]), np.asarray(layer["bias"])
+    module = trainer.network.layers[int(name[-1])] if "_" in name else trainer.network.decoder
+    weight, bias = module[0].parameters()
+    return weight.detach().numpy().T, bias.detach().numpy()
+
+
+def log_bernoulli(x, logits):
+    """Of each image in each state: shape (images, states)."""
+    return (x[:, None] * logits - np.logaddexp(0, logits)).sum(-1)
+
+
+def evidence_of_vae(trainer, images):
+    weight, bias = linear(trainer, "decoder")
+    log_p = log_bernoulli(images, STATES @ weight + bias)
+    return np.logaddexp.reduce(log_p, -1) - np.log(len(STATES))
+
+
+def evidence_of_structured_output(trainer, images):
+    (w0, b0), (w1, b1), (w2, b2) = (linear(trainer, f"layer_{i}") for i in range(3))
+    upper, lower = images[:, :8], images[:, 8:]
+    first = log_mass(upper @ w0 + b0)  # (images, states)
+    second = log_mass(STATES @ w1 + b1)  # (states of the first, states)
+    output = log_bernoulli(lower, STATES @ w2 + b2)
+    joint = first[:, :, None] + second + output[:, None]
+    return np.logaddexp.reduce(joint, (1, 2))
+
+
+def log_mass(logits):
+    """Log probability of each state, from logits of shape (..., variables * classes)."""
+    parts = log_softmax(logits.reshape(*logits.shape[:-1], 2, 3), -1)
+    return parts.reshape(*logits.shape[:-1], 6) @ STATES.T
+
+
+STATES = np.array([[*a, *b] for a in np.eye(3) for b in np.eye(3)])
+EVIDENCE = {"vae": evidence_of_vae, "structured_output": evidence_of_structured_output}
+
+
+@pytest.mark.parametrize("model", EVIDENCE)
+def test_bound_tends_to_the_evidence(side, model):
+    """Summed over all states by hand, on either side."""
+    settings = Settings(model, variables=2, classes=3, steps=200, batch=20, learning_rate=0.05)
+    trainer = make_trainer(side, settings, IMAGES)
+    trainer.advance(200)
+    exact = -EVIDENCE[model](trainer, IMAGES[:60])
+    single, many = (trainer.bound(IMAGES[:60], m, seed=0) for m in (1, 5000))
+    assert np.abs(many - exact).max() < 0.1
+    assert abs((many - exact).mean()) < 0.01
+    assert (single - exact).std() > 0.1  # a single sample is far off
