@@ -18,6 +18,7 @@ from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import carry_log_values, event_dims
+from gs_ppl.rewriting import Family
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
@@ -124,7 +125,8 @@ class AutoGumbelSoftmax(SiteLogits):
     Args:
         model: program with one-hot or Bernoulli latents, relaxed or not.
         temperature: tau > 0; None takes that of AnnealedSVI.
-        family: class for all sites, or a dict by site name (GumbelSoftmax for the others).
+        family: class for all sites, with options a partial, such as partial(GumbelRao,
+            num_samples=100); or a dict by site name (GumbelSoftmax for the others).
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
         prefix, create_plates: as in NumPyro's other automatic guides.
@@ -145,7 +147,7 @@ class AutoGumbelSoftmax(SiteLogits):
         self,
         model: Callable,
         temperature: Temperature | None = None,
-        family: type | Mapping[str, type] = GumbelSoftmax,
+        family: Family | Mapping[str, Family] = GumbelSoftmax,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         *,

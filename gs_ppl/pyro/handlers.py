@@ -23,6 +23,7 @@ from gs_ppl import rewriting
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
+from gs_ppl.rewriting import Family
 
 __all__ = ["check", "config_enumerate", "discretize", "relax", "select"]
 
@@ -101,7 +102,7 @@ class RelaxMessenger(Messenger):
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
-    family: type | Mapping[str, type] = GumbelSoftmax,
+    family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
     objective: str = "categorical",
 ) -> Any:
@@ -113,7 +114,8 @@ def relax(
     Args:
         fn: program; without one, the handler is a context manager.
         temperature: tau > 0; None takes that of AnnealedSVI.
-        family: class for all sites, or a dict by site name (GumbelSoftmax for the others): a soft
+        family: class for all sites, with options a partial, such as partial(GumbelRao,
+            num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
             one (GumbelSoftmax) or a straight-through one. A Bernoulli site takes its binary class.
         sites: names of the sites to relax; None: all.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
