@@ -14,7 +14,8 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Cell:
 
     row: str
     column: str
-    paper: float  # nats
+    paper: float | None  # nats
     settings: Settings
     backend: str
     paper_accuracy: float | None = None
@@ -57,29 +58,44 @@ ONE_HOT = {"variables": 20, "classes": 10, "steps": 60_000}
 BITS = {"variables": 200, "steps": 60_000}
 LINEAR = {"learning_rate": 1e-2, "weight_decay": 0.03}
 SBN = {"model": "structured_output", "rate": 0.0}  # temperature 1 throughout, as in the paper
-ROWS = {
-    # row: settings, paper's Gumbel-Softmax, ST Gumbel-Softmax
-    "SBN, bits": (Settings(**SBN, **BITS, **LINEAR), 58.5, 59.3),
-    "SBN, categorical": (Settings(**SBN, **ONE_HOT, **LINEAR), 59.0, 59.7),
-    "VAE, bits": (Settings(**BITS, **LINEAR), 105.0, 111.5),
-    "VAE, categorical": (Settings(**ONE_HOT, **LINEAR), 101.5, 107.8),
-    "VAE, bits, hidden layer": (Settings(**BITS, hidden=(200,)), 105.0, 111.5),
-    "VAE, categorical, hidden layer": (
-        Settings(**ONE_HOT, hidden=(200,), learning_rate=3e-3),
-        101.5,
-        107.8,
-    ),
+COLUMNS = {  # the paper's, in its order, and three more
+    "SF": {"family": "NVIL_ELBO"},
+    "DARN": {"family": "DARN_ELBO"},
+    "MuProp": {"family": "MuProp_ELBO"},
+    "ST": {"family": "StraightThrough", "rate": 0.0},
+    "Annealed ST": {"family": "StraightThrough", "rate": 1e-4},
+    "Gumbel-S.": {"family": "GumbelSoftmax"},
+    "ST Gumbel-S.": {"family": "STGumbelSoftmax"},
+    "ReinMax": {"family": "ReinMax", "rate": 0.0},
+    "Gumbel-Rao": {"family": "GumbelRao"},
+    "RLOO": {"family": "RLOO_ELBO"},
 }
-COLUMNS = {"Gumbel-S.": "GumbelSoftmax", "ST Gumbel-S.": "STGumbelSoftmax"}
+ROWS = {
+    "SBN, bits": Settings(**SBN, **BITS, **LINEAR),
+    "SBN, categorical": Settings(**SBN, **ONE_HOT, **LINEAR),
+    "VAE, bits": Settings(**BITS, **LINEAR),
+    "VAE, categorical": Settings(**ONE_HOT, **LINEAR),
+    "VAE, bits, hidden layer": Settings(**BITS, hidden=(200,)),
+    "VAE, categorical, hidden layer": Settings(**ONE_HOT, hidden=(200,), learning_rate=3e-3),
+}
+PAPER = {
+    "SBN, bits": (72.0, 59.7, 58.9, 58.9, 58.7, 58.5, 59.3),
+    "SBN, categorical": (73.1, 67.9, 63.0, 61.8, 61.1, 59.0, 59.7),
+    "VAE, bits": (112.2, 110.9, 109.7, 116.0, 111.5, 105.0, 111.5),
+    "VAE, categorical": (110.6, 128.8, 107.0, 110.9, 107.8, 101.5, 107.8),
+}
 
 
 def list_table1() -> list[Cell]:
-    return [
-        Cell(row, column, figure, dataclasses.replace(settings, family=family), backend)
-        for backend in TITLES
-        for row, (settings, *paper) in ROWS.items()
-        for (column, family), figure in zip(COLUMNS.items(), paper, strict=True)
-    ]
+    cells = []
+    for backend in TITLES:
+        for row, settings in ROWS.items():
+            figures = PAPER[row.removesuffix(", hidden layer")]
+            for (column, changes), figure in zip_longest(COLUMNS.items(), figures):
+                if not settings.hidden or column in ("Gumbel-S.", "ST Gumbel-S."):
+                    cell = Cell(row, column, figure, replace(settings, **changes), backend)
+                    cells.append(cell)
+    return cells
 
 
 # --- Table 2: semi-supervised, 100 labels ---------------------------------------------------------
@@ -104,14 +120,53 @@ METHODS = {
 
 def list_table2() -> list[Cell]:
     return [
-        Cell("M2", column, nats, dataclasses.replace(settings, seed=seed), backend, right, shift=2)
+        Cell("M2", column, nats, replace(settings, seed=seed), backend, right, shift=2)
         for backend in TITLES
         for seed in SEEDS
         for column, (settings, nats, right) in METHODS.items()
     ]
 
 
-TABLES: dict[str, Callable[[], list[Cell]]] = {"table1": list_table1, "table2": list_table2}
+# --- grey levels: nats of the training images, another family of figures --------------------------
+
+EPOCH = 600  # steps
+GREY = {"hidden": (512, 256), "steps": 160 * EPOCH, "rate": 0.0, "grey": True}
+LATENTS = {
+    # row: settings, and by column the published figure, temperature and learning rate
+    "8 x 16": (
+        Settings(**GREY, classes=8, variables=16),
+        {
+            "ST Gumbel-S.": (99.2, "STGumbelSoftmax", 0.5, 5e-4),
+            "ReinMax": (97.8, "ReinMax", 1.5, 7e-4),
+            "Gumbel-Rao": (99.6, "GumbelRao", 0.7, 7e-4),
+        },
+    ),
+    "10 x 30": (
+        Settings(**GREY, classes=10, variables=30),
+        {
+            "ST Gumbel-S.": (99.8, "STGumbelSoftmax", 0.5, 5e-4),
+            "ReinMax": (98.5, "ReinMax", 1.3, 5e-4),
+            "Gumbel-Rao": (102.3, "GumbelRao", 1.0, 5e-4),
+        },
+    ),
+}
+
+
+def list_grey() -> list[Cell]:
+    cells = []
+    for backend in TITLES:
+        for row, (settings, columns) in LATENTS.items():
+            for column, (figure, family, tau, rate) in columns.items():
+                changes = {"family": family, "start": tau, "learning_rate": rate}
+                cells.append(Cell(row, column, figure, replace(settings, **changes), backend))
+    return cells
+
+
+TABLES: dict[str, Callable[[], list[Cell]]] = {
+    "table1": list_table1,
+    "table2": list_table2,
+    "grey": list_grey,
+}
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -139,18 +194,23 @@ def load(arguments: argparse.Namespace) -> Data:
 def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
     """Trains and evaluates one cell; the result, with what it takes to run it again."""
     settings = cell.settings
-    options: dict[str, Any] = {"samples": 1000, "evaluate_every": settings.steps // 10}
+    options: dict[str, Any] = {"samples": 1000, "chunk": 500}
+    if settings.grey:
+        options = {"samples": 1, "chunk": EPOCH}  # the last loss: the mean over the last epoch
+    options["evaluate_every"] = settings.steps // 10
     if quick:
-        settings = dataclasses.replace(settings, steps=20, batch=10)
+        settings = replace(settings, steps=20, batch=10)
         options = {"samples": 5, "chunk": 10}
-    grey = data["grey"]  # each pixel is drawn once
+    grey = data["grey"]
     if isinstance(settings, SemiSupervisedSettings):
         grey, labels = grey[:50_000], data["labels"][:50_000]
         rows, _ = split_labels(labels, per_class=10, seed=settings.seed)
         copies = augment(grey[rows], labels[rows], 200, cell.shift, settings.seed)
         options |= {"labelled": copies, "test_labels": data["test_labels"]}
         options["samples"] = min(options["samples"], 100)  # convolutions take their time
-    images, test = binarize(grey, seed=0), binarize(data["test_grey"], seed=1)
+    images, test = grey, data["test_grey"]
+    if not settings.grey:  # each pixel is drawn once
+        images, test = binarize(images, seed=0), binarize(test, seed=1)
     with tqdm(total=settings.steps, unit="step", desc=f"{cell.row}: {cell.column}") as bar:
         _, result = fit(cell.backend, settings, images, test, folder, bar=bar, **options)
     every = max(1, len(result["losses"]) // 50)
@@ -159,9 +219,10 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
         "seed": settings.seed,
         "settings": dataclasses.asdict(settings),
         "versions": find_versions([cell.backend]),
+        **({"train": {"nats": result["losses"][-1][1]}} if settings.grey else {}),
         "test": result["test"],
         "evaluations": result["evaluations"],
-        "losses": result["losses"][every - 1 :: every],
+        "losses": result["losses"][::-every][::-1],
     }
 
 
@@ -193,37 +254,46 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def show_table(results: list[dict[str, Any]]) -> Table:
-    table = Table(title="Negative log likelihood of test images, nats")
+    table = Table(title="Negative log likelihood, or bound of it, nats")
     for column in ("model", "PPL", "column", "seed", "paper", "here", "right"):
         table.add_column(
             column, justify="left" if column in ("model", "PPL", "column") else "right"
         )
     for result in results:
-        test = result["test"]
+        test, train = result["test"], result.get("train")
         table.add_row(
             result["row"],
             TITLES[result["backend"]],
             result["column"],
             str(result["seed"]),
-            f"{result['paper']:.1f}",
-            f"{test['nats']:.1f} ± {test['error']:.1f}",
+            f"{result['paper']:.1f}" if result["paper"] is not None else "",
+            f"{train['nats']:.1f}" if train else f"{test['nats']:.1f} ± {test['error']:.1f}",
             f"{test['accuracy']:.1%}" if "accuracy" in test else "",
         )
     return table
 
 
 def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """Training losses, one set of axes for each model."""
-    models = list(dict.fromkeys(result["settings"]["model"] for result in results))
-    figure = Figure(figsize=(5.5 * len(models), 5), layout="constrained")
-    for ax, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        for i, result in enumerate(r for r in results if r["settings"]["model"] == model):
-            label = f"{result['row']}, {result['column']}, {TITLES[result['backend']]}"
-            style = "--" if result["column"].startswith("ST") else "-"
-            ax.plot(*np.array(result["losses"]).T, style, color=f"C{i // 2}", label=label)
-        ax.set(xlabel="step", ylabel="training loss, nats per image", title=model)
+    """The discrete bound of test images during training, one set of axes for each row."""
+    rows = list(dict.fromkeys(result["row"] for result in results))
+    columns = list(dict.fromkeys(result["column"] for result in results))
+    across = min(2, len(rows))
+    down = -(-len(rows) // across)
+    figure = Figure(figsize=(5.5 * across, 3.5 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flat
+    for ax, row in zip(axes, rows, strict=False):
+        for result in (r for r in results if r["row"] == row):
+            curve = result["evaluations"] or result["losses"]
+            column, backend = result["column"], result["backend"]
+            label = f"{column}, {TITLES[backend]}" if backend == "pyro" else column
+            style = ":" if backend == "pyro" else "-"
+            color = f"C{columns.index(column)}"
+            ax.plot(*np.array(curve).T, style, color=color, label=label)
+        ax.set(xlabel="step", ylabel="nats of a test image, one sample", title=row)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=7, ncols=2)
+    for ax in axes:
+        ax.remove()
     figure.savefig(path, dpi=110)
 
 

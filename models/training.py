@@ -34,11 +34,12 @@ class Settings:
         family: a class of gs_ppl.pyro and gs_ppl.numpyro, such as "ReinMax", or an ELBO that takes
             the discrete program, such as "RLOO_ELBO"; "enumerated", for exact sums.
         objective: "categorical" or "relaxed".
-        rate, minimum, every: of the temperature max(minimum, exp(-rate t)), anew every `every`
-            steps; rate 0: constant 1.
+        rate, minimum, every, start: of the temperature max(minimum, start exp(-rate t)), anew every
+            `every` steps; rate 0: constant.
         learning_rate: of AdamW at the first step; falls by a cosine to 0 at the last.
         weight_decay: of AdamW, relative to the learning rate; 0: Adam.
         steps, batch: number and size of minibatches, drawn with replacement.
+        grey: whether the VAE's pixels are grey levels, compared by cross-entropy.
     """
 
     model: str = "vae"
@@ -50,15 +51,19 @@ class Settings:
     rate: float = 1e-4
     minimum: float = 0.5
     every: int = 500
+    start: float = 1.0
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     steps: int = 100_000
     batch: int = 100
     seed: int = 0
+    grey: bool = False
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.grey and self.model != "vae":
+            raise ValueError(f"grey levels are for the model vae alone, got {self.model!r}")
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
 
@@ -74,14 +79,16 @@ class Settings:
     @property
     def schedule(self) -> Callable[[Any], Any]:
         if self.rate == 0:
-            return temperature.constant(1.0)
-        return temperature.exponential(self.rate, self.minimum, self.every)
+            return temperature.constant(self.start)
+        return temperature.exponential(self.rate, self.minimum, self.every, self.start)
 
     def network(self, images: np.ndarray) -> dict[str, Any]:
         """The arguments of the model's class."""
         sizes = {"variables": self.variables, "classes": self.classes}
         sizes["pixels"] = self.inputs(images)[0].shape[-1]
-        return sizes | ({"hidden": tuple(self.hidden)} if self.model == "vae" else {})
+        if self.model == "vae":
+            sizes |= {"hidden": tuple(self.hidden), "grey": self.grey}
+        return sizes
 
     def inputs(self, images: Any) -> tuple[Any, ...]:
         """What model and guide take: images, or their upper and lower half."""

@@ -23,6 +23,8 @@ class VAE:
         classes: of each variable; None: bits.
         hidden: widths of the deterministic layers, from x to z and back; (): linear maps.
         pixels: of an image.
+        grey: whether they are grey levels g from 0 to 1, and log p(x | z) is taken as minus their
+            cross-entropy: its mean over x ~ Bernoulli(g).
         rngs: of the initial weights.
     """
 
@@ -32,10 +34,11 @@ class VAE:
         classes: int | None,
         hidden: tuple[int, ...] = (),
         pixels: int = 784,
+        grey: bool = False,
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        self.variables, self.classes = variables, classes
+        self.variables, self.classes, self.grey = variables, classes, grey
         units = count_logits(variables, classes)
         self.encoder = make_mlp(pixels, *hidden, units, rngs=rngs)
         self.decoder = make_mlp(units, *reversed(hidden), pixels, rngs=rngs)
@@ -44,12 +47,13 @@ class VAE:
         return make_law(logits, self.variables, self.classes)
 
     def model(self, x: Array) -> None:
-        """x: binary pixels, floating, shape (images, pixels)."""
+        """x: pixels, floating, shape (images, pixels)."""
         decoder = nnx_module("decoder", self.decoder)
         with numpyro.plate("images", len(x)):
             logits = jnp.zeros((len(x), count_logits(self.variables, self.classes)), x.dtype)
             z = numpyro.sample("z", self.law(logits))
-            pixels = Bernoulli(logits=decoder(z.reshape(len(x), -1)))
+            validate = False if self.grey else None  # a level is outside of its support
+            pixels = Bernoulli(logits=decoder(z.reshape(len(x), -1)), validate_args=validate)
             numpyro.sample("x", pixels.to_event(1), obs=x)
 
     def guide(self, x: Array) -> None:

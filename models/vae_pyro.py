@@ -20,6 +20,8 @@ class VAE(nn.Module):
         classes: of each variable; None: bits.
         hidden: widths of the deterministic layers, from x to z and back; (): linear maps.
         pixels: of an image.
+        grey: whether they are grey levels g from 0 to 1, and log p(x | z) is taken as minus their
+            cross-entropy: its mean over x ~ Bernoulli(g).
     """
 
     def __init__(
@@ -28,9 +30,10 @@ class VAE(nn.Module):
         classes: int | None,
         hidden: tuple[int, ...] = (),
         pixels: int = 784,
+        grey: bool = False,
     ) -> None:
         super().__init__()
-        self.variables, self.classes = variables, classes
+        self.variables, self.classes, self.grey = variables, classes, grey
         units = count_logits(variables, classes)
         self.encoder = make_mlp(pixels, *hidden, units)
         self.decoder = make_mlp(units, *reversed(hidden), pixels)
@@ -39,12 +42,13 @@ class VAE(nn.Module):
         return make_law(logits, self.variables, self.classes)
 
     def model(self, x: Tensor) -> None:
-        """x: binary pixels, floating, shape (images, pixels)."""
+        """x: pixels, floating, shape (images, pixels)."""
         decoder = pyro.module("decoder", self.decoder)
         with pyro.plate("images", len(x)):
             logits = x.new_zeros(len(x), count_logits(self.variables, self.classes))
             z = pyro.sample("z", self.law(logits))
-            pixels = Bernoulli(logits=decoder(z.flatten(1)))
+            validate = False if self.grey else None  # a level is outside of its support
+            pixels = Bernoulli(logits=decoder(z.flatten(1)), validate_args=validate)
             pyro.sample("x", pixels.to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
