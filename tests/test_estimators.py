@@ -337,6 +337,67 @@ def test_nvil_divides_by_a_deviation_above_one(backend, deviation):
     np.testing.assert_allclose(backend.numpy(signal), (r - mean) / max(1, deviation), rtol=1e-6)
 
 
+@pytest.mark.parametrize("particles", [1, 3])
+def test_nvil_subtracts_and_learns_a_baseline(backend, particles):
+    """C = w x of each row: G = (r - w x) (b - 1/2), and w descends on sum (r - w x)^2 / 2."""
+    size, w = 50, 0.7
+    x, b = np.linspace(-2, 1, size), np.array([[0.0], [1.0]])
+
+    def infer():
+        weight = backend.ppl.param("w", backend.array(w))
+        nets = {"nn_baseline": lambda x: weight * x, "nn_baseline_input": backend.array(x)}
+        return {"baseline": nets}
+
+    elbo = backend.gs.NVIL_ELBO(particles, normalize=False)
+    model, guide = one_site(backend, "bit", 0.0, size, infer)
+    ((_, gradient),) = backend.gradients(elbo, model, elbo.wrap(guide), [0])
+    r = np.log([[0.7], [0.3]]) + normal(0.6, 1.4 * b) - np.log(0.5)
+    terms = (r - w * x) * (b - 0.5)  # by b and row
+    ones = np.arange(particles + 1)[:, None]  # of the particles
+    sums = (ones * terms[1] + (particles - ones) * terms[0]) / particles
+    found = np.abs(sums + gradient["a"]).argmin(0)
+    np.testing.assert_allclose(-gradient["a"], sums[found, np.arange(size)], rtol=1e-9)
+    mean_r = (found * r[1] + (particles - found) * r[0]) / particles
+    assert gradient["w"] == pytest.approx(((w * x - mean_r) * x).sum(), rel=1e-9)
+
+
+def test_nvil_learns_a_baseline(backend):
+    """Rows with a constant each: least squares finds them, beside the descent of the ELBO."""
+    size = 200
+    x = np.linspace(-20, 20, size)
+
+    def model():
+        with backend.ppl.plate("rows", size):
+            z = backend.ppl.sample("z", backend.native.Bernoulli(probs=backend.array(0.3)))
+            backend.ppl.factor("evidence", 0.1 * z + backend.array(x))
+
+    def guide():
+        a = backend.ppl.param("a", backend.array(np.zeros(size)))
+        w = backend.ppl.param("w", backend.array(np.zeros(2)))
+        nets = {"nn_baseline": lambda x: w[0] + w[1] * x, "nn_baseline_input": backend.array(x)}
+        with backend.ppl.plate("rows", size):
+            law = backend.native.Bernoulli(logits=a)
+            backend.ppl.sample("z", law, infer={"baseline": nets})
+
+    elbo = backend.gs.NVIL_ELBO()
+    _, left = backend.train(elbo, model, elbo.wrap(guide), "Adam", 0.02, 300)
+    assert left["w"][1] == pytest.approx(1, abs=0.05)
+    assert left["a"].mean() < -0.2  # on the way to logit(0.3) + 0.1
+
+
+def test_nvil_refuses_a_baseline_of_another_shape(backend):
+    def infer():
+        x = backend.array(np.zeros((5, 1)))
+        return {"baseline": {"nn_baseline": lambda x: x, "nn_baseline_input": x}}
+
+    elbo = backend.gs.NVIL_ELBO()
+    model, guide = one_site(backend, "bit", 0.0, 5, infer)
+    with pytest.raises(
+        ValueError, match=r"site 'z': the baseline must have the shape \(5,\) of .*"
+    ):
+        backend.gradients(elbo, model, elbo.wrap(guide), [0])
+
+
 # --- REBAR's temperature and scale ----------------------------------------------------------------
 
 
@@ -378,7 +439,7 @@ def test_rebar_learns_temperature_and_scale(backend):
 # --- DARN, by hand --------------------------------------------------------------------------------
 
 
-def one_site(backend, kind, logits, size):
+def one_site(backend, kind, logits, size, infer=None):
     """A normal observation around weights * z, quadratic in z; the guide's logits for each row."""
     ppl, array = backend.ppl, backend.array
     bits = kind == "bit"
@@ -397,7 +458,7 @@ def one_site(backend, kind, logits, size):
         a = ppl.param("a", array(np.broadcast_to(logits, (size, *np.shape(logits)))))
         law = backend.native.Bernoulli if bits else backend.gs.OneHotCategorical
         with ppl.plate("rows", size):
-            ppl.sample("z", law(logits=a))
+            ppl.sample("z", law(logits=a), infer=infer() if infer else {})
 
     return model, guide
 

@@ -123,6 +123,10 @@ class ScoreFunctionELBO(ELBO):
         """What the guide's mutable sites become."""
         return state
 
+    def predict(self, site: dict[str, Any]) -> Array | float:
+        """What is known of r beforehand; learnt by least squares of the signal."""
+        return 0.0
+
     def loss_with_mutable_state(
         self,
         rng_key: Array,
@@ -149,7 +153,8 @@ class ScoreFunctionELBO(ELBO):
                 elbo -= stop_gradient(term) if _is_scored(site) else term
                 if _is_scored(site):
                     log_q[name] = _exact_score(site["fn"]).log_prob(site["value"])
-                    r[name] = stop_gradient(costs.sum_to(site["cond_indep_stack"]))
+                    cost = stop_gradient(costs.sum_to(site["cond_indep_stack"]))
+                    r[name] = _subtract(name, cost, self.predict(site))
             return elbo, log_q, r
 
         model_trace, guide_trace = traces(rng_key, {})
@@ -161,9 +166,23 @@ class ScoreFunctionELBO(ELBO):
         keys = jax.random.split(rng_key, self.num_particles)
         elbo, log_q, r = self.vectorize_particles_fn(particle, keys)
         signals = self.center(r, state)
-        surrogate = sum((signals[n] * log_q[n]).sum() for n in r) / self.num_particles
+        terms = (
+            stop_gradient(x) * log_q[name]
+            - x**2 / 2  # the square has a gradient if x was predicted
+            for name, x in signals.items()
+        )
+        surrogate = sum(term.sum() for term in terms) / self.num_particles
         loss = -elbo.mean() - surrogate + stop_gradient(surrogate)
         return {"loss": loss, "mutable_state": stop_gradient(self.update(r, state)) or None}
+
+
+def _subtract(name: str, r: Array, predicted: Array | float) -> Array:
+    if jnp.broadcast_shapes(r.shape, jnp.shape(predicted)) != r.shape:
+        raise ValueError(
+            f"site {name!r}: the baseline must have the shape {r.shape} of the site's plates, got"
+            f" {jnp.shape(predicted)}"
+        )
+    return r - predicted
 
 
 def _samples(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -217,14 +236,17 @@ class RLOO_ELBO(ScoreFunctionELBO):
 
 
 class NVIL_ELBO(ScoreFunctionELBO):
-    """REINFORCE, with a running mean of earlier steps as the baseline.
+    """REINFORCE, with a learned and a running mean as the baseline.
 
-    G = (r - c) / max(1, s) grad log q(b), with c and s the running mean and standard deviation of r
+    G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
 
     Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
     direction of G by that site. For any program, as RLOO_ELBO.
 
-    The running moments are mutable state of the guide: hand SVI `elbo.wrap(guide)`.
+    C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
+    `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
+    descend on the square of the signal r - C - c. The running moments are mutable state of the
+    guide: hand SVI `elbo.wrap(guide)`.
 
     Args:
         num_particles, vectorize_particles: as in numpyro.infer.Trace_ELBO.
@@ -233,9 +255,9 @@ class NVIL_ELBO(ScoreFunctionELBO):
 
     Raises:
         ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
-            with a batch axis in no plate.
+            with a batch axis in no plate, or a C of more axes than the plates.
 
-    Source: Mnih, Gregor 2014, algorithm 1, without the input-dependent baseline.
+    Source: Mnih, Gregor 2014, algorithm 1.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -265,6 +287,12 @@ class NVIL_ELBO(ScoreFunctionELBO):
     def wrap(self, guide: Callable) -> Callable:
         """The guide with running mean, variance and number of steps beside each discrete site."""
         return _wrap(guide, lambda name: mutable(f"{name}_nvil", jnp.zeros(3)))
+
+    def predict(self, site: dict[str, Any]) -> Array | float:
+        baseline = site["infer"].get("baseline")
+        if baseline is None:
+            return 0.0
+        return baseline["nn_baseline"](stop_gradient(baseline["nn_baseline_input"]))
 
     def center(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
         signals = {}

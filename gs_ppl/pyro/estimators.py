@@ -129,6 +129,10 @@ class ScoreFunctionELBO(SurrogateELBO):
         """What parameters of the guide that are state become."""
         return {}
 
+    def predict(self, site: dict[str, Any]) -> Tensor | float:
+        """What is known of r beforehand; learnt by least squares of the signal."""
+        return 0.0
+
     def _particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Particle:
         costs = _costs(model_trace, guide_trace)
         elbo = sum(site["log_prob"].sum() for site in _samples(model_trace))
@@ -138,7 +142,8 @@ class ScoreFunctionELBO(SurrogateELBO):
             elbo = elbo - (term.detach() if _is_scored(site) else term)
             if _is_scored(site):
                 log_q[name] = site["score_parts"].score_function  # without the plates' scale
-                r[name] = costs.sum_to(site["cond_indep_stack"]).detach()
+                cost = costs.sum_to(site["cond_indep_stack"]).detach()
+                r[name] = _subtract(name, cost, self.predict(site))
         state = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "param"}
         return elbo, log_q, r, state
 
@@ -151,13 +156,27 @@ class ScoreFunctionELBO(SurrogateELBO):
         whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
         stack = lambda xs, n: xs[0][n] if whole else torch.stack([x[n] for x in xs])  # noqa: E731
         r, state = {name: stack(rs, name) for name in rs[0]}, states[0]
+        signals = self.center(r, {name: _value(x) for name, x in state.items()})
         with torch.no_grad():
-            signals = self.center(r, state)
             for name, value in self.update(r, state).items():
                 state[name].copy_(value)
-        surrogate = sum((signals[name] * stack(log_qs, name)).sum() for name in r)
+        terms = (
+            x.detach() * stack(log_qs, name) - x**2 / 2  # with a gradient if x was predicted
+            for name, x in signals.items()
+        )
+        surrogate = sum(term.sum() for term in terms)
         loss = -(sum(elbos) + surrogate) / self.num_particles
         return loss + _value(surrogate) / self.num_particles
+
+
+def _subtract(name: str, r: Tensor, predicted: Tensor | float) -> Tensor:
+    shape = predicted.shape if isinstance(predicted, Tensor) else ()
+    if torch.broadcast_shapes(r.shape, shape) != r.shape:
+        raise ValueError(
+            f"site {name!r}: the baseline must have the shape {tuple(r.shape)} of the site's"
+            f" plates, got {tuple(shape)}"
+        )
+    return r - predicted
 
 
 def _value(x: Tensor | float) -> Tensor | float:
@@ -212,15 +231,17 @@ class RLOO_ELBO(ScoreFunctionELBO):
 
 
 class NVIL_ELBO(ScoreFunctionELBO):
-    """REINFORCE, with a running mean of earlier steps as the baseline.
+    """REINFORCE, with a learned and a running mean as the baseline.
 
-    G = (r - c) / max(1, s) grad log q(b), with c and s the running mean and standard deviation of r
+    G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
 
     Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
     direction of G by that site. For any program, as RLOO_ELBO.
 
-    The running moments are parameters of the guide that no gradient reaches: hand SVI
-    `elbo.wrap(guide)`.
+    C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
+    `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
+    descend on the square of the signal r - C - c. The running moments are parameters of the guide
+    that no gradient reaches: hand SVI `elbo.wrap(guide)`.
 
     Args:
         num_particles: as in pyro.infer.Trace_ELBO.
@@ -229,9 +250,10 @@ class NVIL_ELBO(ScoreFunctionELBO):
         **options: as in pyro.infer.Trace_ELBO.
 
     Raises:
-        ValueError: for a guide that is not wrapped, and a decay outside of [0, 1).
+        ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
+            whose C has more axes than its plates.
 
-    Source: Mnih, Gregor 2014, algorithm 1, without the input-dependent baseline.
+    Source: Mnih, Gregor 2014, algorithm 1.
 
     Example:
         >>> import pyro, torch
@@ -258,6 +280,12 @@ class NVIL_ELBO(ScoreFunctionELBO):
     def wrap(self, guide: Callable) -> Callable:
         """The guide with running mean, variance and number of steps beside each discrete site."""
         return _wrap(guide, lambda name: pyro.param(f"{name}_nvil", torch.zeros(3)))
+
+    def predict(self, site: dict[str, Any]) -> Tensor | float:
+        baseline = site["infer"].get("baseline")
+        if baseline is None:
+            return 0.0
+        return baseline["nn_baseline"](baseline["nn_baseline_input"].detach())
 
     def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
         signals = {}
