@@ -1,0 +1,60 @@
+"""Contenders timed in turns, so that what else the machine does falls on all of them alike."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+
+def seconds_of(call: Callable[[], object], repeats: int) -> float:
+    """Process CPU time of one call, all threads; NaN where a contender refuses."""
+    start = time.process_time()
+    try:
+        for _ in range(repeats):
+            call()
+    except ValueError:  # torch's class rejects samples and parameters of its own
+        return math.nan
+    return (time.process_time() - start) / repeats
+
+
+def interleave(
+    contenders: dict[str, Callable[[], object]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds a call, one figure for each contender and round; a turn takes about `seconds`."""
+    repeats = {}
+    for name, call in contenders.items():
+        seconds_of(call, 3)  # compiles, and fills the caches
+        once = seconds_of(call, 3)
+        repeats[name] = 1 if math.isnan(once) else max(1, round(seconds / max(once, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            times[name].append(seconds_of(call, repeats[name]))
+    return times
+
+
+def median(values: list[float]) -> float | None:
+    values = [value for value in values if not math.isnan(value)]
+    return statistics.median(values) if values else None
+
+
+def summary(times: dict[str, list[float]], ours: str) -> dict:
+    """Medians in microseconds; medians over the rounds of how much longer than ours each took.
+
+    "peer, validated" is set against "ours, validated" where there is one, and that against ours.
+    """
+    ratios = {}
+    for name, values in times.items():
+        like = ours + name[len(name.split(",")[0]) :]
+        own = times[like if like in times and like != name else ours]
+        ratios[name] = median([t / o for t, o in zip(values, own, strict=True)])
+    refused = {name: sum(map(math.isnan, values)) / len(values) for name, values in times.items()}
+    return {
+        "us": {name: _round(median(values), 1e6) for name, values in times.items()},
+        "times ours": {name: _round(ratio, 1) for name, ratio in ratios.items()},
+        "refused": {name: share for name, share in refused.items() if share},
+    }
+
+
+def _round(value: float | None, factor: float) -> float | None:
+    return None if value is None else float(f"{value * factor:.4g}")
