@@ -110,10 +110,9 @@ def read_cells(name: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(MODELS.glob(f"{name}_*.json"))]
 
 
-def nats_of(cell: dict) -> str:
+def in_bold(nats: float, paper: float | None) -> str:
     """In bold where it is at or below the paper's figure."""
-    shown = f"{cell['test']['nats']:.1f} ± {cell['test']['error']:.1f}"
-    return f"**{shown}**" if cell["test"]["nats"] <= cell["paper"] else shown
+    return f"**{nats:.1f}**" if paper is not None and nats <= paper else f"{nats:.1f}"
 
 
 def versions_of(cells: list[dict]) -> str:
@@ -121,21 +120,27 @@ def versions_of(cells: list[dict]) -> str:
     return ", ".join(sorted(found)) + "."
 
 
+ESTIMATORS = "SF, DARN, MuProp, ST, Annealed ST, Gumbel-S., ST Gumbel-S., ReinMax, Gumbel-Rao, RLOO"
+
+
 def table1() -> str:
+    """One line for the paper's figures of a model, and one for those of each side."""
     cells = read_cells("table1")
-    rows: dict = {}
+    lines: dict = {}
     for cell in cells:
-        rows.setdefault((cell["row"], cell["column"]), {})[cell["backend"]] = cell
+        paper = "" if cell["paper"] is None else f"{cell['paper']:.1f}"
+        lines.setdefault((cell["row"], "paper"), {})[cell["column"]] = paper
+        shown = in_bold(cell["test"]["nats"], cell["paper"])
+        lines.setdefault((cell["row"], TITLES[cell["backend"]]), {})[cell["column"]] = shown
+    columns = ESTIMATORS.split(", ")
+    order = ["paper", *reversed(TITLES.values())]
     shown = [
-        [
-            *key,
-            f"{next(iter(sides.values()))['paper']:.1f}",
-            *(nats_of(sides[side]) if side in sides else "" for side in reversed(TITLES)),
-        ]
-        for key, sides in sorted(rows.items())
+        [*key, *(line.get(column, "") for column in columns)]
+        for key, line in sorted(lines.items(), key=lambda x: (x[0][0], order.index(x[0][1])))
     ]
-    header = ["model", "estimator", "paper", *reversed(TITLES.values())]
-    return f"{table(header, shown)}\n\n{versions_of(cells)}"
+    errors = [cell["test"]["error"] for cell in cells]
+    source = f"Standard errors {min(errors):.1f} to {max(errors):.1f}. {versions_of(cells)}"
+    return f"{table(['model', '', *columns], shown)}\n\n{source}"
 
 
 def table2() -> str:
@@ -157,6 +162,22 @@ def table2() -> str:
     return f"{table(header, shown)}\n\n{versions_of(cells)}"
 
 
+def grey() -> str:
+    cells = read_cells("grey")
+    shown = [
+        [
+            cell["row"],
+            cell["column"],
+            f"{cell['paper']:.1f}",
+            in_bold(cell["train"]["nats"], cell["paper"]),
+            f"{cell['test']['nats']:.1f}",
+        ]
+        for cell in cells
+    ]
+    header = ["classes x latents", "estimator", "published", "here", "test images"]
+    return f"{table(header, shown)}\n\n{versions_of(cells)}"
+
+
 def figure5() -> str:
     record = json.loads((MODELS / "figure5.json").read_text())
     classes = sorted({row["classes"] for row in record["rows"]})
@@ -170,7 +191,7 @@ def figure5() -> str:
     return f"{table(header, rows)}\n\n{versions_of([record])}"
 
 
-PAPER = {"table1": table1, "table2": table2, "figure5": figure5}
+PAPER = {"table1": table1, "table2": table2, "grey": grey, "figure5": figure5}
 TABLES = {
     "demo": demo,
     "peers": peers,
