@@ -10,7 +10,8 @@ all 4,096 states, so that `compare` has the exact gradient to put beside every e
 writes comparison_{backend}.png, comparison_{backend}.nc and report.json, and prints the table.
 """
 
-from typing import Any
+import importlib
+from collections.abc import Callable
 
 import numpy as np
 from _report import TITLES, make_parser, parse, write_report
@@ -31,50 +32,56 @@ def make_weights(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def compare_pyro(weights: dict[str, np.ndarray], options: dict[str, Any]) -> Any:
+def make_pyro(weights: dict[str, np.ndarray]) -> tuple[Callable, Callable]:
+    """The program and its guide; bits, where the logits are."""
     import pyro
     import torch
-    from pyro.distributions import Normal
+    from pyro.distributions import Bernoulli, Normal
 
-    from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical, compare
+    from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical
 
     w = {name: torch.tensor(value, dtype=torch.float32) for name, value in weights.items()}
+    one_hot = w["logits"].ndim > 1
+    law = OneHotCategorical if one_hot else Bernoulli
 
     def model() -> None:
         hidden = 0.0
-        for i in range(LATENTS):
-            z = pyro.sample(f"z_{i}", OneHotCategorical(logits=torch.zeros(CLASSES)))
-            hidden = hidden + z @ w["hidden"][i]
+        for i, logits in enumerate(w["logits"]):
+            z = pyro.sample(f"z_{i}", law(logits=torch.zeros_like(logits)))
+            hidden = hidden + (z if one_hot else z[..., None]) @ w["hidden"][i]
         loc = hidden.tanh() @ w["output"]
         pyro.sample("x", Normal(loc, 0.7).to_event(1), obs=w["x"])
 
     pyro.clear_param_store()
-    start = {f"z_{i}": w["logits"][i] for i in range(LATENTS)}
-    return compare(model, AutoGumbelSoftmax(model, init_logits=start), **options)
+    start = {f"z_{i}": logits for i, logits in enumerate(w["logits"])}
+    return model, AutoGumbelSoftmax(model, init_logits=start)
 
 
-def compare_numpyro(weights: dict[str, np.ndarray], options: dict[str, Any]) -> Any:
+def make_numpyro(weights: dict[str, np.ndarray]) -> tuple[Callable, Callable]:
+    """The program and its guide; bits, where the logits are."""
     import jax.numpy as jnp
     import numpyro
-    from numpyro.distributions import Normal
+    from numpyro.distributions import Bernoulli, Normal
 
-    from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical, compare
+    from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical
 
     w = {name: jnp.asarray(value, jnp.float32) for name, value in weights.items()}
+    one_hot = w["logits"].ndim > 1
+    law = OneHotCategorical if one_hot else Bernoulli
 
     def model() -> None:
         hidden = 0.0
-        for i in range(LATENTS):
-            z = numpyro.sample(f"z_{i}", OneHotCategorical(logits=jnp.zeros(CLASSES)))
-            hidden = hidden + z @ w["hidden"][i]
+        for i, logits in enumerate(w["logits"]):
+            z = numpyro.sample(f"z_{i}", law(logits=jnp.zeros_like(logits)))
+            hidden = hidden + (z if one_hot else z[..., None]) @ w["hidden"][i]
         loc = jnp.tanh(hidden) @ w["output"]
         numpyro.sample("x", Normal(loc, 0.7).to_event(1), obs=w["x"])
 
-    start = {f"z_{i}": w["logits"][i] for i in range(LATENTS)}
-    return compare(model, AutoGumbelSoftmax(model, init_logits=start), **options)
+    start = {f"z_{i}": logits for i, logits in enumerate(w["logits"])}
+    return model, AutoGumbelSoftmax(model, init_logits=start)
 
 
-COMPARE = {"pyro": compare_pyro, "numpyro": compare_numpyro}
+PROGRAMS = {"pyro": make_pyro, "numpyro": make_numpyro}
 
 
 def main() -> None:
@@ -86,7 +93,8 @@ def main() -> None:
         options = {"temperatures": [0.5, 1.0], "num_samples": 10}
     console, rows, pictures = Console(width=120), [], []
     for backend in arguments.backends:
-        comparison = COMPARE[backend](make_weights(arguments.seed), options)
+        compare = importlib.import_module(f"gs_ppl.{backend}").compare
+        comparison = compare(*PROGRAMS[backend](make_weights(arguments.seed)), **options)
         console.print(f"[bold]{TITLES[backend]}", comparison)
         pictures.append(arguments.output / f"comparison_{backend}.png")
         comparison.plot().savefig(pictures[-1], dpi=110)

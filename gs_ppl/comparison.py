@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xarray import Dataset
 
 ALL = "all parameters"
+ADAPTATION_RATE = 0.02  # of Adam, for the state that an ELBO keeps
 
 # --- the numbers ----------------------------------------------------------------------------------
 
@@ -206,8 +207,13 @@ class Session(Protocol):
     ) -> tuple[np.ndarray, Gradients]:
         """ELBO of the relaxed program, and its gradient."""
 
-    def discrete(self, elbo: Any, draws: int) -> tuple[np.ndarray, Gradients]:
-        """The same of the discrete program, by an ELBO that has a gradient for it."""
+    def discrete(
+        self, elbo: Any, draws: int, adaptation_steps: int
+    ) -> tuple[np.ndarray, Gradients]:
+        """The same of the discrete program, by an ELBO that has a gradient for it.
+
+        State that the ELBO keeps in the guide adapts before, by as many steps.
+        """
 
 
 def list_rows(
@@ -234,6 +240,7 @@ def run(
     objectives: Sequence[str],
     temperatures: Sequence[float],
     num_samples: int,
+    adaptation_steps: int,
     relabel: Collection[str],
     max_entries: int,
     progress_bar: bool,
@@ -241,6 +248,8 @@ def run(
     """Enumerates what fits, relaxes by each row of the table, and puts both side by side."""
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    if adaptation_steps < 1:
+        raise ValueError(f"adaptation_steps must be at least 1, got {adaptation_steps}")
     exact = _Exact(session, num_samples if session.stochastic else 1, max_entries)
     marginals = {
         site: Marginal(exact.posterior.get(site), exact.guide.get(site), session.plates(site))
@@ -250,7 +259,7 @@ def run(
     if unknown:
         raise ValueError(f"relabel: no enumerated site is called {', '.join(map(repr, unknown))}")
     rows = list_rows(families, objectives, temperatures)
-    relaxed = cache(partial(_draw, session, num_samples))
+    relaxed = cache(partial(_draw, session, num_samples, adaptation_steps))
     estimates = [
         _estimate(relaxed, exact.gradients, *row)
         for row in tqdm(rows, desc="compare", disable=not progress_bar)
@@ -266,11 +275,16 @@ def run(
 
 
 def _draw(
-    session: Session, draws: int, family: Family | Any, objective: str, temperature: float
+    session: Session,
+    draws: int,
+    adaptation_steps: int,
+    family: Family | Any,
+    objective: str,
+    temperature: float,
 ) -> tuple[np.ndarray, Gradients]:
     if isinstance(family, Family):
         return session.relaxed(family, objective, temperature, draws)
-    return session.discrete(family, draws)
+    return session.discrete(family, draws, adaptation_steps)
 
 
 class _Exact:

@@ -13,7 +13,7 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
-from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from numpyro.infer import SVI, TraceEnum_ELBO, TraceMeanField_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.inspect import get_dependencies
 from numpyro.infer.util import transform_fn
@@ -42,6 +42,7 @@ def compare(
     temperature: float | None = None,
     loss: ELBO | None = None,
     num_samples: int = 200,
+    adaptation_steps: int = 1000,
     relabel: Collection[str] = (),
     max_entries: int = 50_000_000,
     rng_key: Array | None = None,
@@ -60,12 +61,14 @@ def compare(
         *args: what the programs take.
         params: of model and guide, as SVI gives them; None: those that the programs start with.
         families: classes to relax by; and ELBOs that have a gradient for the discrete program, such
-            as RLOO_ELBO(), which has no temperature.
+            as RLOO_ELBO(), which has no temperature. One that keeps state in the guide (wrap)
+            adds it by itself.
         objectives: of the soft families, see relax; straight-through ones have but one.
         temperatures: tau > 0, of each family.
         temperature: one temperature in place of several.
         loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
         num_samples: draws for each method.
+        adaptation_steps: by which the state that an ELBO keeps adapts to the program first.
         relabel: sites of which the guide's classes are matched to the model's.
         max_entries: an enumeration that makes a larger table is not tried.
         rng_key: of the draws; None: jax.random.key(0).
@@ -95,6 +98,7 @@ def compare(
         objectives,
         temperatures,
         num_samples,
+        adaptation_steps,
         relabel,
         max_entries,
         progress_bar,
@@ -320,15 +324,32 @@ class Session:
         entries = sum(node["value"].size for node in self.model.sites.values())
         return jax.jit(self._map(elbo, draws, entries))
 
-    def discrete(self, elbo: ELBO, draws: int) -> tuple[np.ndarray, Gradients]:
-        def score(parameters: dict[str, Any], key: Array) -> Array:
-            return -elbo.loss(key, self._constrained(parameters), self.model, self.guide)
+    def discrete(
+        self, elbo: ELBO, draws: int, adaptation_steps: int
+    ) -> tuple[np.ndarray, Gradients]:
+        keeps_state = hasattr(elbo, "wrap")
+        guide = elbo.wrap(self.guide) if keeps_state else self.guide
+        state = self._adapt(elbo, adaptation_steps) if keeps_state else {}
 
-        fixed = (handlers.substitute(p, data=self.values) for p in (self.model, self.guide))
+        def score(parameters: dict[str, Any], key: Array) -> Array:
+            return -elbo.loss(key, self._constrained(parameters) | state, self.model, guide)
+
+        fixed = (handlers.substitute(p, data=self.values) for p in (self.model, guide))
         check(*fixed, elbo)
         entries = sum(node["value"].size for node in self.model.sites.values())
         draw, parameters = jax.jit(self._map(score, draws, entries)), self.guide.parameters
         return _flat(parameters, *draw(parameters))
+
+    def _adapt(self, elbo: ELBO, steps: int) -> dict[str, Any]:
+        """What the guide keeps for an ELBO, after steps in which it alone moves."""
+        model, guide = (
+            handlers.block(handlers.substitute(p, data=self.values), hide_fn=_is_parameter)
+            for p in (self.model, self.guide)
+        )
+        svi = SVI(model, elbo.wrap(guide), numpyro.optim.Adam(comparison.ADAPTATION_RATE), elbo)
+        key = jax.random.fold_in(self.key, crc32(b"adaptation"))
+        result = svi.run(key, steps, progress_bar=False)
+        return result.params | (result.state.mutable_state or {})
 
     def _constrained(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return {**self.values, **transform_fn(self.guide.transforms, parameters)}
@@ -354,6 +375,10 @@ def _empty() -> None: ...
 
 def _as_is(fn: Callable) -> Callable:
     return fn
+
+
+def _is_parameter(msg: dict[str, Any]) -> bool:
+    return msg["type"] in ("param", "mutable")
 
 
 def _flat(

@@ -40,6 +40,7 @@ def compare(
     temperature: float | None = None,
     loss: ELBO | None = None,
     num_samples: int = 200,
+    adaptation_steps: int = 1000,
     relabel: Collection[str] = (),
     max_entries: int = 50_000_000,
     seed: int = 0,
@@ -58,12 +59,14 @@ def compare(
         guide: program, or an automatic guide.
         *args: what the programs take.
         families: classes to relax by; and ELBOs that have a gradient for the discrete program, such
-            as RLOO_ELBO(), which has no temperature.
+            as RLOO_ELBO(), which has no temperature. One that keeps state in the guide (wrap)
+            adds it by itself.
         objectives: of the soft families, see relax; straight-through ones have but one.
         temperatures: tau > 0, of each family.
         temperature: one temperature in place of several.
         loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
         num_samples: draws for each method.
+        adaptation_steps: by which the state that an ELBO keeps adapts to the program first.
         relabel: sites of which the guide's classes are matched to the model's.
         max_entries: an enumeration that makes a larger table is not tried.
         seed: of the draws.
@@ -94,6 +97,7 @@ def compare(
             objectives,
             temperatures,
             num_samples,
+            adaptation_steps,
             relabel,
             max_entries,
             progress_bar,
@@ -125,14 +129,26 @@ class SeedBySite(Messenger):
         self.drawn: Counter[str] = Counter()
 
     def __enter__(self) -> "SeedBySite":
-        torch.manual_seed(crc32(self.prefix.encode()))  # of noise that an ELBO draws by itself
+        _seed(self.prefix)  # of noise that an ELBO draws by itself
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["done"]:
             site = f"{msg['name']}/{self.drawn[msg['name']]}"
             self.drawn[msg["name"]] += 1
-            torch.manual_seed(crc32((self.prefix + site).encode()))
+            _seed(self.prefix + site)
+
+
+def _seed(text: str) -> None:
+    """torch.manual_seed; where no accelerator is in use, without the stack trace it keeps for one.
+
+    That trace costs more than a small program's run.
+    """
+    seed = crc32(text.encode())
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 class Tilt(Messenger):
@@ -286,9 +302,43 @@ class Session:
         check(model, guide, self.loss)
         return self._values(self.loss, model, guide, draws, self.guide.parameters)
 
-    def discrete(self, elbo: ELBO, draws: int) -> tuple[np.ndarray, Gradients]:
-        check(self.model, self.guide, elbo)
-        return self._values(elbo, self.model, self.guide, draws, self.guide.parameters)
+    def discrete(
+        self, elbo: ELBO, draws: int, adaptation_steps: int
+    ) -> tuple[np.ndarray, Gradients]:
+        if not hasattr(elbo, "wrap"):
+            check(self.model, self.guide, elbo)
+            return self._values(elbo, self.model, self.guide, draws, self.guide.parameters)
+        guide = elbo.wrap(self.guide)
+        with self._without_state():
+            check(self.model, guide, elbo)
+            self._adapt(elbo, guide, adaptation_steps)
+            return self._values(elbo, self.model, guide, draws, self.guide.parameters)
+
+    @contextmanager
+    def _without_state(self) -> Iterator[None]:
+        """The programs' own parameters alone in the store, until it is as it was."""
+        store, own = pyro.get_param_store(), {**self.model.parameters, **self.guide.parameters}
+        kept = {
+            kind: {name: x for name, x in entries.items() if name in own}
+            for kind, entries in store.get_state().items()
+        }
+        with store.scope(kept):
+            yield
+
+    def _adapt(self, elbo: ELBO, guide: Callable, steps: int) -> None:
+        """Steps in which what the guide keeps for an ELBO alone moves."""
+        own = {**self.model.parameters, **self.guide.parameters}
+        store = pyro.get_param_store()
+        state = [x for name, x in store.named_parameters() if name not in own]
+        adam = torch.optim.Adam(state, comparison.ADAPTATION_RATE)
+        for step in range(steps):
+            with SeedBySite(self.seed, -1 - step):
+                loss = elbo.differentiable_loss(self.model, guide)
+            if loss.requires_grad:
+                slopes = torch.autograd.grad(loss, state, allow_unused=True)
+                for x, slope in zip(state, slopes, strict=True):
+                    x.grad = slope
+                adam.step()
 
     def _values(
         self,

@@ -1,0 +1,236 @@
+"""Which estimator of the gradient? All of them on one program: bias, variance, cost of a step.
+
+The net of temperature_sweep.py, four latents with eight classes each, and the same with eight bits;
+both are small enough to be summed over all states, so that `compare` has the exact gradient to put
+beside every estimate. The cost is CPU time of a training step of the paper's VAE (20 latents with
+ten classes each, or 200 bits; batches of 100) over that with STGumbelSoftmax, the median of rounds
+in which all take turns, on one thread.
+
+    python examples/estimators.py --output results/estimators
+
+writes estimators.png and report.json, and prints the table. Bias, standard deviation (the root of
+the variance summed over coordinates) and error, the root of the mean square of both, are those of a
+single estimate, relative to the norm of the exact gradient. NVIL_ELBO goes without its division by
+the standard deviation, which changes the gradient's length; its baseline, and what REBAR_ELBO
+learns, have adapted to the program.
+"""
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import TITLES, make_parser, parse, write_report
+from _step_cost import time_in_turns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from temperature_sweep import PROGRAMS, make_weights
+
+from gs_ppl.models.training import Settings, make_trainer
+
+TEMPERATURES = [0.5, 1.0]
+SOFT = "GumbelSoftmax"
+FAMILIES = [SOFT, "STGumbelSoftmax", "StraightThrough", "ReinMax", "GumbelRao", "GappedST"]
+ELBOS = {
+    "RLOO_ELBO(2)": {"num_particles": 2},
+    "RLOO_ELBO(4)": {"num_particles": 4},
+    "NVIL_ELBO": {"normalize": False},
+    "MuProp_ELBO": {},
+    "DARN_ELBO": {},
+    "REBAR_ELBO": {},
+    "DisARM_ELBO": {},
+}
+VERSIONS = {"one-hot": {"variables": 20, "classes": 10}, "bits": {"variables": 200}}  # of the VAE
+BITS = 8
+PIXELS = 784
+PYROS_SHARE = 20  # it draws one after the other: as many samples fewer
+Row = dict[str, Any]
+
+
+def list_methods(version: str) -> list[str]:
+    return [*FAMILIES, *(name for name in ELBOS if version == "bits" or name != "DisARM_ELBO")]
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+def make_net(version: str, seed: int) -> dict[str, np.ndarray]:
+    """Its weights, output, and the logits at which the guide stands."""
+    rng = np.random.default_rng([seed, 1])
+    bits = {"hidden": rng.normal(size=(BITS, 1, 8)), "logits": rng.normal(size=BITS) / 2}
+    return make_weights(seed) | (bits if version == "bits" else {})
+
+
+def measure_gradients(
+    backend: str,
+    version: str,
+    seed: int,
+    num_samples: int,
+    adaptation_steps: int,
+    temperatures: list[float],
+) -> list[Row]:
+    gs = importlib.import_module(f"gs_ppl.{backend}")
+    names = list_methods(version)
+    elbos = {name: getattr(gs, name.split("(")[0]) for name in names if name in ELBOS}
+    comparison = gs.compare(
+        *PROGRAMS[backend](make_net(version, seed)),
+        families=[
+            elbos[name](**ELBOS[name]) if name in ELBOS else getattr(gs, name) for name in names
+        ],
+        objectives=["categorical"],
+        temperatures=temperatures,
+        num_samples=num_samples,
+        adaptation_steps=adaptation_steps,
+    )
+    methods = [name for name in names for _ in (temperatures if name in FAMILIES else [None])]
+    rows = []
+    for method, row in zip(methods, comparison.estimates, strict=True):
+        g = row.gradient
+        variance = g.variance / g.exact**2
+        tau = None if math.isnan(row.temperature) else row.temperature
+        rows.append(
+            {
+                "backend": backend,
+                "version": version,
+                "method": method,
+                "temperature": tau,
+                "samples": num_samples,
+                "bias": g.bias,
+                "floor": g.floor,
+                "variance": variance,
+                "error": math.hypot(g.bias, math.sqrt(variance)),
+                "cosine": g.cosine,
+            }
+        )
+    return rows
+
+
+# --- what a step costs ----------------------------------------------------------------------------
+
+
+def measure_costs(backends: list[str], seed: int, quick: bool) -> dict[tuple[str, str, str], float]:
+    """By backend, version and method: CPU time over that of STGumbelSoftmax."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rng = np.random.default_rng(seed)
+    images = (rng.random((1000, PIXELS)) < 0.2).astype(np.float32)
+    keys = [(b, v, m) for b in backends for v in VERSIONS for m in list_methods(v)]
+    if quick:
+        images = images[:, :16]
+        keys = [key for key in keys if key[2] in ("STGumbelSoftmax", "RLOO_ELBO(4)")]
+    seconds = time_in_turns({key: make_step(*key, images) for key in keys}, 2 if quick else 9)
+    rounds = {key: np.array(by_round) for key, by_round in seconds.items()}
+    base = {key: rounds[*key[:2], "STGumbelSoftmax"] for key in keys}
+    return {key: float(np.median(rounds[key] / base[key])) for key in keys}
+
+
+def make_step(
+    backend: str, version: str, method: str, images: np.ndarray
+) -> Callable[[int], object]:
+    settings = Settings(family=method.split("(")[0], batch=100, **VERSIONS[version])
+    trainer = make_trainer(backend, settings, images)
+    if "num_particles" in ELBOS.get(method, {}):
+        loss = trainer.svi.loss  # in Pyro a method of it
+        getattr(loss, "__self__", loss).num_particles = ELBOS[method]["num_particles"]
+    return trainer.advance if backend == "numpyro" else OwnParameters(trainer.advance)
+
+
+class OwnParameters:
+    """Steps that have a parameter store of Pyro's to themselves."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self.advance, self.state = advance, None
+
+    def __call__(self, steps: int) -> None:
+        import pyro
+
+        with pyro.get_param_store().scope(self.state) as self.state:
+            self.advance(steps)
+
+
+# --- table and picture ----------------------------------------------------------------------------
+
+
+def is_seen(row: Row) -> bool:
+    """Whether the bias is more than Monte Carlo noise makes it, two floors."""
+    return row["bias"] > 2 * row["floor"]
+
+
+def make_table(rows: list[Row], version: str) -> Table:
+    table = Table(title=f"Gradients, {version}: relative to the exact one; cost over ST's")
+    for column in ("PPL", "method", "τ", "bias", "(floor)", "deviation", "error", "cos", "cost"):
+        table.add_column(column, justify="left" if column in ("PPL", "method") else "right")
+    for row in rows:
+        if row["version"] == version:
+            numbers = [f"{row['bias']:.3f}", f"({row['floor']:.3f})"]
+            numbers += [f"{math.sqrt(row['variance']):.2f}", f"{row['error']:.2f}"]
+            numbers += [f"{row['cosine']:.3f}", f"{row['cost']:.2f}" if row["cost"] else ""]
+            tau = f"{row['temperature']:g}" if row["temperature"] else ""
+            table.add_row(TITLES[row["backend"]], row["method"], tau, *numbers)
+    return table
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Bias against standard deviation, one panel for each version and side."""
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    figure = Figure(figsize=(7 * len(backends), 11), layout="constrained")
+    panels = figure.subplots(len(VERSIONS), len(backends), squeeze=False, sharex="row", sharey=True)
+    for line, version in zip(panels, VERSIONS, strict=True):
+        for ax, backend in zip(line, backends, strict=True):
+            shown = [r for r in rows if (r["version"], r["backend"]) == (version, backend)]
+            draw_panel(ax, shown)
+            ax.set_title(f"{TITLES[backend]}, {version}")
+        line[0].set_ylabel("bias, relative to the exact gradient")
+    for ax in panels[-1]:
+        ax.set_xlabel("standard deviation of an estimate, likewise")
+    figure.savefig(path, dpi=110)
+
+
+def draw_panel(ax: Axes, rows: list[Row]) -> None:
+    ax.set(xscale="log", yscale="log")
+    for i, method in enumerate([*FAMILIES, *ELBOS]):
+        points = [row for row in rows if row["method"] == method]
+        x = [math.sqrt(row["variance"]) for row in points]
+        y = [max(row["bias"], row["floor"]) for row in points]
+        ax.plot(x, y, "-", color=f"C{i % 10}", lw=1)
+        for row, x_, y_ in zip(points, x, y, strict=True):
+            ax.plot(x_, y_, "o" if is_seen(row) else "v", color=f"C{i % 10}", ms=6)
+            tau = f", τ = {row['temperature']:g}" if row["temperature"] else ""
+            ax.annotate(f"{method}{tau}", (x_, y_), (5, 4), textcoords="offset points", fontsize=8)
+    edge = np.array(ax.get_xlim())
+    ax.fill_between(
+        edge, 2 * edge / math.sqrt(rows[0]["samples"]), 1e-6, color="black", alpha=0.06, lw=0
+    )
+
+
+def main() -> None:
+    parser = make_parser(__doc__, output="results/estimators")
+    parser.add_argument("--samples", type=int, default=20_000, help="gradients for each estimate")
+    arguments = parse(parser)
+    samples, steps, temperatures = arguments.samples, 1000, TEMPERATURES
+    if arguments.quick:
+        samples, steps, temperatures = 10, 5, TEMPERATURES[:1]
+    number = {"numpyro": samples, "pyro": max(10, samples // PYROS_SHARE)}
+    rows = [
+        row
+        for version in VERSIONS
+        for b in arguments.backends
+        for row in measure_gradients(b, version, arguments.seed, number[b], steps, temperatures)
+    ]
+    costs = measure_costs(arguments.backends, arguments.seed, arguments.quick)
+    for row in rows:
+        row["cost"] = costs.get((row["backend"], row["version"], row["method"]))
+    console, picture = Console(width=120), arguments.output / "estimators.png"
+    for version in VERSIONS:
+        console.print(make_table(rows, version))
+    draw(rows, picture)
+    console.print(picture, write_report(arguments, [picture], rows, samples=number), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
