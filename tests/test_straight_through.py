@@ -9,7 +9,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.integrate import quad
+from scipy.special import expit, softmax
+from scipy.stats import logistic
 from test_compare import one_site, toy_net
 from test_handlers import by_name, plain
 
@@ -254,6 +256,26 @@ def test_gumbel_rao_averages_st_gumbel_softmax(backend, tau):
 
 
 # --- bits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0])
+@pytest.mark.parametrize("bit", [0.0, 1.0])
+@pytest.mark.parametrize("a", [-3.0, 0.7])
+def test_gumbel_rao_of_a_bit(backend, a, bit, tau):
+    """Over the quantiles of its noise, against quadrature over a + L given the bit."""
+    v = (np.arange(200_000) + 0.5) / 200_000
+    noise = backend.array(np.log(v) - np.log1p(-v))
+    soft = partial(backend.F.gumbel_rao_bit_surrogate, tau, hard=backend.array(bit), noise=noise)
+    value, (slope_by_a,) = soft(backend.array(a)), backend.grad(soft, backend.array(a))
+    ends = (0, 40) if bit else (-40, 0)
+    mass = expit(a if bit else -a)
+
+    def mean(f):
+        density = lambda x: logistic.pdf(x - a) * f(expit(x / tau)) / mass  # noqa: E731
+        return quad(density, *ends, epsabs=1e-12, points=[np.clip(a, *ends)])[0]
+
+    np.testing.assert_allclose(backend.numpy(value), mean(lambda y: y), rtol=1e-5)
+    np.testing.assert_allclose(slope_by_a, mean(lambda y: y * (1 - y) / tau), rtol=1e-5)
 
 
 @each(FAMILIES)

@@ -457,7 +457,10 @@ def tempered_softmax(temperature: Temperature, logits: Array, finite: Array | No
     if finite is None:
         return jnp.exp(log_softmax(logits / _column(temperature)))
     z = jnp.where(finite, logits, 0.0) / _column(temperature)
-    return jnp.exp(log_softmax(jnp.where(finite, z, -jnp.inf)))
+    # masked here and not in z, which XLA would then compute more than once
+    largest = lax.stop_gradient(z).max(-1, keepdims=True, where=finite, initial=-jnp.inf)
+    e = jnp.exp(jnp.where(finite, z - largest, -jnp.inf))
+    return e / e.sum(-1, keepdims=True)
 
 
 def softmax_at(
@@ -527,6 +530,29 @@ def gumbel_rao_surrogate(
     others = jnp.logaddexp(jnp.log(noise) - log_pi, largest)
     z = -jnp.where(hard == 1, largest, others)
     return softmax_at(temperature, z, logits, finite).mean(0)
+
+
+def gumbel_rao_bit_surrogate(
+    temperature: Temperature, logits: Array, hard: Array, noise: Array
+) -> Array:
+    """Mean of sigmoid(x / tau) over draws of x = a + L given its sign s, which the bit has.
+
+    x = s softplus(L' + softplus(s a)) with L' logistic; differentiated as in gumbel_rao_surrogate.
+
+    Args:
+        temperature: tau > 0, shape broadcastable to the batch shape.
+        logits: a, shape batch, nats.
+        hard: the bit, shape sample + batch.
+        noise: L', standard logistic, shape (draws,) + sample + batch.
+
+    Example:
+        >>> y = gumbel_rao_bit_surrogate(1.0, jnp.array(0.0), jnp.array(1.0), jnp.zeros(1))
+        >>> round(float(y), 4)
+        0.75
+    """
+    sign = 2 * hard - 1
+    size = jax.nn.softplus(noise + jax.nn.softplus(sign * lax.stop_gradient(logits)))
+    return jax.nn.sigmoid(straight_through(sign * size, logits) / temperature).mean(0)
 
 
 def gapped_surrogate(

@@ -238,6 +238,10 @@ class GumbelRaoBernoulli(ConditionalGumbels, BitEstimator):
         -0.6931
     """
 
+    def _soft_bit(self, a: Array, x: Array, hard: Array, key: Array) -> Array:
+        noise = F.logistic_noise(key, (self.num_samples, *x.shape), dtype=x.dtype)
+        return F.gumbel_rao_bit_surrogate(self.tau, a, hard, noise)
+
 
 class GumbelRao(ConditionalGumbels, OneHotEstimator):
     """Gumbel-Rao: STGumbelSoftmax with its gradient averaged over the noise that gives the sample.

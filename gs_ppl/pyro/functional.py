@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from gs_ppl import quadrature
 
@@ -486,6 +487,29 @@ def gumbel_rao_surrogate(
     others = torch.logaddexp(noise.log() - log_softmax(logits.detach()), largest)
     z = -largest.where(hard == 1, others)
     return softmax_at(temperature, z, logits, finite).mean(0)
+
+
+def gumbel_rao_bit_surrogate(
+    temperature: Temperature, logits: Tensor, hard: Tensor, noise: Tensor
+) -> Tensor:
+    """Mean of sigmoid(x / tau) over draws of x = a + L given its sign s, which the bit has.
+
+    x = s softplus(L' + softplus(s a)) with L' logistic; differentiated as in gumbel_rao_surrogate.
+
+    Args:
+        temperature: tau > 0, shape broadcastable to the batch shape.
+        logits: a, shape batch, nats.
+        hard: the bit, shape sample + batch.
+        noise: L', standard logistic, shape (draws,) + sample + batch.
+
+    Example:
+        >>> gumbel_rao_bit_surrogate(1.0, torch.tensor(0.0), torch.tensor(1.0), torch.zeros(1))
+        tensor(0.7500)
+    """
+    sign = 2 * hard - 1
+    smallest = softplus(sign * logits.detach(), threshold=50)  # the default is float32's
+    size = softplus(noise + smallest, threshold=50)
+    return (straight_through(sign * size, logits) / temperature).sigmoid().mean(0)
 
 
 def gapped_surrogate(

@@ -245,6 +245,11 @@ class GumbelRaoBernoulli(ConditionalGumbels, BitEstimator):
         tensor(-0.6931)
     """
 
+    def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
+        shape = (self.num_samples, *x.shape)
+        noise = F.logistic_noise(shape, dtype=x.dtype, device=x.device)
+        return F.gumbel_rao_bit_surrogate(self.tau, a, hard, noise)
+
 
 class GumbelRao(ConditionalGumbels, OneHotEstimator):
     """Gumbel-Rao: STGumbelSoftmax with its gradient averaged over the noise that gives the sample.
