@@ -101,6 +101,35 @@ def which_causes() -> str:
     return side_by_side("which_causes", ["average precision", "off Gibbs"], shown)
 
 
+def estimators() -> str:
+    """Bias and spread as NumPyro measured them, with the more samples; the cost on both sides."""
+    record = json.loads((ROOT / "examples" / "results" / "estimators" / "report.json").read_text())
+    versions = list(dict.fromkeys(row["version"] for row in record["rows"]))
+    lines: dict = {}
+    for row in record["rows"]:
+        line = lines.setdefault((row["method"], row["temperature"]), {})
+        line[row["backend"], row["version"]] = row
+
+    def bias(row: dict) -> str:
+        return f"{row['bias']:.3f}" if row["bias"] > 2 * row["floor"] else "not seen"
+
+    shown = []
+    for (method, tau), line in lines.items():
+        cells = [method, f"{tau:g}" if tau else ""]
+        for version in versions:
+            row = line.get(("numpyro", version))
+            cells += [bias(row), f"{row['variance'] ** 0.5:.2f}"] if row else ["", ""]
+        for side in TITLES:
+            costs = [line[side, v]["cost"] for v in versions if (side, v) in line]
+            cells.append(", ".join(f"{cost:.1f}" for cost in costs))
+        shown.append(cells)
+    header = ["estimator", "tau"]
+    header += [f"{what}, {version}" for version in versions for what in ("bias", "deviation")]
+    header += [f"cost, {side}" for side in TITLES.values()]
+    found = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"{table(header, shown)}\n\n`python {record['command']}`; {found}."
+
+
 # --- the paper's tables, of models/README.md -----------------------------------------------------
 
 MODELS = ROOT / "models" / "results"
@@ -198,6 +227,7 @@ TABLES = {
     "two_components": two_components,
     "hidden_markov": hidden_markov,
     "which_causes": which_causes,
+    "estimators": estimators,
 }
 
 
