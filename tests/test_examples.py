@@ -17,6 +17,7 @@ from gs_ppl.models.training import SemiSupervisedSettings, make_trainer
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "compare_inference.py": [],
+    "estimators.py": [],
     "hidden_markov.py": [],
     "relaxation.py": [],
     "reproduce.py table1": ["--only", "vae_categorical_gumbel-s"],
