@@ -40,6 +40,7 @@ class Settings:
         weight_decay: of AdamW, relative to the learning rate; 0: Adam.
         steps, batch: number and size of minibatches, drawn with replacement.
         grey: whether the VAE's pixels are grey levels, compared by cross-entropy.
+        baseline: units in the hidden layer of NVIL_ELBO's learned baseline; 0: none.
     """
 
     model: str = "vae"
@@ -58,12 +59,15 @@ class Settings:
     batch: int = 100
     seed: int = 0
     grey: bool = False
+    baseline: int = 0
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
         if self.grey and self.model != "vae":
             raise ValueError(f"grey levels are for the model vae alone, got {self.model!r}")
+        if self.baseline and self.family != "NVIL_ELBO":
+            raise ValueError(f"a baseline is for the family NVIL_ELBO alone, got {self.family!r}")
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
 

@@ -14,9 +14,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
 from numpyro import handlers
+from numpyro.contrib.module import nnx_module
 from numpyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 import gs_ppl.numpyro as gs
+from gs_ppl.models.layers_numpyro import make_mlp
 from gs_ppl.models.training import MODELS, Settings
 
 
@@ -33,6 +35,9 @@ class Trainer:
         self.network = network(**settings.network(images), rngs=nnx.Rngs(settings.seed))
         decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
         guide, loss = self._handle(self.network.guide), make_loss(settings)
+        if settings.baseline:
+            widths = self.images.shape[-1], settings.baseline, 1
+            guide = with_baseline(guide, make_mlp(*widths, rngs=nnx.Rngs(settings.seed + 1)))
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
             loss.wrap(guide) if hasattr(loss, "wrap") else guide,
@@ -123,6 +128,21 @@ def make_loss(settings: Settings) -> ELBO:
     if settings.enumerated:
         return TraceEnum_ELBO(max_plate_nesting=1)
     return getattr(gs, settings.family)() if settings.discrete else TraceMeanField_ELBO()
+
+
+def with_baseline(guide: Callable, network: nnx.Module) -> Callable:
+    """Declares NVIL's learned baseline at each site: a network of all that the guide is given."""
+
+    def program(*inputs: Array) -> None:
+        of_rows = nnx_module("baseline", network)
+        baseline = {
+            "nn_baseline": lambda x: of_rows(x).squeeze(-1),
+            "nn_baseline_input": jnp.concatenate(inputs, -1),
+        }
+        with handlers.infer_config(config_fn=lambda site: {"baseline": baseline}):
+            guide(*inputs)
+
+    return program
 
 
 # --- checkpoints: a typed key is saved as its data ------------------------------------------------

@@ -15,6 +15,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 import gs_ppl.pyro as gs
+from gs_ppl.models.layers_pyro import make_mlp
 from gs_ppl.models.training import MODELS, Settings
 
 
@@ -32,6 +33,8 @@ class Trainer:
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
         options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         guide, loss = self._handle(self.network.guide), make_loss(settings)
+        if settings.baseline:
+            guide = with_baseline(guide, make_mlp(images.shape[-1], settings.baseline, 1))
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
             loss.wrap(guide) if hasattr(loss, "wrap") else guide,
@@ -140,6 +143,21 @@ def make_loss(settings: Settings) -> ELBO:
     if settings.enumerated:
         return TraceEnum_ELBO(max_plate_nesting=1)
     return getattr(gs, settings.family)() if settings.discrete else TraceMeanField_ELBO()
+
+
+def with_baseline(guide: Callable, network: torch.nn.Module) -> Callable:
+    """Declares NVIL's learned baseline at each site: a network of all that the guide is given."""
+
+    def program(*inputs: Tensor) -> None:
+        pyro.module("baseline", network)
+        baseline = {
+            "nn_baseline": lambda x: network(x).squeeze(-1),
+            "nn_baseline_input": torch.cat(inputs, -1),
+        }
+        with poutine.infer_config(config_fn=lambda site: {"baseline": baseline}):
+            guide(*inputs)
+
+    return program
 
 
 def _log_density(trace: poutine.Trace) -> Tensor:

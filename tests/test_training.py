@@ -29,6 +29,15 @@ MODELS = {
         for family in ("ReinMax", "RLOO_ELBO", "NVIL_ELBO", "MuProp_ELBO", "REBAR_ELBO")
     },
     "structured output": Settings("structured_output", variables=3, classes=4, steps=40, batch=10),
+    "structured output, learned baseline": Settings(
+        "structured_output",
+        variables=3,
+        steps=40,
+        batch=10,
+        family="NVIL_ELBO",
+        baseline=5,
+        learning_rate=0.02,
+    ),
 }
 
 
