@@ -93,24 +93,40 @@ def test_forward_mode_equals_reverse_mode(backend, law):
     np.testing.assert_allclose(tangent, (gradient * backend.numpy(v)).sum(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=name)
-def test_second_derivatives_by_differences(backend, law):
-    a = backend.array(logits(law))
-    value = backend.array(backend.numpy(backend.sample(law(backend, 0.7, a), 0)))
-    w = np.random.default_rng(1).normal(size=a.shape)
+def check_second_derivatives(backend, f, x):
+    """Along one direction, of the derivative along another, by differences."""
+    w, v = np.random.default_rng(1).normal(size=(2, *x.shape))
 
-    def score(a):
-        return law(backend, 0.7, a, validate_args=False).log_prob(value).sum()
+    def directional(x):
+        return (backend.functional_grad(f)(x) * backend.array(w)).sum()
 
-    def directional(a):
-        return (backend.functional_grad(score)(a) * backend.array(w)).sum()
-
-    (second,) = backend.grad(directional, a)
-    v = np.random.default_rng(2).normal(size=a.shape)
+    (second,) = backend.grad(directional, x)
     plus, minus = (
-        backend.numpy(directional(backend.array(backend.numpy(a) + s * 1e-5 * v))) for s in (1, -1)
+        backend.numpy(directional(backend.array(backend.numpy(x) + s * 1e-5 * v))) for s in (1, -1)
     )
     assert (second * v).sum() == pytest.approx((plus - minus) / 2e-5, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_second_derivatives_of_scores(backend, law):
+    a = backend.array(logits(law))
+    value = backend.array(backend.numpy(backend.sample(law(backend, 0.7, a), 0)))
+    score = lambda a: law(backend, 0.7, a, validate_args=False).log_prob(value).sum()  # noqa: E731
+    check_second_derivatives(backend, score, a)
+
+
+@pytest.mark.parametrize("by", ["logits", "temperature"])
+@pytest.mark.parametrize("law", select(hard=False), ids=name)
+def test_second_derivatives_of_own_samples(backend, law, by):
+    a, tau = backend.array(logits(law)), backend.array(0.7)
+
+    def f(x):
+        parameters = (tau, x) if by == "logits" else (x, a)
+        d = law(backend, *parameters, validate_args=False)
+        value, score = backend.sample_and_score(d, 0)
+        return score.sum() + (value**3).sum()
+
+    check_second_derivatives(backend, f, a if by == "logits" else tau)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)

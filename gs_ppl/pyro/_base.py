@@ -49,11 +49,10 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
     return probs.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf)
 
 
-def check_logits(name: str, what: str, given: Tensor, logits: Tensor, event_dims: int) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument that was given."""
-    limits = read(*given.detach().aminmax()) if given.numel() else None
-    if limits is None:
-        return
+def check_logits(
+    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int
+) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
     low, high = limits
     if what == "probs":
         wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
@@ -76,13 +75,18 @@ def check_temperature(
     """The batch shape with the temperature broadcast in; Python numbers are always checked."""
     if isinstance(temperature, Tensor) and temperature.is_floating_point():
         try:
-            shape = torch.broadcast_shapes(temperature.shape, batch_shape)
+            shape = batch_shape  # torch.broadcast_shapes is slow
+            if temperature.dim():
+                shape = torch.broadcast_shapes(temperature.shape, batch_shape)
         except RuntimeError:
             raise ValueError(
                 f"{name}: temperature must broadcast against the batch shape {tuple(batch_shape)}, "
                 f"got shape {tuple(temperature.shape)}"
             ) from None
-        limits = read(*temperature.detach().aminmax()) if validate and temperature.numel() else None
+        limits = None
+        if validate and temperature.numel():
+            tau = temperature.detach()
+            limits = read(*(tau.aminmax() if tau.dim() else (tau, tau)))
     elif isinstance(temperature, Real) and not isinstance(temperature, bool):
         shape, limits = batch_shape, [temperature, temperature]
     else:
@@ -114,26 +118,30 @@ class Parameters(TorchDistribution):
         name = type(self).__name__
         validate = self._validate_args if validate_args is None else validate_args
         self.logits = parse_logits(name, probs, logits, self.event_dims)
-        if validate:
-            what, given = ("probs", probs) if logits is None else ("logits", logits)
-            check_logits(name, what, given, self.logits, self.event_dims)
+        what, given = ("probs", probs) if logits is None else ("logits", logits)
+        limits = self._limits(given.detach(), validate)
+        if validate and limits is not None:
+            check_logits(name, what, limits, self.logits, self.event_dims)
+        lowest = 0.0 if what == "probs" else -math.inf
+        masked = self.event_dims and given.numel() and not (limits and limits[0] > lowest)
+        self.finite = self.logits.detach() > -math.inf if masked else None
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.dim() - self.event_dims]
         if self.has_temperature:
             batch_shape = check_temperature(name, temperature, batch_shape, validate)
-        self.finite = self._find_finite()
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
-    def _find_finite(self) -> Tensor | None:
-        if not self.event_dims or not self.logits.numel():
+    def _limits(self, given: Tensor, validate: bool) -> list[float] | None:
+        """What the checks read, all at once: the smallest value, and the largest to validate it."""
+        if not given.numel() or not (validate or self.event_dims):
             return None
-        low = read(self.logits.detach().amin())
-        return None if low is not None and low[0] > -math.inf else self.logits.detach() > -math.inf
+        return read(*given.aminmax()) if validate else read(given.amin())
 
     def _expand(self, batch_shape: Size) -> None:
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
-        self.logits = self.logits.expand(batch_shape + event_shape)
+        if self.logits.shape != batch_shape + event_shape:
+            self.logits = self.logits.expand(batch_shape + event_shape)
         # not the __init__ of a TransformedDistribution, which some of the classes are as well
         TorchDistribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
@@ -201,14 +209,14 @@ class Draw:
 
     owner: LogitsDistribution
     log_value: Tensor  # l, or the logit of a relaxed bit
-    noise: Tensor
+    residue: Tensor  # what the score takes from the noise; of a bit, its noise
     version: int | None
 
     @staticmethod
     def attach(
-        value: Tensor, owner: LogitsDistribution, log_value: Tensor, noise: Tensor
+        value: Tensor, owner: LogitsDistribution, log_value: Tensor, residue: Tensor
     ) -> Tensor:
-        value._gs_ppl_draw = Draw(owner, log_value, noise, version_of(value))
+        value._gs_ppl_draw = Draw(owner, log_value, residue, version_of(value))
         return value
 
     @staticmethod

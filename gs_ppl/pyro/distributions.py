@@ -24,7 +24,7 @@ __all__ = [
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; draws the log of a relaxed sample and the noise behind it."""
+    """A law with a temperature; draws a relaxed sample, its log and what it is scored by."""
 
     def __init__(
         self,
@@ -36,14 +36,17 @@ class Relaxed(LogitsDistribution):
     ) -> None:
         super().__init__(temperature, probs, logits, validate_args)
 
-    def _draw(self, sample_shape: Size) -> tuple[Tensor, Tensor]:
-        shape = self._extended_shape(sample_shape)
-        a, tau, finite = self.a, self.tau, self.finite
+    def _draw(self, sample_shape: Size) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample, l and the residue of the noise; of a bit, its logit and its noise."""
+        shape, dtype = self._extended_shape(sample_shape), self.logits.dtype
+        a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(shape, dtype=a.dtype, device=a.device)
-            return F.gumbel_sigmoid_sample(tau, a, noise), noise
+            x = F.gumbel_sigmoid_sample(tau, a, noise)
+            return F.to_unit_interval(x, dtype), x, noise
         noise = F.exponential_noise(shape, dtype=a.dtype, device=a.device)
-        return F.exp_gumbel_softmax_sample(tau, a, noise, finite), noise
+        y, l, residue = F.gumbel_softmax_draw_(tau, a, noise, self.finite)
+        return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
 
 
 class DensityScored(Relaxed):
@@ -65,9 +68,7 @@ class DensityScored(Relaxed):
     def _log_simplex_density(self, draw: Draw | None, log_value: Tensor) -> Tensor:
         """Density of l with respect to the symmetric measure."""
         if draw is not None and draw.scored_by_noise(self):
-            density = F.exp_gumbel_softmax_noise_log_prob(self.tau, draw.noise, self.finite)
-            # the logits cancel, but stay in the graph: their gradient is an honest zero
-            return density + 0.0 * log_value.amax(-1)
+            return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw.residue, self.finite)
         return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
 
     def _refuse(self, what: str, why: str) -> NoReturn:
@@ -122,13 +123,14 @@ class ExpGumbelSoftmax(DensityScored):
     support = constraints.log_simplex
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        l, noise = self._draw(sample_shape)
-        return Draw.attach(l.to(self.logits.dtype), self, l, noise)
+        _, l, residue = self._draw(sample_shape)
+        return Draw.attach(l.contiguous().to(self.logits.dtype), self, l, residue)
 
     def log_prob(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
         if draw is not None:
-            return self._log_simplex_density(draw, draw.log_value)
+            # the logits cancel, but stay in the graph: their gradient is an honest zero
+            return self._log_simplex_density(draw, draw.log_value) + 0.0 * draw.log_value.amax(-1)
         l = value.to(self.a.dtype)
         vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)
         inside = l.masked_fill(vertex.unsqueeze(-1), 0.0)  # keeps NaN out of the gradient
@@ -177,9 +179,8 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
         return [constraints.ExpTransform(self.finite)]
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        l, noise = self._draw(sample_shape)
-        y = F.to_simplex(l, self.logits.dtype, self.finite)
-        return Draw.attach(y, self, l, noise)
+        y, l, residue = self._draw(sample_shape)
+        return Draw.attach(y, self, l, residue)
 
     def log_prob(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
@@ -231,8 +232,8 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         return [constraints.SigmoidTransform()]
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        x, noise = self._draw(sample_shape)
-        return Draw.attach(F.to_unit_interval(x, self.logits.dtype), self, x, noise)
+        y, x, noise = self._draw(sample_shape)
+        return Draw.attach(y, self, x, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if not self._enumerated:
@@ -244,7 +245,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     def _density(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
         x = F.from_unit_interval(value.to(self.a.dtype)) if draw is None else draw.log_value
-        noise = draw.noise if draw is not None and draw.scored_by_noise(self) else None
+        noise = draw.residue if draw is not None and draw.scored_by_noise(self) else None
         return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -392,7 +393,7 @@ class SoftOneHotCategorical(CategoricalScored, Relaxed):
     support = constraints.simplex
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        return F.to_simplex(self._draw(sample_shape)[0], self.logits.dtype, self.finite)
+        return self._draw(sample_shape)[0]
 
 
 class SoftBernoulli(BernoulliScored, Relaxed):
@@ -409,7 +410,7 @@ class SoftBernoulli(BernoulliScored, Relaxed):
     support = torch_constraints.unit_interval
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        return F.to_unit_interval(self._draw(sample_shape)[0], self.logits.dtype)
+        return self._draw(sample_shape)[0]
 
 
 GumbelSoftmax.binary, GumbelSoftmax.mass_scored = GumbelSigmoid, SoftOneHotCategorical

@@ -6,7 +6,9 @@ logit of -inf masks its category; `finite` marks the categories that exist, None
 Everything is in nats.
 """
 
+import inspect
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ def uniform_noise(
     float64. The distance from the uniform law is at most 2^-p.
     """
     bits = 53 if dtype == torch.float64 else 24
-    return torch.rand(shape, dtype=dtype, device=device).clamp(min=2.0 ** -(bits + 1))
+    return torch.rand(shape, dtype=dtype, device=device).clamp_min_(2.0 ** -(bits + 1))
 
 
 def exponential_noise(
@@ -84,14 +86,14 @@ def sum_finite(x: Tensor, finite: Tensor | None) -> Tensor:
     return (x if finite is None else x.where(finite, 0.0)).sum(-1)
 
 
-def _category_term(log_temperature: Tensor | float, like: Tensor, finite: Tensor | None) -> tuple:
+def _category_term(temperature: Temperature, like: Tensor, finite: Tensor | None) -> tuple:
     """K, and lgamma(K) - K log K + (K - 1) log tau: what the density has before its sums."""
     if finite is None:
         K = like.shape[-1]
-        return K, math.lgamma(K) - K * math.log(K) + (K - 1) * log_temperature
+        return K, math.lgamma(K) - K * math.log(K) + (K - 1) * _log(temperature)
     K = finite.sum(-1).double()
     constant = torch.lgamma(K) - K * K.log()
-    return K.to(like.dtype), constant.to(like.dtype) + (K.to(like.dtype) - 1) * log_temperature
+    return K.to(like.dtype), constant.to(like.dtype) + (K.to(like.dtype) - 1) * _log(temperature)
 
 
 def _log(temperature: Temperature) -> Tensor | float:
@@ -99,7 +101,8 @@ def _log(temperature: Temperature) -> Tensor | float:
 
 
 def _column(temperature: Temperature) -> Temperature:
-    return temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
+    scalar = not isinstance(temperature, Tensor) or temperature.dim() == 0
+    return temperature if scalar else temperature.unsqueeze(-1)
 
 
 # --- the relaxed law ------------------------------------------------------------------------------
@@ -130,6 +133,101 @@ def exp_gumbel_softmax_sample(
     return log_softmax(z.where(finite, -math.inf))
 
 
+def gumbel_softmax_draw_(
+    temperature: Temperature, logits: Tensor, noise: Tensor, finite: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y inside the open simplex, its log l, and the residue of the noise; overwrites the noise.
+
+    They are those of exp_gumbel_softmax_sample, to_simplex and noise_residue; but in one step that
+    takes the noise for a constant, differentiates by hand and needs no memory beside y and l. Where
+    a compiler or a tracer does as much, it sees these three, and the noise stays.
+
+    Example:
+        >>> y, l, residue = gumbel_softmax_draw_(0.5, torch.zeros(2), torch.tensor([1.0, 2.0]))
+        >>> y
+        tensor([0.8000, 0.2000])
+    """
+    if finite is None and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+        return _Draw.apply(torch.as_tensor(temperature, dtype=logits.dtype), logits, noise)
+    l = exp_gumbel_softmax_sample(temperature, logits, noise, finite)
+    return to_simplex(l, l.dtype, finite), l, noise_residue(noise, finite)
+
+
+# Sums over a short axis are several times faster where it is the outermost in memory.
+SHORT = 64
+
+
+class _Draw(torch.autograd.Function):
+    """y, l and the residue of constant noise E; y in the memory of E.
+
+    With G = G_l + y G_y the gradient by a is H = (G - y sum G) / tau, by tau it is -sum H l.
+    """
+
+    @staticmethod
+    def forward(tau: Tensor, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *batch, K = noise.shape
+        l, scratch = torch.empty_like(noise), noise
+        if K <= SHORT:
+            l, scratch = (x.view(K, *batch).movedim(0, -1) for x in (l, scratch))
+        log_mean = l.copy_(noise).mean(-1).log_()
+        residue = l.log_().sum(-1).sub_(log_mean, alpha=K)
+        torch.sub(logits, l, out=l).div_(_column(tau))
+        l -= l.amax(-1, keepdim=True)
+        log_sum = torch.exp(l, out=scratch).sum(-1, keepdim=True).log_()
+        y = torch.sub(l, log_sum, out=noise).exp_().clamp_(*open_unit_interval(l.dtype))
+        return y.detach(), l.sub_(log_sum), residue
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        tau, logits, _ = inputs
+        y, l, residue = output
+        ctx.shape = logits.shape
+        ctx.save_for_backward(tau, y, l)
+        ctx.save_for_forward(tau, y, l)
+        ctx.mark_non_differentiable(residue)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, grad_l: Tensor | None, _: None) -> tuple:
+        tau, y, l = ctx.saved_tensors
+        if grad_y is None:
+            G = grad_l.clone()
+        else:
+            G = y * grad_y if grad_l is None else torch.addcmul(grad_l, y, grad_y)
+        H = G.addcmul_(y, G.sum(-1, keepdim=True), value=-1).div_(_column(tau))
+        by_tau = -(H * l).sum(-1).sum_to_size(tau.shape) if ctx.needs_input_grad[0] else None
+        return by_tau, H.sum_to_size(ctx.shape) if ctx.needs_input_grad[1] else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tau_tangent: Tensor | None, tangent: Tensor | None, _: None) -> tuple:
+        tau, y, l = ctx.saved_tensors
+        z = torch.zeros_like(l) if tangent is None else tangent
+        z = (z if tau_tangent is None else z - l * _column(tau_tangent)) / _column(tau)
+        z = z - (y * z).sum(-1, keepdim=True)
+        return y * z, z, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, tau: Tensor, logits: Tensor, noise: Tensor) -> tuple:
+        """Lanes go first; in front of a shorter batch shape, ones keep them apart from it."""
+        rank = noise.dim() - (in_dims[2] is not None)
+
+        def lanes(x: Tensor, dim: int | None, rank: int) -> Tensor:
+            if dim is None:
+                return x
+            x = x.movedim(dim, 0)
+            return x.reshape(x.shape[:1] + (1,) * (rank + 1 - x.dim()) + x.shape[1:])
+
+        noise = lanes(noise, in_dims[2], rank)
+        noise = noise.expand(info.batch_size, *noise.shape[-rank:])
+        noise = noise.clone(memory_format=torch.contiguous_format)
+        tau, logits = lanes(tau, in_dims[0], rank - 1), lanes(logits, in_dims[1], rank)
+        return _Draw.apply(tau, logits, noise), (0, 0, 0)
+
+
+# torch asks for it at each call, and it takes as long as some of the sums
+_Draw.forward.__signature__ = inspect.signature(_Draw.forward)
+
+
 def exp_gumbel_softmax_log_prob(
     temperature: Temperature, logits: Tensor, log_value: Tensor, finite: Tensor | None = None
 ) -> Tensor:
@@ -151,7 +249,7 @@ def exp_gumbel_softmax_log_prob(
         r = logits.where(finite, 0.0) - tau * log_value.where(finite, 0.0)
         inside = (finite | log_value.isneginf()).all(-1)
         finite = finite.expand(r.shape)
-    K, constant = _category_term(_log(temperature), r, finite)
+    K, constant = _category_term(temperature, r, finite)
     log_mean = (r if finite is None else r.where(finite, -math.inf)).logsumexp(-1) - (
         math.log(K) if finite is None else K.log()
     )
@@ -171,8 +269,24 @@ def exp_gumbel_softmax_noise_log_prob(
         >>> exp_gumbel_softmax_noise_log_prob(1.0, torch.tensor([1.0, 1.0]))
         tensor(-1.3863)
     """
-    K, constant = _category_term(_log(temperature), noise, finite)
-    return constant + sum_finite(noise.log(), finite) - K * (sum_finite(noise, finite) / K).log()
+    residue = noise_residue(noise, finite)
+    return exp_gumbel_softmax_own_log_prob(temperature, noise, residue, finite)
+
+
+def noise_residue(noise: Tensor, finite: Tensor | None = None) -> Tensor:
+    """What the score of an own sample takes from its noise: sum log E - K log(mean E)."""
+    K = noise.shape[-1] if finite is None else finite.sum(-1)
+    return sum_finite(noise.log(), finite) - K * (sum_finite(noise, finite) / K).log()
+
+
+def exp_gumbel_softmax_own_log_prob(
+    temperature: Temperature, log_value: Tensor, residue: Tensor, finite: Tensor | None = None
+) -> Tensor:
+    """Log density of an own sample l from the residue of its noise; l itself gives but its shape.
+
+    log p(l) = lgamma(K) - K log K + (K - 1) log tau + residue.
+    """
+    return _category_term(temperature, log_value, finite)[1] + residue
 
 
 def tempered_log_softmax(temperature: Temperature, logits: Tensor) -> Tensor:
