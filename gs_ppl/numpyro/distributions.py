@@ -139,7 +139,7 @@ class ExpGumbelSoftmax(DensityScored):
         if draw is not None:
             return density
         vertex = (l == 0).any(-1) & ((l == -jnp.inf).sum(-1) == l.shape[-1] - 1)
-        return jnp.where(vertex, F.categorical_log_prob(self.a, jnp.exp(l)), density)
+        return jnp.where(vertex, F.categorical_log_prob(self.a, jnp.exp(l), self.finite), density)
 
     def enumerate_support(self, expand: bool = True) -> Array:
         return jnp.log(one_hot_support(self, expand))
@@ -198,7 +198,7 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
             return density
         value = self._cast(value)
         vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
-        return jnp.where(vertex, F.categorical_log_prob(self.a, value), density)
+        return jnp.where(vertex, F.categorical_log_prob(self.a, value, self.finite), density)
 
     def enumerate_support(self, expand: bool = True) -> Array:
         return one_hot_support(self, expand)
@@ -296,7 +296,7 @@ class CategoricalScored(LogitsDistribution):
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         if self._validate_args:
             self._validate_sample(value)
-        return F.categorical_log_prob(self.a, self._cast(value))
+        return F.categorical_log_prob(self.a, self._cast(value), self.finite)
 
     def enumerate_support(self, expand: bool = True) -> Array:
         return one_hot_support(self, expand)
@@ -314,7 +314,7 @@ class CategoricalScored(LogitsDistribution):
         return F.one_hot_argmax(self.logits)
 
     def entropy(self) -> Array:
-        return F.categorical_entropy(self.a)
+        return F.categorical_entropy(self.a, self.finite)
 
 
 class BernoulliScored(LogitsDistribution):

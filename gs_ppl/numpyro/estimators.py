@@ -340,7 +340,7 @@ class OneHot:
 
     @staticmethod
     def log_prob(a: Array, b: Array) -> Array:
-        return F.categorical_log_prob(a, b)[..., None]
+        return F.categorical_log_prob(a, b, a > -jnp.inf)[..., None]
 
     @staticmethod
     def pull(y: Array, v: Array) -> Array:

@@ -325,7 +325,7 @@ def one_hot_argmax(log_value: Array) -> Array:
     return jax.nn.one_hot(log_value.argmax(-1), log_value.shape[-1], dtype=log_value.dtype)
 
 
-def categorical_log_prob(logits: Array, value: Array) -> Array:
+def categorical_log_prob(logits: Array, value: Array, finite: Array | None = None) -> Array:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
 
     Example:
@@ -333,24 +333,35 @@ def categorical_log_prob(logits: Array, value: Array) -> Array:
         -0.6931
     """
     log_pi = log_softmax(logits)
-    masked = log_pi == -jnp.inf
-    log_prob = (value * jnp.where(masked, 0.0, log_pi)).sum(-1)
-    return jnp.where((masked & (value != 0)).any(-1), -jnp.inf, log_prob)
+    if finite is None:
+        return (value * log_pi).sum(-1)
+    log_prob = (value * jnp.where(finite, log_pi, 0.0)).sum(-1)
+    return jnp.where((~finite & (value != 0)).any(-1), -jnp.inf, log_prob)
 
 
-def categorical_entropy(logits: Array) -> Array:
+def categorical_entropy(logits: Array, finite: Array | None = None) -> Array:
     """Entropy -sum pi log pi."""
     log_pi = log_softmax(logits)
-    return -(jnp.exp(log_pi) * jnp.where(log_pi == -jnp.inf, 0.0, log_pi)).sum(-1)
+    return -(jnp.exp(log_pi) * (log_pi if finite is None else jnp.where(finite, log_pi, 0.0))).sum(
+        -1
+    )
 
 
-def categorical_kl(p_logits: Array, q_logits: Array) -> Array:
+def categorical_kl(
+    p_logits: Array,
+    q_logits: Array,
+    p_finite: Array | None = None,
+    q_finite: Array | None = None,
+) -> Array:
     """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has."""
-    lp, lq = jnp.broadcast_arrays(log_softmax(p_logits), log_softmax(q_logits))
-    p_masked, q_masked = lp == -jnp.inf, lq == -jnp.inf
-    difference = jnp.where(p_masked, 0.0, lp) - jnp.where(q_masked, 0.0, lq)
-    kl = (jnp.exp(lp) * difference).sum(-1)
-    return jnp.where((q_masked & ~p_masked).any(-1), jnp.inf, kl)
+    lp, lq = log_softmax(p_logits), log_softmax(q_logits)
+    pi = jnp.exp(lp)
+    lp = lp if p_finite is None else jnp.where(p_finite, lp, 0.0)
+    if q_finite is None:
+        return (pi * (lp - lq)).sum(-1)
+    kl = (pi * (lp - jnp.where(q_finite, lq, 0.0))).sum(-1)
+    missing = ~q_finite if p_finite is None else p_finite & ~q_finite
+    return jnp.where(missing.any(-1), jnp.inf, kl)
 
 
 # --- the binary laws ------------------------------------------------------------------------------

@@ -33,12 +33,18 @@ def _logits(distribution: Distribution) -> Array:
     return distribution.a if own else jnp.asarray(distribution.logits)
 
 
+def _finite(distribution: Distribution) -> Array | None:
+    """The categories that exist; None: all."""
+    own = isinstance(distribution, LogitsDistribution)
+    return distribution.finite if own else distribution.logits > -jnp.inf
+
+
 # --- mass against mass ----------------------------------------------------------------------------
 
 
 @kl_divergence.register(CategoricalScored, CategoricalScored)
 def _kl_categorical(p: Distribution, q: Distribution) -> Array:
-    return F.categorical_kl(_logits(p), _logits(q))
+    return F.categorical_kl(_logits(p), _logits(q), _finite(p), _finite(q))
 
 
 @kl_divergence.register(BernoulliScored, BernoulliScored)

@@ -134,7 +134,7 @@ class ExpGumbelSoftmax(DensityScored):
         l = value.to(self.a.dtype)
         vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)
         inside = l.masked_fill(vertex.unsqueeze(-1), 0.0)  # keeps NaN out of the gradient
-        mass = F.categorical_log_prob(self.a, l.exp())
+        mass = F.categorical_log_prob(self.a, l.exp(), self.finite)
         return self._log_simplex_density(None, inside).where(~vertex, mass)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -189,7 +189,9 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
         if draw is not None:
             return density
         vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
-        return density.where(~vertex, F.categorical_log_prob(self.a, value.to(self.a.dtype)))
+        return density.where(
+            ~vertex, F.categorical_log_prob(self.a, value.to(self.a.dtype), self.finite)
+        )
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return one_hot_support(self, expand)
@@ -284,7 +286,7 @@ class CategoricalScored(LogitsDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return F.categorical_log_prob(self.a, value.to(self.a.dtype))
+        return F.categorical_log_prob(self.a, value.to(self.a.dtype), self.finite)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return one_hot_support(self, expand)
@@ -302,7 +304,7 @@ class CategoricalScored(LogitsDistribution):
         return F.one_hot_argmax(self.logits)
 
     def entropy(self) -> Tensor:
-        return F.categorical_entropy(self.a)
+        return F.categorical_entropy(self.a, self.finite)
 
 
 class BernoulliScored(LogitsDistribution):

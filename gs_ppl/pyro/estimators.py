@@ -336,7 +336,7 @@ class OneHot:
 
     @staticmethod
     def log_prob(a: Tensor, b: Tensor) -> Tensor:
-        return F.categorical_log_prob(a, b)[..., None]
+        return F.categorical_log_prob(a, b, a > -math.inf)[..., None]
 
     @staticmethod
     def pull(y: Tensor, v: Tensor) -> Tensor:

@@ -417,7 +417,7 @@ def one_hot_argmax(log_value: Tensor) -> Tensor:
     return torch.zeros_like(log_value).scatter(-1, index, 1.0)
 
 
-def categorical_log_prob(logits: Tensor, value: Tensor) -> Tensor:
+def categorical_log_prob(logits: Tensor, value: Tensor, finite: Tensor | None = None) -> Tensor:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
 
     Example:
@@ -425,24 +425,33 @@ def categorical_log_prob(logits: Tensor, value: Tensor) -> Tensor:
         tensor(-0.6931)
     """
     log_pi = log_softmax(logits)
-    masked = log_pi.isneginf()
-    log_prob = (value * log_pi.masked_fill(masked, 0.0)).sum(-1)
-    return log_prob.masked_fill((masked & (value != 0)).any(-1), -math.inf)
+    if finite is None:
+        return (value * log_pi).sum(-1)
+    log_prob = (value * log_pi.where(finite, 0.0)).sum(-1)
+    return log_prob.masked_fill((~finite & (value != 0)).any(-1), -math.inf)
 
 
-def categorical_entropy(logits: Tensor) -> Tensor:
+def categorical_entropy(logits: Tensor, finite: Tensor | None = None) -> Tensor:
     """Entropy -sum pi log pi."""
     log_pi = log_softmax(logits)
-    return -(log_pi.exp() * log_pi.masked_fill(log_pi.isneginf(), 0.0)).sum(-1)
+    return -(log_pi.exp() * (log_pi if finite is None else log_pi.where(finite, 0.0))).sum(-1)
 
 
-def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+def categorical_kl(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    p_finite: Tensor | None = None,
+    q_finite: Tensor | None = None,
+) -> Tensor:
     """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has."""
-    lp, lq = torch.broadcast_tensors(log_softmax(p_logits), log_softmax(q_logits))
-    p_masked, q_masked = lp.isneginf(), lq.isneginf()
-    difference = lp.masked_fill(p_masked, 0.0) - lq.masked_fill(q_masked, 0.0)
-    kl = (lp.exp() * difference).sum(-1)
-    return kl.masked_fill((q_masked & ~p_masked).any(-1), math.inf)
+    lp, lq = log_softmax(p_logits), log_softmax(q_logits)
+    pi = lp.exp()
+    lp = lp if p_finite is None else lp.where(p_finite, 0.0)
+    if q_finite is None:
+        return (pi * (lp - lq)).sum(-1)
+    kl = (pi * (lp - lq.where(q_finite, 0.0))).sum(-1)
+    missing = ~q_finite if p_finite is None else p_finite & ~q_finite
+    return kl.masked_fill(missing.any(-1), math.inf)
 
 
 # --- the binary laws ------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """KL divergences in torch's registry: mass against mass, density against density; mixed refused."""
 
+import math
 from typing import NoReturn
 
 import torch
@@ -31,6 +32,12 @@ def _logits(distribution: Distribution) -> Tensor:
     return distribution.a if own else distribution.logits
 
 
+def _finite(distribution: Distribution) -> Tensor | None:
+    """The categories that exist; None: all."""
+    own = isinstance(distribution, LogitsDistribution)
+    return distribution.finite if own else distribution.logits > -math.inf
+
+
 # --- mass against mass ----------------------------------------------------------------------------
 
 
@@ -38,7 +45,7 @@ def _logits(distribution: Distribution) -> Tensor:
 @register_kl(CategoricalScored, TorchOneHotCategorical)
 @register_kl(TorchOneHotCategorical, CategoricalScored)
 def _kl_categorical(p: Distribution, q: Distribution) -> Tensor:
-    return F.categorical_kl(_logits(p), _logits(q))
+    return F.categorical_kl(_logits(p), _logits(q), _finite(p), _finite(q))
 
 
 @register_kl(BernoulliScored, BernoulliScored)
