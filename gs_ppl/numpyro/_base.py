@@ -254,8 +254,8 @@ class LogitsDistribution(Parameters):
 class KeepsIntermediates:
     """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
 
-    The intermediates are [l, noise], or [l] alone for a sample of another distribution; for a
-    relaxed bit, its logit takes the place of l.
+    The intermediates are [l, residue of the noise], or [l] alone for a sample of another
+    distribution; of a relaxed bit, its logit and its noise.
     """
 
     def mask(self, mask: bool | Array) -> Distribution:

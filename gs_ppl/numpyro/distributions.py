@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; draws the log of a relaxed sample and the noise behind it."""
+    """A law with a temperature; draws a relaxed sample, its log and what it is scored by."""
 
     def __init__(
         self,
@@ -38,21 +38,24 @@ class Relaxed(LogitsDistribution):
     ) -> None:
         super().__init__(temperature, probs, logits, validate_args)
 
-    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, Array]:
-        shape = self.shape(tuple(sample_shape))
+    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, Array, Array]:
+        """Sample, l and the residue of the noise; of a bit, its logit and its noise."""
+        shape, dtype = self.shape(tuple(sample_shape)), self.logits.dtype
         a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(key, shape, dtype=a.dtype)
-            return F.gumbel_sigmoid_sample(tau, a, noise), noise
+            x = F.gumbel_sigmoid_sample(tau, a, noise)
+            return F.to_unit_interval(x, dtype), x, noise
         noise = F.exponential_noise(key, shape, dtype=a.dtype)
-        return F.exp_gumbel_softmax_sample(tau, a, noise, self.finite), noise
+        y, l, residue = F.gumbel_softmax_draw(tau, a, noise, self.finite)
+        return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
 
 
 class DensityScored(KeepsIntermediates, Relaxed):
     """Relaxed in law: scored as a density; own samples from their noise, others from their log.
 
-    The intermediates of a sample are [l, noise], of a sample of another distribution [l]; a value
-    without any is scored by itself.
+    The intermediates of a sample are [l, residue of the noise], of a bit its logit and its noise;
+    of a sample of another distribution [l]. A value without any is scored by itself.
     """
 
     scored_as = "density"
@@ -71,7 +74,7 @@ class DensityScored(KeepsIntermediates, Relaxed):
     def _log_simplex_density(self, draw: list[Array] | None, log_value: Array) -> Array:
         """Density of l with respect to the symmetric measure."""
         if draw is not None and len(draw) == 2:
-            return F.exp_gumbel_softmax_noise_log_prob(self.tau, draw[1], self.finite)
+            return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw[1], self.finite)
         return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
 
     def _refuse(self, what: str, why: str) -> NoReturn:
@@ -129,8 +132,8 @@ class ExpGumbelSoftmax(DensityScored):
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        l, noise = self._draw(key, sample_shape)
-        return l.astype(self.logits.dtype), [l, noise]
+        _, l, residue = self._draw(key, sample_shape)
+        return l.astype(self.logits.dtype), [l, residue]
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         draw = self._recall(value, intermediates)
@@ -187,8 +190,8 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        l, noise = self._draw(key, sample_shape)
-        return F.to_simplex(l, self.logits.dtype, self.finite), [l, noise]
+        y, l, residue = self._draw(key, sample_shape)
+        return y, [l, residue]
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         draw = self._recall(value, intermediates)
@@ -243,8 +246,8 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        x, noise = self._draw(key, sample_shape)
-        return F.to_unit_interval(x, self.logits.dtype), [x, noise]
+        y, x, noise = self._draw(key, sample_shape)
+        return y, [x, noise]
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         if intermediates or not self._enumerated:
@@ -408,8 +411,7 @@ class SoftOneHotCategorical(CategoricalScored, Relaxed):
     support = constraints.simplex
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        l, _ = self._draw(key, sample_shape)
-        return F.to_simplex(l, self.logits.dtype, self.finite)
+        return self._draw(key, sample_shape)[0]
 
 
 class SoftBernoulli(BernoulliScored, Relaxed):
@@ -427,8 +429,7 @@ class SoftBernoulli(BernoulliScored, Relaxed):
     support = numpyro_constraints.unit_interval
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        x, _ = self._draw(key, sample_shape)
-        return F.to_unit_interval(x, self.logits.dtype)
+        return self._draw(key, sample_shape)[0]
 
 
 GumbelSoftmax.binary, GumbelSoftmax.mass_scored = GumbelSigmoid, SoftOneHotCategorical

@@ -1,18 +1,22 @@
 """SVI with an annealed temperature."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import SVI
+from pyro.infer import JitTraceMeanField_ELBO as PyroJitTraceMeanField_ELBO
+from pyro.optim import PyroOptim
 from pyro.poutine import unwrap
+from torch import Tensor
+from torch.optim import Optimizer
 
 from gs_ppl import rewriting
 from gs_ppl.pyro.handlers import check
 
-__all__ = ["AnnealedSVI"]
+__all__ = ["AnnealedSVI", "JitTraceMeanField_ELBO", "TorchOptim"]
 
 
 def takes_temperature(fn: Callable) -> bool:
@@ -34,6 +38,76 @@ def annealed(fn: Callable) -> Callable:
     return program
 
 
+class TorchOptim(PyroOptim):
+    """One torch optimizer for all parameters, where Pyro's own have one for each.
+
+    Args:
+        optim: an optimizer, which then must have every parameter; or a function that makes one of
+            a list of parameters, which is called when they are first seen.
+    """
+
+    def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
+        super().__init__(optim, {})
+        self.make = None if isinstance(optim, Optimizer) else optim
+        self.optimizer = None if self.make else optim
+        self._saved: dict[str, Any] | None = None
+
+    def __call__(self, params: Iterable[Tensor]) -> None:
+        if self.optimizer is None:
+            self._resume() if self._saved else self._start(params)
+        known = {p for group in self.optimizer.param_groups for p in group["params"]}
+        new = by_name(p for p in params if p not in known)
+        if new and self.make is None:
+            names = ", ".join(new)
+            raise ValueError(f"AnnealedSVI: the optimizer must have every parameter, lacks {names}")
+        if new:
+            self.optimizer.add_param_group({"params": list(new.values())})
+        self.optimizer.step()
+
+    def _start(self, params: Iterable[Tensor]) -> None:
+        self.optimizer = self.make(list(by_name(params).values()))
+
+    def _resume(self) -> None:
+        store = dict(pyro.get_param_store().named_parameters())
+        first, *others = ([store[name] for name in group] for group in self._saved["names"])
+        self.optimizer = self.make(first)
+        for group in others:
+            self.optimizer.add_param_group({"params": group})
+        self.optimizer.load_state_dict(self._saved["optimizer"])
+
+    def get_state(self) -> dict[str, Any]:
+        if self.optimizer is None:
+            return self._saved or {}
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        state = self.optimizer.state_dict()
+        return {"names": [list(by_name(group)) for group in groups], "optimizer": state}
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+        if self.make is None:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        else:
+            self.optimizer = None
+
+
+def by_name(params: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Unconstrained parameters by their names in the store, in the order of these."""
+    store = pyro.get_param_store()
+    return dict(sorted((store.param_name(p), p) for p in params))
+
+
+class JitTraceMeanField_ELBO(PyroJitTraceMeanField_ELBO):
+    """Pyro's, compiled once: its own compiles at every step, since it looks under another name.
+
+    Example:
+        >>> elbo = JitTraceMeanField_ELBO(ignore_jit_warnings=True)
+    """
+
+    @property
+    def _loss_and_surrogate_loss(self) -> Callable | None:
+        return getattr(self, "_differentiable_loss", None)
+
+
 class AnnealedSVI(SVI):
     """SVI whose step t runs at the temperature schedule(t).
 
@@ -42,7 +116,9 @@ class AnnealedSVI(SVI):
     tensor, so that the Jit ELBOs compile once.
 
     Args:
-        model, guide, optim, loss: as in pyro.infer.SVI.
+        model, guide, loss: as in pyro.infer.SVI.
+        optim: an optimizer of Pyro's; or, faster, one of torch's, or a function that makes one of a
+            list of parameters, such as partial(torch.optim.Adam, lr=1e-3, fused=True).
         schedule: step -> temperature, e.g. one of gs_ppl.temperature.
 
     Example:
@@ -72,6 +148,7 @@ class AnnealedSVI(SVI):
         schedule: Callable[[int], Any],
         **kwargs: Any,
     ) -> None:
+        optim = optim if isinstance(optim, PyroOptim) else TorchOptim(optim)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self.num_steps = 0
