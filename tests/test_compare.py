@@ -434,7 +434,7 @@ def test_the_guide_alone_may_be_enumerated(backend):
     session = backend.session(*one_site(backend, np.zeros(3), np.zeros(3)))
     session.table = table.get
     families = [backend.gs.STGumbelSoftmax]
-    report = comparison.run(session, families, [], [0.5], 3, [], 100, progress_bar=False)
+    report = comparison.run(session, families, [], [0.5], 3, 1, [], 100, progress_bar=False)
     assert report.evidence is None
     assert report.elbo is not None
     assert list(report.marginals) == ["z"]
