@@ -72,6 +72,10 @@ class NumPyroBackend:
         grads = self.jax.grad(f, argnums=tuple(range(len(xs))))(*xs)
         return [self.numpy(g) for g in grads]
 
+    def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
+        """Sample, its log and the residue in one step."""
+        return self.F.gumbel_softmax_draw(tau, logits, noise, finite)
+
     def functional_grad(self, f: Callable) -> Callable:
         return self.jax.grad(f)
 

@@ -73,6 +73,10 @@ class PyroBackend:
         xs = [x.detach().clone().requires_grad_() for x in xs]
         return [self.numpy(g) for g in self.torch.autograd.grad(f(*xs), xs)]
 
+    def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
+        """Sample, its log and the residue in one step; torch's takes the noise's memory."""
+        return self.F.gumbel_softmax_draw_(tau, logits, noise.clone(), finite)
+
     def functional_grad(self, f: Callable) -> Callable:
         return self.torch.func.grad(f)
 

@@ -95,6 +95,39 @@ def test_same_noise_same_sample():
     )
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("shape", [(5, 4), (3, 100)], ids=["short", "long"])
+def test_one_step_draw_is_its_formulas(backend, shape, masked):
+    """Sample, log and residue, and by hand the gradients by temperature and logits."""
+    rng, F = np.random.default_rng(0), backend.F
+    a, w, v = rng.normal(size=(3, *shape))
+    if masked:
+        a[:, 1] = -np.inf
+    w, v, E = map(backend.array, (w, v, rng.exponential(size=shape)))
+    a, tau = backend.array(a), backend.array(np.linspace(0.3, 2.0, shape[0]))
+    finite = a > -math.inf if masked else None
+
+    def by_formulas(tau, a):
+        l = F.exp_gumbel_softmax_sample(tau, a, E, finite)
+        return F.to_simplex(l, l.dtype, finite), l, F.noise_residue(E, finite)
+
+    def loss(draw, tau, a):
+        y, l, _ = draw(tau, a)
+        return (F.sum_finite(w * y, finite) + F.sum_finite(v * l, finite)).sum()
+
+    def in_one_step(tau, a):
+        return backend.draw(tau, a, E, finite)
+
+    for x, expected in zip(in_one_step(tau, a), by_formulas(tau, a), strict=True):
+        np.testing.assert_allclose(backend.numpy(x), backend.numpy(expected), rtol=1e-12)
+    found, expected = (
+        backend.grad(lambda tau, a, draw=draw: loss(draw, tau, a), tau, a)
+        for draw in (in_one_step, by_formulas)
+    )
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
 # --- the relaxed laws -----------------------------------------------------------------------------
 
 
