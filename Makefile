@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint wheel-test newer-test clean
+.PHONY: demo test lint wheel-test newer-test bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
@@ -25,6 +25,17 @@ wheel-test: $(INSTALLED)
 
 newer-test:
 	tests/newer/run.sh
+
+# On a machine that does nothing else; each program writes its section of one record.
+bench: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/speed.py --output tests/benchmarks
+	$(BIN)/python tests/benchmarks/steps.py --output tests/benchmarks
+	$(BIN)/python tests/benchmarks/memory.py --output tests/benchmarks
+	$(BIN)/python tests/readme_tables.py
+
+$(VENV)/.bench: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist results *.egg-info .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -220,6 +221,139 @@ def figure5() -> str:
     return f"{table(header, rows)}\n\n{versions_of([record])}"
 
 
+# --- time and memory, of tests/benchmarks/README.md ----------------------------------------------
+
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+
+
+def read_bench(section: str) -> tuple[dict, str]:
+    """The sides of a section, and the line that says where it comes from."""
+    record = json.loads((BENCHMARKS / "speed.json").read_text())[section]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return record["sides"], f"`{record['command']}`; {record['machine']}; {versions}."
+
+
+def shape_of(row: dict) -> str:
+    return f"({', '.join(map(str, row['shape']))})"
+
+
+def speed(side: str) -> str:
+    """Microseconds of ours; of the others how many times as long."""
+    sides, source = read_bench("speed")
+    ours, rows = sides[side]["ours"], sides[side]["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["us"]))
+
+    def cell(row: dict, name: str) -> str:
+        us, times = row["us"].get(name), row["times ours"].get(name)
+        if us is None:
+            return "refuses" if name in row["us"] else ""
+        return f"{us:.0f}" if name == ours else f"{us:.0f} ({times:.2f})"
+
+    shown = [[shape_of(row), row["extent"], *(cell(row, name) for name in names)] for row in rows]
+    return f"{table(['shape', 'µs', *names], shown)}\n\n{source}"
+
+
+def steps() -> str:
+    sides, source = read_bench("steps")
+    shown = [
+        [TITLES[name], contender, f"{us / 1e3:.2f}", f"{side['times ours'][contender]:.2f}"]
+        for name, side in sides.items()
+        for contender, us in side["us"].items()
+    ]
+    return f"{table(['PPL', 'step', 'ms', 'times ours'], shown)}\n\n{source}"
+
+
+def memory() -> str:
+    sides, source = read_bench("memory")
+    shown = [
+        [
+            TITLES[side],
+            shape_of(row),
+            name,
+            *(f"{size / 1e6:.2f}" for size in (row["minimum"], peak)),
+            f"{peak / row['minimum']:.2f}",
+        ]
+        for side, found in sides.items()
+        for row in found["rows"]
+        for name, peak in row["peaks"].items()
+    ]
+    header = ["PPL", "shape", "class", "minimum, MB", "peak, MB", "ratio"]
+    return f"{table(header, shown)}\n\n{source}"
+
+
+Goal = tuple[str, str, str, str, list[float]]
+K10, K1000 = [[100, 30, 10], [1024, 30, 10]], [[128, 1, 1000], [1, 1, 1_000_000]]
+DRAW = "rsample, log_prob"
+
+
+def find_goals() -> list[Goal]:
+    """What, beside what, the bound, its unit, and the figures: the worst of them counts."""
+    found, took, peaks = (read_bench(section)[0] for section in ("speed", "steps", "memory"))
+
+    def times(side: str, extent: str, peer: str, shapes: list) -> list[float]:
+        """Of how long ours takes; a peer that is absent or refuses has none."""
+        rows = (row for row in found[side]["rows"] if row["shape"] in shapes)
+        all_times = (row["times ours"].get(peer) for row in rows if row["extent"] == extent)
+        return [x for x in all_times if x is not None]
+
+    def faster(side: str, extent: str, peer: str, shapes: list, bound: str) -> Goal:
+        at = "K ≥ 1000" if shapes is K1000 else "K = 10"
+        figures = times(side, extent, peer, shapes)
+        return f"{TITLES[side]}: {extent}, {at}", peer, bound, "as fast", figures
+
+    back, grad = f"{DRAW}, backward", f"{DRAW}, value_and_grad"
+    torch_peer, tfp = "RelaxedOneHotCategorical", "TFP RelaxedOneHotCategorical"
+    over_floor = [1 / x for x in times("pyro", back, "floor", K10 + K1000)]
+    return [
+        faster("pyro", back, torch_peer, K10, "≥ 3"),
+        faster("pyro", back, f"{torch_peer}, validated", K10, "≥ 4.5"),
+        faster("pyro", back, torch_peer, K1000, "≥ 3.5"),
+        (f"Pyro: {back}", "one uniform and two logs", "≤ 2.8", "as long", over_floor),
+        faster("numpyro", DRAW, tfp, K10, "≥ 2.5"),
+        faster("numpyro", grad, tfp, K10, "≥ 3"),
+        *(
+            (f"{TITLES[name]}: SVI step", took[name]["by hand"], bound, "as long", [1 / by_hand])
+            for name, bound in (("pyro", "≤ 1.05"), ("numpyro", "≤ 1.03"))
+            for by_hand in [took[name]["times ours"][took[name]["by hand"]]]
+        ),
+        *(
+            (f"{TITLES[name]}: {DRAW}", "minimum", "≤ 1.2", "as much memory", figures)
+            for name, side in peaks.items()
+            for figures in [[row["peaks"][side["ours"]] / row["minimum"] for row in side["rows"]]]
+        ),
+    ]
+
+
+def show(figures: list[float], unit: str) -> str:
+    shown = list(dict.fromkeys(f"{x:.2f}" for x in (min(figures), max(figures))))
+    return f"{' to '.join(shown)} times {unit}"
+
+
+def speed_in_short() -> str:
+    rows = [[what, beside, show(x, unit)] for what, beside, _, unit, x in find_goals() if x]
+    return f"{table(['what', 'beside', 'here'], rows)}\n\n{read_bench('speed')[1]}"
+
+
+def goals() -> str:
+    rows = []
+    for what, beside, bound, unit, figures in find_goals():
+        sign, limit = bound.split()
+        reached = sign == "≥" and min(figures, default=0) >= float(limit)
+        reached |= sign == "≤" and max(figures) <= float(limit)
+        here = show(figures, unit) if figures else "not measured"
+        rows.append([what, beside, bound, here, "reached" if reached else "missed"])
+    return table(["what", "beside", "to reach", "here", ""], rows)
+
+
+BENCH = {
+    "goals": goals,
+    "speed_pyro": partial(speed, "pyro"),
+    "speed_numpyro": partial(speed, "numpyro"),
+    "steps": steps,
+    "memory": memory,
+}
+
+
 PAPER = {"table1": table1, "table2": table2, "grey": grey, "figure5": figure5}
 TABLES = {
     "demo": demo,
@@ -228,10 +362,15 @@ TABLES = {
     "hidden_markov": hidden_markov,
     "which_causes": which_causes,
     "estimators": estimators,
+    "speed": speed_in_short,
 }
 
 
-DOCUMENTS = {ROOT / "README.md": TABLES, ROOT / "models" / "README.md": PAPER}
+DOCUMENTS = {
+    ROOT / "README.md": TABLES,
+    ROOT / "models" / "README.md": PAPER,
+    BENCHMARKS / "README.md": BENCH,
+}
 
 
 def filled(path: Path) -> str:

@@ -1,6 +1,8 @@
 """What is timed in JAX, all of it compiled: name -> call, for a shape and an extent of the work."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +14,10 @@ try:
 except ImportError:  # the `bench` extra has it
     RelaxedOneHotCategorical = None
 
-PACKAGES = ["jax", "numpyro", "tfp-nightly"]
 OURS, PEER = "GumbelSoftmax", "TFP RelaxedOneHotCategorical"
 SWEPT = [OURS, PEER, "floor"]
 EXTENTS = ["rsample", "rsample, log_prob", "rsample, log_prob, value_and_grad"]
 TEMPERATURE = 1.0
-
-
-def pin() -> None:
-    """XLA makes as many threads as the process may use processors."""
 
 
 def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -45,14 +42,28 @@ def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Calla
             return (w * y).sum() + score.sum()
 
         if extent.endswith("value_and_grad"):
-            f = jax.jit(jax.value_and_grad(loss))
-            return lambda: jax.block_until_ready(f(a, key))
-        f = jax.jit(draw)
-        return lambda: jax.block_until_ready(f(key, a))
+            return partial(wait, jax.jit(jax.value_and_grad(loss)), a, key)
+        return partial(wait, jax.jit(draw), key, a)
 
     contenders = {OURS: call(of_ours)}
     if RelaxedOneHotCategorical is not None:
         contenders[PEER] = call(of_peer)
-    floor = jax.jit(lambda key: jax.random.exponential(key, shape, jnp.float32))
-    contenders["floor"] = lambda: jax.block_until_ready(floor(key))
+    # one exponential draw, flat: in its shape it takes longer to run, and seconds to compile
+    contenders["floor"] = partial(wait, floor, key, math.prod(shape))
     return contenders
+
+
+def wait(f: Callable, *arguments: object) -> object:
+    return jax.block_until_ready(f(*arguments))
+
+
+@partial(jax.jit, static_argnums=1)
+def floor(key: jax.Array, size: int) -> jax.Array:
+    return jax.random.exponential(key, (size,), jnp.float32)
+
+
+def peak(call: partial) -> int:
+    """Bytes of what the compiled call returns and of its scratch, as XLA has planned them."""
+    f, *arguments = call.args
+    plan = f.lower(*arguments).compile().memory_analysis()
+    return plan.output_size_in_bytes + plan.temp_size_in_bytes

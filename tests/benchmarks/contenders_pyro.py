@@ -1,5 +1,6 @@
 """What is timed in torch: name -> call, for a shape and an extent of the work."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -8,16 +9,11 @@ from torch.nn.functional import gumbel_softmax
 
 from gs_ppl.pyro import GumbelSoftmax
 
-PACKAGES = ["torch", "pyro-ppl"]
 OURS, PEER = "GumbelSoftmax", "RelaxedOneHotCategorical"
 SWEPT = [OURS, PEER, "floor"]
 EXTENTS = ["rsample", "rsample, log_prob", "rsample, log_prob, backward"]
 # at 0.5 the peer's own check refuses nearly every batch of its samples
 TEMPERATURE = 1.0
-
-
-def pin() -> None:
-    torch.set_num_threads(1)
 
 
 def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -53,3 +49,13 @@ def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Calla
     # one uniform and two logs, in place
     contenders["floor"] = lambda: torch.rand(shape).log_().neg_().log_()
     return contenders
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes that live at most at one time, of those which the call asked the allocator for."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        kept = call()
+    del kept
+    events = profile.profiler.kineto_results.events()
+    events = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(size for _, size in events))

@@ -1,0 +1,32 @@
+"""How long an SVI step of the paper's auto-encoder takes, beside a loop written by hand.
+
+    make bench    # or: python tests/benchmarks/steps.py --output tests/benchmarks
+
+writes a section of speed.json. 784-(20x10)-784, linear, batches of 100 drawn at each step, Adam;
+loops without a PPL that have the same networks, minibatches, objective and optimizer. One pinned
+thread; the contenders take turns, round by round; process CPU time.
+"""
+
+import importlib
+from argparse import Namespace
+
+import numpy as np
+from harness import interleave, summary
+from record import run
+
+VARIABLES, CLASSES, PIXELS, BATCH = 20, 10, 784, 100
+STEPS = 20  # of a call
+
+
+def measure(side: str, options: Namespace) -> dict:
+    pixels, batch, steps = (6, 5, 2) if options.quick else (PIXELS, BATCH, STEPS)
+    images = (np.random.default_rng(0).random((1000, pixels)) < 0.2).astype(np.float32)
+    contenders = importlib.import_module(f"steps_{side}")
+    loops = contenders.make(images, VARIABLES, CLASSES, batch, steps)
+    found = summary(interleave(loops, options.rounds, options.seconds), contenders.OURS)
+    found["us"] = {name: us / steps for name, us in found["us"].items()}
+    return {"ours": contenders.OURS, "by hand": contenders.BY_HAND, **found}
+
+
+if __name__ == "__main__":
+    run("steps", __doc__.splitlines()[0], measure)
