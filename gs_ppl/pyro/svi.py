@@ -63,6 +63,7 @@ class TorchOptim(PyroOptim):
         if new:
             self.optimizer.add_param_group({"params": list(new.values())})
         self.optimizer.step()
+        self.optimizer.zero_grad()  # to None: SVI would write zeros, and backward add to them
 
     def _start(self, params: Iterable[Tensor]) -> None:
         self.optimizer = self.make(list(by_name(params).values()))
