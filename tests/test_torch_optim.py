@@ -111,6 +111,11 @@ def test_parameters_that_come_later_are_trained(backend):
     assert len(run.optim.optimizer.param_groups) == 2
 
 
+def test_what_is_no_optimizer_is_refused(backend):
+    with pytest.raises(TypeError, match="optim must be an optimizer .*, got dict"):
+        Program(backend).run({"lr": 0.05})
+
+
 def test_an_optimizer_must_have_every_parameter(backend):
     program = Program(backend)
     program.model(), program.guide()

@@ -47,6 +47,11 @@ class TorchOptim(PyroOptim):
     """
 
     def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
+        if not (isinstance(optim, Optimizer) or callable(optim)):
+            raise TypeError(
+                "AnnealedSVI: optim must be an optimizer of Pyro's or torch's, or a function that"
+                f" makes one of a list of parameters, got {type(optim).__name__}"
+            )
         super().__init__(optim, {})
         self.make = None if isinstance(optim, Optimizer) else optim
         self.optimizer = None if self.make else optim
