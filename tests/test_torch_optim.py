@@ -112,7 +112,7 @@ def test_parameters_that_come_later_are_trained(backend):
 
 
 def test_what_is_no_optimizer_is_refused(backend):
-    with pytest.raises(TypeError, match="optim must be an optimizer .*, got dict"):
+    with pytest.raises(TypeError, match=r"optim must be an optimizer .*, got dict"):
         Program(backend).run({"lr": 0.05})
 
 
