@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from gs_ppl import rewriting
 from gs_ppl.pyro.handlers import check
 
-__all__ = ["AnnealedSVI", "JitTraceMeanField_ELBO", "TorchOptim"]
+__all__ = ["AnnealedSVI"]  # the rest is what only torch needs
 
 
 def takes_temperature(fn: Callable) -> bool:
