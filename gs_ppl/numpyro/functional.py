@@ -388,6 +388,8 @@ def one_hot_argmax(log_value: Array) -> Array:
 def categorical_log_prob(logits: Array, value: Array, finite: Array | None = None) -> Array:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
 
+    Logits of -inf want `finite`, the categories that exist: without it the sum has 0 times -inf.
+
     Example:
         >>> round(float(categorical_log_prob(jnp.zeros(2), jnp.array([0.25, 0.75]))), 4)
         -0.6931
@@ -400,11 +402,10 @@ def categorical_log_prob(logits: Array, value: Array, finite: Array | None = Non
 
 
 def categorical_entropy(logits: Array, finite: Array | None = None) -> Array:
-    """Entropy -sum pi log pi."""
+    """Entropy -sum pi log pi; logits of -inf want `finite`, as in categorical_log_prob."""
     log_pi = log_softmax(logits)
-    return -(jnp.exp(log_pi) * (log_pi if finite is None else jnp.where(finite, log_pi, 0.0))).sum(
-        -1
-    )
+    existing = log_pi if finite is None else jnp.where(finite, log_pi, 0.0)
+    return -(jnp.exp(log_pi) * existing).sum(-1)
 
 
 def categorical_kl(
@@ -413,7 +414,10 @@ def categorical_kl(
     p_finite: Array | None = None,
     q_finite: Array | None = None,
 ) -> Array:
-    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has."""
+    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has.
+
+    Logits of -inf want `p_finite` and `q_finite`, as in categorical_log_prob.
+    """
     lp, lq = log_softmax(p_logits), log_softmax(q_logits)
     pi = jnp.exp(lp)
     lp = lp if p_finite is None else jnp.where(p_finite, lp, 0.0)

@@ -420,6 +420,8 @@ def one_hot_argmax(log_value: Tensor) -> Tensor:
 def categorical_log_prob(logits: Tensor, value: Tensor, finite: Tensor | None = None) -> Tensor:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
 
+    Logits of -inf want `finite`, the categories that exist: without it the sum has 0 times -inf.
+
     Example:
         >>> categorical_log_prob(torch.zeros(2), torch.tensor([0.25, 0.75]))
         tensor(-0.6931)
@@ -432,9 +434,10 @@ def categorical_log_prob(logits: Tensor, value: Tensor, finite: Tensor | None = 
 
 
 def categorical_entropy(logits: Tensor, finite: Tensor | None = None) -> Tensor:
-    """Entropy -sum pi log pi."""
+    """Entropy -sum pi log pi; logits of -inf want `finite`, as in categorical_log_prob."""
     log_pi = log_softmax(logits)
-    return -(log_pi.exp() * (log_pi if finite is None else log_pi.where(finite, 0.0))).sum(-1)
+    existing = log_pi if finite is None else log_pi.where(finite, 0.0)
+    return -(log_pi.exp() * existing).sum(-1)
 
 
 def categorical_kl(
@@ -443,7 +446,10 @@ def categorical_kl(
     p_finite: Tensor | None = None,
     q_finite: Tensor | None = None,
 ) -> Tensor:
-    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has."""
+    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has.
+
+    Logits of -inf want `p_finite` and `q_finite`, as in categorical_log_prob.
+    """
     lp, lq = log_softmax(p_logits), log_softmax(q_logits)
     pi = lp.exp()
     lp = lp if p_finite is None else lp.where(p_finite, 0.0)
