@@ -111,6 +111,19 @@ def test_parameters_that_come_later_are_trained(backend):
     assert len(run.optim.optimizer.param_groups) == 2
 
 
+def test_an_optimizer_may_have_other_parameters(backend):
+    """Also in its state, and before a step."""
+    program = Program(backend)
+    program.model(), program.guide()
+    other = program.torch.ones(2, requires_grad=True)
+    run = program.run(program.torch.optim.Adam([other, *program.parameters()], lr=0.05))
+    run.set_state(run.get_state())
+    run.step()
+    run.set_state(run.get_state())
+    run.step()
+    assert other.tolist() == [1.0, 1.0]
+
+
 def test_what_is_no_optimizer_is_refused(backend):
     with pytest.raises(TypeError, match=r"optim must be an optimizer .*, got dict"):
         Program(backend).run({"lr": 0.05})

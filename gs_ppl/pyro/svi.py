@@ -58,8 +58,10 @@ class TorchOptim(PyroOptim):
         self._saved: dict[str, Any] | None = None
 
     def __call__(self, params: Iterable[Tensor]) -> None:
-        if self.optimizer is None:
-            self._resume() if self._saved else self._start(params)
+        if self.optimizer is None and self._saved:
+            self._resume()
+        elif self.optimizer is None:
+            self.optimizer = self.make(list(by_name(params).values()))
         known = {p for group in self.optimizer.param_groups for p in group["params"]}
         new = by_name(p for p in params if p not in known)
         if new and self.make is None:
@@ -69,9 +71,6 @@ class TorchOptim(PyroOptim):
             self.optimizer.add_param_group({"params": list(new.values())})
         self.optimizer.step()
         self.optimizer.zero_grad()  # to None: SVI would write zeros, and backward add to them
-
-    def _start(self, params: Iterable[Tensor]) -> None:
-        self.optimizer = self.make(list(by_name(params).values()))
 
     def _resume(self) -> None:
         store = dict(pyro.get_param_store().named_parameters())
@@ -84,9 +83,11 @@ class TorchOptim(PyroOptim):
     def get_state(self) -> dict[str, Any]:
         if self.optimizer is None:
             return self._saved or {}
+        state = {"optimizer": self.optimizer.state_dict()}
+        if self.make is None:
+            return state  # the caller's own order; it may have parameters that no program has
         groups = [group["params"] for group in self.optimizer.param_groups]
-        state = self.optimizer.state_dict()
-        return {"names": [list(by_name(group)) for group in groups], "optimizer": state}
+        return state | {"names": [list(by_name(group)) for group in groups]}
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict
