@@ -286,8 +286,8 @@ def test_baseline_has_adapted(backend, x):
     found = [
         backend.compare(*pair, families=[elbo], num_samples=1000).estimates[0] for _ in range(2)
     ]
-    assert found[0] == found[1]  # what the first one learnt has gone
     gradient = found[0].gradient
+    assert gradient == found[1].gradient  # what the first one learnt has gone
     assert gradient.size == 3
     assert gradient.bias < 4 * gradient.floor
     assert gradient.variance < 2.3 * variance
