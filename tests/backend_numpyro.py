@@ -49,6 +49,10 @@ class NumPyroBackend:
     def noise(self, kind: str, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
         return getattr(self.F, f"{kind}_noise")(self.jax.random.key(seed), shape, dtype=dtype)
 
+    def own_noise(self, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """That of a sample of this shape, drawn from this seed."""
+        return self.noise("exponential", seed, shape, dtype)
+
     def sample(self, d: Any, seed: int, shape: tuple[int, ...] = ()) -> Array:
         return d.sample(self.jax.random.key(seed), shape)
 

@@ -46,6 +46,11 @@ class PyroBackend:
         self.torch.manual_seed(seed)
         return getattr(self.F, f"{kind}_noise")(shape, dtype=getattr(self.torch, dtype))
 
+    def own_noise(self, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """That of a sample of this shape, drawn from this seed."""
+        self.torch.manual_seed(seed)
+        return self.F.noise_to_draw_from(shape, dtype=getattr(self.torch, dtype), device=None)
+
     def sample(self, d: Any, seed: int | None, shape: tuple[int, ...] = ()) -> Array:
         if seed is not None:
             self.torch.manual_seed(seed)

@@ -44,7 +44,7 @@ class Relaxed(LogitsDistribution):
             noise = F.logistic_noise(shape, dtype=a.dtype, device=a.device)
             x = F.gumbel_sigmoid_sample(tau, a, noise)
             return F.to_unit_interval(x, dtype), x, noise
-        noise = F.exponential_noise(shape, dtype=a.dtype, device=a.device)
+        noise = F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device)
         y, l, residue = F.gumbel_softmax_draw_(tau, a, noise, self.finite)
         return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
 

@@ -6,7 +6,6 @@ logit of -inf masks its category; `finite` marks the categories that exist, None
 Everything is in nats.
 """
 
-import inspect
 import math
 from typing import Any
 
@@ -70,6 +69,25 @@ def logistic_noise(
     """Standard logistic noise L = log u - log(1 - u), finite: in float32 in [-17.33, 16.636]."""
     u = uniform_noise(shape, dtype=dtype, device=device)
     return u.log() - (-u).log1p()
+
+
+# Sums over a short axis are several times faster where it is the outermost in memory.
+SHORT = 64
+
+
+def _axis_in_memory(shape: tuple[int, ...]) -> int:
+    """Where the draws have the class axis in memory: outermost if it is short."""
+    return 0 if shape[-1] <= SHORT else -1
+
+
+def noise_to_draw_from(
+    shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | None
+) -> Tensor:
+    """Exponential noise, in memory as gumbel_softmax_draw_ wants it."""
+    if _axis_in_memory(shape) == -1:
+        return exponential_noise(shape, dtype=dtype, device=device)
+    shape = shape[-1:] + shape[:-1]
+    return exponential_noise(shape, dtype=dtype, device=device).movedim(0, -1)
 
 
 # --- categories -----------------------------------------------------------------------------------
@@ -140,7 +158,7 @@ def gumbel_softmax_draw_(
 
     They are those of exp_gumbel_softmax_sample, to_simplex and noise_residue; but in one step that
     takes the noise for a constant, differentiates by hand and needs no memory beside y and l. Where
-    a compiler or a tracer does as much, it sees these three, and the noise stays.
+    a compiler, a tracer or torch.func does as much, it sees these three, and the noise stays.
 
     Example:
         >>> y, l, residue = gumbel_softmax_draw_(0.5, torch.zeros(2), torch.tensor([1.0, 2.0]))
@@ -148,13 +166,14 @@ def gumbel_softmax_draw_(
         tensor([0.8000, 0.2000])
     """
     if finite is None and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
-        return _Draw.apply(torch.as_tensor(temperature, dtype=logits.dtype), logits, noise)
+        try:
+            return _Draw.apply(torch.as_tensor(temperature, dtype=logits.dtype), logits, noise)
+        except RuntimeError as error:
+            # what torch.func asks for would cost as much as some of the sums
+            if "setup_context" not in str(error):
+                raise
     l = exp_gumbel_softmax_sample(temperature, logits, noise, finite)
     return to_simplex(l, l.dtype, finite), l, noise_residue(noise, finite)
-
-
-# Sums over a short axis are several times faster where it is the outermost in memory.
-SHORT = 64
 
 
 class _Draw(torch.autograd.Function):
@@ -164,28 +183,27 @@ class _Draw(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(tau: Tensor, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        *batch, K = noise.shape
-        l, scratch = torch.empty_like(noise), noise
-        if K <= SHORT:
-            l, scratch = (x.view(K, *batch).movedim(0, -1) for x in (l, scratch))
-        log_mean = l.copy_(noise).mean(-1).log_()
-        residue = l.log_().sum(-1).sub_(log_mean, alpha=K)
-        torch.sub(logits, l, out=l).div_(_column(tau))
-        l -= l.amax(-1, keepdim=True)
-        log_sum = torch.exp(l, out=scratch).sum(-1, keepdim=True).log_()
-        y = torch.sub(l, log_sum, out=noise).exp_().clamp_(*open_unit_interval(l.dtype))
-        return y.detach(), l.sub_(log_sum), residue
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        tau, logits, _ = inputs
-        y, l, residue = output
+    def forward(
+        ctx: Any, tau: Tensor, logits: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        K, first = noise.shape[-1], _axis_in_memory(noise.shape)
+        memory = noise.movedim(-1, first).contiguous()
+        x = memory.movedim(first, -1)
+        log_mean = x.mean(-1).log_()
+        residue = x.log_().sum(-1).sub_(log_mean, alpha=K)
+        torch.sub(logits, x, out=x).div_(_column(tau))
+        if first == 0:
+            l = memory.log_softmax(0).movedim(0, -1)
+        else:  # log_softmax sums one term after the other
+            l = x - x.amax(-1, keepdim=True)
+            l -= torch.exp(l, out=x).sum(-1, keepdim=True).log_()
+        y = memory.view(noise.shape).copy_(l).exp_().clamp_(*open_unit_interval(l.dtype))
         ctx.shape = logits.shape
         ctx.save_for_backward(tau, y, l)
         ctx.save_for_forward(tau, y, l)
         ctx.mark_non_differentiable(residue)
         ctx.set_materialize_grads(False)
+        return y, l, residue
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_l: Tensor | None, _: None) -> tuple:
@@ -205,27 +223,6 @@ class _Draw(torch.autograd.Function):
         z = (z if tau_tangent is None else z - l * _column(tau_tangent)) / _column(tau)
         z = z - (y * z).sum(-1, keepdim=True)
         return y * z, z, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, tau: Tensor, logits: Tensor, noise: Tensor) -> tuple:
-        """Lanes go first; in front of a shorter batch shape, ones keep them apart from it."""
-        rank = noise.dim() - (in_dims[2] is not None)
-
-        def lanes(x: Tensor, dim: int | None, rank: int) -> Tensor:
-            if dim is None:
-                return x
-            x = x.movedim(dim, 0)
-            return x.reshape(x.shape[:1] + (1,) * (rank + 1 - x.dim()) + x.shape[1:])
-
-        noise = lanes(noise, in_dims[2], rank)
-        noise = noise.expand(info.batch_size, *noise.shape[-rank:])
-        noise = noise.clone(memory_format=torch.contiguous_format)
-        tau, logits = lanes(tau, in_dims[0], rank - 1), lanes(logits, in_dims[1], rank)
-        return _Draw.apply(tau, logits, noise), (0, 0, 0)
-
-
-# torch asks for it at each call, and it takes as long as some of the sums
-_Draw.forward.__signature__ = inspect.signature(_Draw.forward)
 
 
 def exp_gumbel_softmax_log_prob(
