@@ -38,7 +38,7 @@ def test_loop_by_hand_is_the_objective_in_torch(monkeypatch):
     pyro.set_rng_seed(0)
     vae = steps.VAE(3, 4, (), 6)
     x = steps.torch.bernoulli(steps.torch.full((5, 6), 0.5))
-    loop, svi = steps.Loop(vae, steps.draw), steps.make_svi(vae)
+    loop, svi = steps.Loop(vae, steps.draw), steps.make_svi(vae, steps.TraceMeanField_ELBO())
     pyro.set_rng_seed(1)
     expected = svi.evaluate_loss(x)
     pyro.set_rng_seed(1)

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
 from torch.distributions import constraints
 
@@ -17,11 +18,15 @@ from gs_ppl.pyro.functional import Temperature
 
 
 def read(*scalars: Tensor) -> list[float] | None:
-    """Values as Python numbers; None where they cannot be read: vmap, tracing, compiling."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    """Values as Python numbers; None where they cannot be read: vmap, compiling.
+
+    A tracer keeps what follows from them as it was: whether categories are masked, for one.
+    """
+    if torch.compiler.is_compiling():
         return None
     try:
-        return [scalar.item() for scalar in scalars]
+        with ignore_jit_warnings():
+            return [scalar.item() for scalar in scalars]
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise

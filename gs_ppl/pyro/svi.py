@@ -6,10 +6,13 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import infer, poutine
 from pyro.infer import SVI
-from pyro.infer import JitTraceMeanField_ELBO as PyroJitTraceMeanField_ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from pyro.poutine import unwrap
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -103,8 +106,48 @@ def by_name(params: Iterable[Tensor]) -> dict[str, Tensor]:
     return dict(sorted((store.param_name(p), p) for p in params))
 
 
-class JitTraceMeanField_ELBO(PyroJitTraceMeanField_ELBO):
-    """Pyro's, compiled once: its own compiles at every step, since it looks under another name.
+class ScoredOnDemand(dict):
+    """A site of a trace, which is scored when its score is asked for."""
+
+    def __missing__(self, key: str) -> Any:
+        alone = poutine.Trace()
+        alone.add_node(self["name"], **self)
+        if key == "score_parts":
+            alone.compute_score_parts()
+        elif key == "log_prob_sum":
+            alone.compute_log_prob()
+        else:
+            raise KeyError(key)
+        self.update(alone.nodes[self["name"]])
+        return self[key]
+
+
+class TraceMeanField_ELBO(infer.TraceMeanField_ELBO):
+    """Pyro's, without the scores that it has no use for: those of sites whose divergence is known.
+
+    Where validation is on it takes them as well, since their checks are wanted.
+
+    Example:
+        >>> elbo = TraceMeanField_ELBO(num_particles=2)
+    """
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple:
+        if is_validation_enabled() or isinstance(unwrap(guide), Messenger):
+            return super()._get_trace(model, guide, args, kwargs)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        traces = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        for trace in traces:
+            trace.nodes.update({n: ScoredOnDemand(site) for n, site in trace.nodes.items()})
+        return traces
+
+
+class JitTraceMeanField_ELBO(TraceMeanField_ELBO, infer.JitTraceMeanField_ELBO):
+    """The same, compiled once: Pyro's compiles at every step, since it looks under another name.
+
+    What a program's structure is it shows at its first step, and with it whether its logits mask
+    categories: where they do so later alone, the loss is no longer finite.
 
     Example:
         >>> elbo = JitTraceMeanField_ELBO(ignore_jit_warnings=True)

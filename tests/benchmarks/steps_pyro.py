@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pyro
 import torch
-from pyro.infer import ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, gumbel_softmax
 
@@ -15,7 +15,7 @@ from gs_ppl import temperature
 from gs_ppl.models.vae_pyro import VAE
 from gs_ppl.pyro import AnnealedSVI, relax
 from gs_ppl.pyro import functional as F
-from gs_ppl.pyro.svi import JitTraceMeanField_ELBO
+from gs_ppl.pyro.svi import JitTraceMeanField_ELBO, TraceMeanField_ELBO
 
 OURS, PLAIN, BY_HAND = "AnnealedSVI compiled", "AnnealedSVI", "torch loop"
 ADAM = partial(torch.optim.Adam, lr=1e-3, fused=True)
@@ -37,7 +37,7 @@ def make(
 
     sizes = variables, classes, (), images.shape[-1]
     vae = VAE(*sizes)
-    plain = make_svi(vae).step
+    plain = make_svi(vae, TraceMeanField_ELBO()).step
     return {
         OURS: loop(make_svi(vae, JitTraceMeanField_ELBO(ignore_jit_warnings=True)).step),
         PLAIN: loop(plain),
@@ -47,10 +47,10 @@ def make(
     }
 
 
-def make_svi(vae: VAE, elbo: ELBO | None = None) -> AnnealedSVI:
+def make_svi(vae: VAE, elbo: ELBO) -> AnnealedSVI:
     pyro.clear_param_store()
     model, guide = relax(vae.model), relax(vae.guide)
-    return AnnealedSVI(model, guide, ADAM, elbo or TraceMeanField_ELBO(), SCHEDULE)
+    return AnnealedSVI(model, guide, ADAM, elbo, SCHEDULE)
 
 
 class Loop:
@@ -78,7 +78,8 @@ class Loop:
 
 
 def draw(tau: Tensor, logits: Tensor) -> Tensor:
-    return F.gumbel_softmax_draw_(tau, logits, F.exponential_noise(logits.shape))[0]
+    noise = F.noise_to_draw_from(logits.shape, dtype=logits.dtype, device=logits.device)
+    return F.gumbel_softmax_draw_(tau, logits, noise)[0]
 
 
 def draw_as_torch(tau: Tensor, logits: Tensor) -> Tensor:
