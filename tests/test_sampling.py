@@ -48,6 +48,20 @@ def test_noise_bounds(backend, dtype, bits):
     assert noise.max() <= bits * math.log(2) * (1 + 1e-6)
 
 
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_words(backend, impl):
+    """Of threefry both words of a pair: each bit is fair, and independent of its partner's."""
+    key = backend.jax.random.key(3, impl=impl)
+    words = backend.numpy(backend.F.random_words(key, 200_001))
+    assert words.shape == (200_001,)
+    bits = words[:-1, None] >> np.arange(32, dtype=np.uint32) & 1
+    first, second = np.split(bits.astype(bool), 2)
+    sums = np.concatenate([bits.sum(0), 2 * (first == second).sum(0)])
+    z = (sums - 100_000) / np.sqrt(np.repeat([50_000, 100_000], 32))
+    assert stats.chi2.sf((z**2).sum(), 64) > FAILURE_RATE
+
+
 def test_same_noise_same_sample():
     """The sides agree to 1e-12 in float64 on samples, scores, entropies and divergences."""
     rng = np.random.default_rng(0)
