@@ -100,3 +100,15 @@ def test_another_law_scores_the_log_value(backend, law):
     wide = backend.array(log_value, "float64")
     expected = exact.log_prob(backend.array(value, "float64"), [wide])
     np.testing.assert_allclose(q.log_prob(value, [log_value]), expected, rtol=1e-4)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("shape", [(5, 4), (5, 100)], ids=["short", "long"])
+def test_may_be_written_to(backend, shape):
+    """Where no gradient is wanted, or none of the sample's own."""
+    a = backend.array(np.zeros(shape)).requires_grad_()
+    y = backend.gs.GumbelSoftmax(0.5, logits=a).rsample()
+    assert not y._is_view()
+    with backend.torch.no_grad():
+        y.mul_(2.0)
+    np.testing.assert_allclose(backend.numpy(y).sum(-1), 2.0, rtol=1e-6)

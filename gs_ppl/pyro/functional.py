@@ -201,6 +201,7 @@ class _Draw(torch.autograd.Function):
             l = x - x.amax(-1, keepdim=True)
             l -= torch.exp(l, out=x).sum(-1, keepdim=True).log_()
         y = memory.view(noise.shape).copy_(l).exp_().clamp_(*open_unit_interval(l.dtype))
+        y = y.detach()  # no view of the noise: those cannot be written to
         ctx.shape = logits.shape
         ctx.save_for_backward(tau, y, l)
         ctx.save_for_forward(tau, y, l)
