@@ -372,7 +372,7 @@ class OneHotCategorical(CategoricalScored):
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         a, shape = self.a.detach(), self._extended_shape(sample_shape)
-        noise = F.exponential_noise(shape, dtype=a.dtype, device=a.device)
+        noise = F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device)
         return F.one_hot_argmax(a - noise.log()).to(self.logits.dtype)
 
 

@@ -36,7 +36,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         a, shape = self.a, self._extended_shape(sample_shape)
-        z = a - F.exponential_noise(shape, dtype=a.dtype, device=a.device).log()
+        z = a - F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device).log()
         hard = F.one_hot_argmax(z)
         return F.straight_through(hard, self._surrogate(a, z, hard)).to(self.logits.dtype)
 
