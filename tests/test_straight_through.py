@@ -185,7 +185,7 @@ def test_classes_are_their_formulas(backend, name, options, formula):
     """The sample is argmax(a + g), and the gradient that of the formula at it."""
     tau = 1.3
     hard, gradient = drawn(backend, name, options, tau, 20)
-    E = backend.numpy(backend.noise("exponential", 0, (20, K), "float64"))
+    E = backend.numpy(backend.own_noise(0, (20, K), "float64"))
     np.testing.assert_array_equal(hard, np.eye(K)[(LOGITS - np.log(E)).argmax(-1)])
     for row, D in enumerate(hard):
         expected = formula(tau, LOGITS, D, E[row], None) @ slope(D)
