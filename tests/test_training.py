@@ -36,7 +36,6 @@ MODELS = {
         batch=10,
         family="NVIL_ELBO",
         baseline=5,
-        learning_rate=0.02,
     ),
 }
 
@@ -53,11 +52,15 @@ def run(side, settings, folder, images=IMAGES, **options):
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 def test_trains(side, settings, tmp_path):
+    """Of three starts each, the least gain in the bound was .4 nats."""
+    settings = dataclasses.replace(settings, learning_rate=0.02)
     trainer, result = run(side, settings, tmp_path, evaluate_every=20)
     assert trainer.step == 40
     assert [step for step, _ in result["losses"]] == [10, 20, 30, 40]
     assert [step for step, _ in result["evaluations"]] == [20, 40]
-    assert result["losses"][-1][1] < result["losses"][0][1]
+    fresh = make_trainer(side, settings, IMAGES)
+    gain = fresh.bound(IMAGES, 10, seed=0).mean() - trainer.bound(IMAGES, 10, seed=0).mean()
+    assert gain > 0.2
     means = trainer.means(IMAGES[:7], from_guide=True, seed=0)
     assert means.shape == (7, 16 if settings.model == "vae" else 8)
     assert ((means > 0) & (means < 1)).all()
@@ -266,4 +269,5 @@ def test_bound_tends_to_the_evidence(side, model):
     single, many = (trainer.bound(IMAGES[:60], m, seed=0) for m in (1, 5000))
     assert np.abs(many - exact).max() < 0.1
     assert abs((many - exact).mean()) < 0.01
-    assert (single - exact).std() > 0.1  # a single sample is far off
+    # A single sample is far off: its deviation is some sqrt(5000) times as large.
+    assert (single - exact).std() > 10 * (many - exact).std()
