@@ -77,7 +77,7 @@ class NumPyroBackend:
         return [self.numpy(g) for g in grads]
 
     def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
-        """Sample, its log and the residue in one step."""
+        """Sample, its log, the residue and the sum of the log in one step."""
         return self.F.gumbel_softmax_draw(tau, logits, noise, finite)
 
     def functional_grad(self, f: Callable) -> Callable:

@@ -79,7 +79,7 @@ def test_inference_mode(backend, law):
 @on_numpyro
 @each_law
 def test_intermediates(backend, law):
-    """[l, noise] is an own sample, [l] one of another law, none the value itself: all agree."""
+    """More than [l] is an own sample, [l] one of another law, none the value itself: all agree."""
     _, d = draw(backend, law)
     value, drawn = d.sample_with_intermediates(backend.jax.random.key(0), (4,))
     own = d.log_prob(value, drawn)
@@ -95,7 +95,7 @@ def test_another_law_scores_the_log_value(backend, law):
     rng = np.random.default_rng(0)
     a, b = (backend.array(law.logits(rng, (6,)), "float32") for _ in range(2))
     p, q = law(backend, 0.01, a), law(backend, 0.01, b)
-    value, (log_value, _) = p.sample_with_intermediates(backend.jax.random.key(0))
+    value, (log_value, *_) = p.sample_with_intermediates(backend.jax.random.key(0))
     exact = law(backend, 0.01, backend.array(b, "float64"), validate_args=False)
     wide = backend.array(log_value, "float64")
     expected = exact.log_prob(backend.array(value, "float64"), [wide])

@@ -254,7 +254,7 @@ class LogitsDistribution(Parameters):
 class KeepsIntermediates:
     """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
 
-    The intermediates are [l, residue of the noise], or [l] alone for a sample of another
+    The intermediates are [l, residue of the noise, sum l], or [l] alone for a sample of another
     distribution; of a relaxed bit, its logit and its noise.
     """
 

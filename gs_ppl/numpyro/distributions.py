@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; draws a relaxed sample, its log and what it is scored by."""
+    """A law with a temperature; draws a relaxed sample and what it is scored by."""
 
     def __init__(
         self,
@@ -38,24 +38,24 @@ class Relaxed(LogitsDistribution):
     ) -> None:
         super().__init__(temperature, probs, logits, validate_args)
 
-    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, Array, Array]:
-        """Sample, l and the residue of the noise; of a bit, its logit and its noise."""
+    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, list[Array]]:
+        """Sample and its intermediates, as DensityScored has them."""
         shape, dtype = self.shape(tuple(sample_shape)), self.logits.dtype
         a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(key, shape, dtype=a.dtype)
             x = F.gumbel_sigmoid_sample(tau, a, noise)
-            return F.to_unit_interval(x, dtype), x, noise
+            return F.to_unit_interval(x, dtype), [x, noise]
         noise = F.exponential_noise(key, shape, dtype=a.dtype)
-        y, l, residue = F.gumbel_softmax_draw(tau, a, noise, self.finite)
-        return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
+        y, l, *scores = F.gumbel_softmax_draw(tau, a, noise, self.finite)
+        return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), [l, *scores]
 
 
 class DensityScored(KeepsIntermediates, Relaxed):
     """Relaxed in law: scored as a density; own samples from their noise, others from their log.
 
-    The intermediates of a sample are [l, residue of the noise], of a bit its logit and its noise;
-    of a sample of another distribution [l]. A value without any is scored by itself.
+    The intermediates of a sample are [l, residue of the noise, sum l], of a bit its logit and its
+    noise; of a sample of another distribution [l]. A value without any is scored by itself.
     """
 
     scored_as = "density"
@@ -73,7 +73,7 @@ class DensityScored(KeepsIntermediates, Relaxed):
 
     def _log_simplex_density(self, draw: list[Array] | None, log_value: Array) -> Array:
         """Density of l with respect to the symmetric measure."""
-        if draw is not None and len(draw) == 2:
+        if draw is not None and len(draw) > 1:
             return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw[1], self.finite)
         return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
 
@@ -132,8 +132,8 @@ class ExpGumbelSoftmax(DensityScored):
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        _, l, residue = self._draw(key, sample_shape)
-        return l.astype(self.logits.dtype), [l, residue]
+        _, drawn = self._draw(key, sample_shape)
+        return drawn[0].astype(self.logits.dtype), drawn
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         draw = self._recall(value, intermediates)
@@ -190,13 +190,14 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        y, l, residue = self._draw(key, sample_shape)
-        return y, [l, residue]
+        return self._draw(key, sample_shape)
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         draw = self._recall(value, intermediates)
         l = F.from_simplex(self._cast(value), self.finite) if draw is None else draw[0]
-        density = self._log_simplex_density(draw, l) - F.sum_finite(l, self.finite)
+        known = draw is not None and len(draw) > 1
+        log_product = draw[2] if known else F.sum_finite(l, self.finite)
+        density = self._log_simplex_density(draw, l) - log_product
         if draw is not None:
             return density
         value = self._cast(value)
@@ -246,8 +247,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
     ) -> tuple[Array, list[Array]]:
-        y, x, noise = self._draw(key, sample_shape)
-        return y, [x, noise]
+        return self._draw(key, sample_shape)
 
     def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
         if intermediates or not self._enumerated:

@@ -162,32 +162,39 @@ def exp_gumbel_softmax_sample(
 
 def gumbel_softmax_draw(
     temperature: Temperature, logits: Array, noise: Array, finite: Array | None = None
-) -> tuple[Array, Array, Array]:
-    """y inside the open simplex, its log l, and the residue of the noise, a constant.
+) -> tuple[Array, Array, Array, Array]:
+    """y inside the open simplex, its log l, the residue of the noise, a constant, and sum l.
 
-    They are those of exp_gumbel_softmax_sample, to_simplex and noise_residue, in one step that is
-    differentiated by hand.
+    They are those of exp_gumbel_softmax_sample, to_simplex, noise_residue and sum_finite, in one
+    step that is differentiated by hand.
 
     Example:
-        >>> y, l, residue = gumbel_softmax_draw(0.5, jnp.zeros(2), jnp.array([1.0, 2.0]))
+        >>> y, *_ = gumbel_softmax_draw(0.5, jnp.zeros(2), jnp.array([1.0, 2.0]))
         >>> [round(float(p), 4) for p in y]
         [0.8, 0.2]
     """
     noise = lax.stop_gradient(noise)
-    return *_draw(temperature, logits, noise, finite), noise_residue(noise, finite)
+    y, l, log_product = _draw(temperature, logits, noise, finite)
+    return y, l, noise_residue(noise, finite), log_product
 
 
 @jax.custom_jvp
 def _draw(
     temperature: Temperature, logits: Array, noise: Array, finite: Array | None
-) -> tuple[Array, Array]:
-    """y and l of constant noise; masked categories have 0 and -inf."""
+) -> tuple[Array, Array, Array]:
+    """y, l and sum l of constant noise; masked categories have 0 and -inf, and no part in the sum.
+
+    sum l = sum z - K log sum exp(z) wants no second pass over l, which may then not be stored.
+    """
     z = (logits - jnp.log(noise)) / _column(temperature)
     z = z - z.max(-1, keepdims=True)
     e = jnp.exp(z)
     total = e.sum(-1, keepdims=True)
+    log_total = jnp.log(total)
+    K = z.shape[-1] if finite is None else finite.sum(-1).astype(z.dtype)
     y = jnp.clip(e / total, *open_unit_interval(e.dtype))
-    return y if finite is None else jnp.where(finite, y, 0.0), z - jnp.log(total)
+    y = y if finite is None else jnp.where(finite, y, 0.0)
+    return y, z - log_total, sum_finite(z, finite) - K * log_total[..., 0]
 
 
 @_draw.defjvp
@@ -195,13 +202,13 @@ def _draw_jvp(primals: tuple, tangents: tuple) -> tuple:
     """dl = dz - sum(y dz) and dy = y dl, with dz = (da - l dtau) / tau."""
     tau, _, _, finite = primals
     dtau, da, _, _ = tangents
-    y, l = _draw(*primals)
+    y, l, log_product = _draw(*primals)
     # of a masked category neither the logit nor -inf has a part in it
     slope = l if finite is None else jnp.where(finite, l, 0.0)
     dz = (da - slope * _column(dtau)) / _column(tau)
     dl = dz - (y * dz).sum(-1, keepdims=True)
     dl = dl if finite is None else jnp.where(finite, dl, 0.0)
-    return (y, l), (y * dl, dl)
+    return (y, l, log_product), (y * dl, dl, dl.sum(-1))
 
 
 def exp_gumbel_softmax_log_prob(
