@@ -197,11 +197,14 @@ class _Draw(torch.autograd.Function):
         torch.sub(logits, x, out=x).div_(_column(tau))
         if first == 0:
             l = memory.log_softmax(0).movedim(0, -1)
+            y = memory.view(noise.shape).copy_(l).exp_()
         else:  # as in log_softmax
             l = x - x.amax(-1, keepdim=True)
-            l -= torch.exp(l, out=x).sum(-1, keepdim=True).log_()
-        y = memory.view(noise.shape).copy_(l).exp_().clamp_(*open_unit_interval(l.dtype))
-        y = y.detach()  # no view of the noise: those cannot be written to
+            total = torch.exp(l, out=x).sum(-1, keepdim=True)
+            l -= total.log()
+            y = x.div_(total)
+        # detached: no view of the noise, which could not be written to
+        y = y.clamp_(*open_unit_interval(l.dtype)).detach()
         ctx.shape = logits.shape
         ctx.save_for_backward(tau, y, l)
         ctx.save_for_forward(tau, y, l)
