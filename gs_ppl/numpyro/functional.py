@@ -86,9 +86,20 @@ def log_softmax(a: Array) -> Array:
     return a - jnp.log(jnp.exp(a).sum(-1, keepdims=True))
 
 
+# XLA sums many rows faster as a product with ones, which for few costs more than it saves.
+MANY = 1000
+
+
+def sum_last(x: Array) -> Array:
+    """Sum over the last axis, in full precision on every device."""
+    if x.size < MANY * x.shape[-1]:
+        return x.sum(-1)
+    return jnp.dot(x, jnp.ones(x.shape[-1], x.dtype), precision=lax.Precision.HIGHEST)
+
+
 def sum_finite(x: Array, finite: Array | None) -> Array:
     """Sum over the categories that exist."""
-    return (x if finite is None else jnp.where(finite, x, 0.0)).sum(-1)
+    return sum_last(x if finite is None else jnp.where(finite, x, 0.0))
 
 
 def is_array(x: object) -> bool:
@@ -127,9 +138,9 @@ def _count(
     size = like.shape[-1]
     if finite is None:
         return size, float(function(np.float64(size)))
-    K = finite.sum(-1)
-    value = jnp.take(jnp.asarray(_table(function, size), like.dtype), K, mode="clip")
-    return K.astype(like.dtype), value
+    K = sum_last(finite.astype(like.dtype))
+    table = jnp.asarray(_table(function, size), like.dtype)
+    return K, jnp.take(table, K.astype(jnp.int32), mode="clip")
 
 
 # --- the relaxed law ------------------------------------------------------------------------------
@@ -189,9 +200,9 @@ def _draw(
     z = (logits - jnp.log(noise)) / _column(temperature)
     z = z - z.max(-1, keepdims=True)
     e = jnp.exp(z)
-    total = e.sum(-1, keepdims=True)
+    total = sum_last(e)[..., None]
     log_total = jnp.log(total)
-    K = z.shape[-1] if finite is None else finite.sum(-1).astype(z.dtype)
+    K = z.shape[-1] if finite is None else sum_last(finite.astype(z.dtype))
     y = jnp.clip(e / total, *open_unit_interval(e.dtype))
     y = y if finite is None else jnp.where(finite, y, 0.0)
     return y, z - log_total, sum_finite(z, finite) - K * log_total[..., 0]
@@ -206,9 +217,9 @@ def _draw_jvp(primals: tuple, tangents: tuple) -> tuple:
     # of a masked category neither the logit nor -inf has a part in it
     slope = l if finite is None else jnp.where(finite, l, 0.0)
     dz = (da - slope * _column(dtau)) / _column(tau)
-    dl = dz - (y * dz).sum(-1, keepdims=True)
+    dl = dz - sum_last(y * dz)[..., None]
     dl = dl if finite is None else jnp.where(finite, dl, 0.0)
-    return (y, l, log_product), (y * dl, dl, dl.sum(-1))
+    return (y, l, log_product), (y * dl, dl, sum_last(dl))
 
 
 def exp_gumbel_softmax_log_prob(
@@ -257,7 +268,7 @@ def exp_gumbel_softmax_noise_log_prob(
 
 def noise_residue(noise: Array, finite: Array | None = None) -> Array:
     """What the score of an own sample takes from its noise: sum log E - K log(mean E)."""
-    K = noise.shape[-1] if finite is None else finite.sum(-1).astype(noise.dtype)
+    K = noise.shape[-1] if finite is None else sum_last(finite.astype(noise.dtype))
     return sum_finite(jnp.log(noise), finite) - K * jnp.log(sum_finite(noise, finite) / K)
 
 
