@@ -23,6 +23,7 @@ METHODS = {
     "enumerated, shared": "features of x computed once, as the model is shipped",
     "loop": "no PPL: a loop over the classes, features of x computed once",
 }
+TURN = 0.1  # seconds that a method has at a time
 Step = Callable[[int], Any]  # takes that many steps
 
 
@@ -31,20 +32,20 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
 
     On one CPU with one thread.
     """
-    if hasattr(os, "sched_setaffinity"):
+    if not quick and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     settings = SemiSupervisedSettings(variables=STYLE, hidden=(WIDTH,), batch=BATCH, seed=seed)
-    rounds, classes = 7, CLASSES
+    rounds, turn, classes = 7, TURN, CLASSES
     if quick:
         settings = dataclasses.replace(settings, variables=2, hidden=(8,), batch=4)
-        rounds, classes = 2, CLASSES[:2]
+        rounds, turn, classes = 1, 0.0, CLASSES[:1]
     rng = np.random.default_rng(seed)
     images = (rng.random((1000, PIXELS)) < 0.2).astype(np.float32)
     rows = []
     for K in tqdm(classes, desc="classes"):
         of_size = dataclasses.replace(settings, classes=K)
         takers = {(b, m): make_step(b, m, of_size, images) for b in backends for m in METHODS}
-        seconds = time_in_turns(takers, rounds)
+        seconds = time_in_turns(takers, rounds, turn)
         for backend in backends:
             medians = {m: float(np.median(seconds[backend, m])) for m in METHODS}
             base = medians["relaxed"]
@@ -55,14 +56,16 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
     return rows
 
 
-def time_in_turns(steps: dict[Any, Step], rounds: int) -> dict[Any, list[float]]:
-    """CPU seconds of one step, by round; as many at a time as take a tenth of a second."""
+def time_in_turns(
+    steps: dict[Any, Step], rounds: int, turn: float = TURN
+) -> dict[Any, list[float]]:
+    """CPU seconds of one step, by round; as many at a time as take `turn` seconds, at least one."""
     repeats = {}
     for key, step in steps.items():
         step(1)  # compiles
         began = time.process_time()
         step(1)
-        repeats[key] = max(1, round(0.1 / (time.process_time() - began)))
+        repeats[key] = max(1, round(turn / (time.process_time() - began)))
         step(repeats[key])
     seconds: dict[Any, list[float]] = {key: [] for key in steps}
     for _ in range(rounds):

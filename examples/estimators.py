@@ -51,7 +51,9 @@ PYROS_SHARE = 20  # it draws one after the other: as many samples fewer
 Row = dict[str, Any]
 
 
-def list_methods(version: str) -> list[str]:
+def list_methods(version: str, quick: bool = False) -> list[str]:
+    if quick:
+        return ["STGumbelSoftmax", "RLOO_ELBO(4)"]
     return [*FAMILIES, *(name for name in ELBOS if version == "bits" or name != "DisARM_ELBO")]
 
 
@@ -70,11 +72,10 @@ def measure_gradients(
     version: str,
     seed: int,
     num_samples: int,
-    adaptation_steps: int,
-    temperatures: list[float],
+    quick: bool,
 ) -> list[Row]:
     gs = importlib.import_module(f"gs_ppl.{backend}")
-    names = list_methods(version)
+    names, temperatures = list_methods(version, quick), TEMPERATURES[:1] if quick else TEMPERATURES
     elbos = {name: getattr(gs, name.split("(")[0]) for name in names if name in ELBOS}
     comparison = gs.compare(
         *PROGRAMS[backend](make_net(version, seed)),
@@ -84,7 +85,7 @@ def measure_gradients(
         objectives=["categorical"],
         temperatures=temperatures,
         num_samples=num_samples,
-        adaptation_steps=adaptation_steps,
+        adaptation_steps=5 if quick else 1000,
     )
     methods = [name for name in names for _ in (temperatures if name in FAMILIES else [None])]
     rows = []
@@ -114,15 +115,14 @@ def measure_gradients(
 
 def measure_costs(backends: list[str], seed: int, quick: bool) -> dict[tuple[str, str, str], float]:
     """By backend, version and method: CPU time over that of STGumbelSoftmax."""
-    if hasattr(os, "sched_setaffinity"):
+    if not quick and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rng = np.random.default_rng(seed)
     images = (rng.random((1000, PIXELS)) < 0.2).astype(np.float32)
-    keys = [(b, v, m) for b in backends for v in VERSIONS for m in list_methods(v)]
-    if quick:
-        images = images[:, :16]
-        keys = [key for key in keys if key[2] in ("STGumbelSoftmax", "RLOO_ELBO(4)")]
-    seconds = time_in_turns({key: make_step(*key, images) for key in keys}, 2 if quick else 9)
+    images = images[:, :16] if quick else images
+    keys = [(b, v, m) for b in backends for v in VERSIONS for m in list_methods(v, quick)]
+    steps = {key: make_step(*key, images) for key in keys}
+    seconds = time_in_turns(steps, 1, turn=0.0) if quick else time_in_turns(steps, 9)
     rounds = {key: np.array(by_round) for key, by_round in seconds.items()}
     base = {key: rounds[*key[:2], "STGumbelSoftmax"] for key in keys}
     return {key: float(np.median(rounds[key] / base[key])) for key in keys}
@@ -212,15 +212,13 @@ def main() -> None:
     parser = make_parser(__doc__, output="results/estimators")
     parser.add_argument("--samples", type=int, default=20_000, help="gradients for each estimate")
     arguments = parse(parser)
-    samples, steps, temperatures = arguments.samples, 1000, TEMPERATURES
-    if arguments.quick:
-        samples, steps, temperatures = 10, 5, TEMPERATURES[:1]
+    samples = 10 if arguments.quick else arguments.samples
     number = {"numpyro": samples, "pyro": max(10, samples // PYROS_SHARE)}
     rows = [
         row
         for version in VERSIONS
         for b in arguments.backends
-        for row in measure_gradients(b, version, arguments.seed, number[b], steps, temperatures)
+        for row in measure_gradients(b, version, arguments.seed, number[b], arguments.quick)
     ]
     costs = measure_costs(arguments.backends, arguments.seed, arguments.quick)
     for row in rows:
