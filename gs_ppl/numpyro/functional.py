@@ -138,9 +138,9 @@ def _count(
     size = like.shape[-1]
     if finite is None:
         return size, float(function(np.float64(size)))
-    K = sum_last(finite.astype(like.dtype))
-    table = jnp.asarray(_table(function, size), like.dtype)
-    return K, jnp.take(table, K.astype(jnp.int32), mode="clip")
+    K = finite.sum(-1)
+    value = jnp.take(jnp.asarray(_table(function, size), like.dtype), K, mode="clip")
+    return K.astype(like.dtype), value
 
 
 # --- the relaxed law ------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _draw(
     e = jnp.exp(z)
     total = sum_last(e)[..., None]
     log_total = jnp.log(total)
-    K = z.shape[-1] if finite is None else sum_last(finite.astype(z.dtype))
+    K = z.shape[-1] if finite is None else finite.sum(-1).astype(z.dtype)
     y = jnp.clip(e / total, *open_unit_interval(e.dtype))
     y = y if finite is None else jnp.where(finite, y, 0.0)
     return y, z - log_total, sum_finite(z, finite) - K * log_total[..., 0]
@@ -268,7 +268,7 @@ def exp_gumbel_softmax_noise_log_prob(
 
 def noise_residue(noise: Array, finite: Array | None = None) -> Array:
     """What the score of an own sample takes from its noise: sum log E - K log(mean E)."""
-    K = noise.shape[-1] if finite is None else sum_last(finite.astype(noise.dtype))
+    K = noise.shape[-1] if finite is None else finite.sum(-1).astype(noise.dtype)
     return sum_finite(jnp.log(noise), finite) - K * jnp.log(sum_finite(noise, finite) / K)
 
 
