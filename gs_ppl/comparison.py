@@ -143,7 +143,8 @@ class Comparison:
         elbo: ELBO of the discretized guide, enumerated; None likewise.
         estimates: what the relaxations give in place of it.
         marginals: by discrete site; given the guide's draws of continuous latents.
-        notes: what could not be done, and why.
+        notes: what could not be done, and why: the tables' size, or what the PPL or the program
+            itself refuses under enumeration alone. What fails in any case is raised.
     """
 
     evidence: Value | None

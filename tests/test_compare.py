@@ -428,6 +428,23 @@ def test_a_limit_to_the_tables(backend):
     assert np.isnan(report.to_dataset()["evidence"])
 
 
+def test_an_error_in_every_run_is_raised(backend):
+    """Only what enumeration alone refuses becomes a note."""
+    guide = backend.gs.AutoGumbelSoftmax(plain(backend, "factorial"))
+
+    def broken():
+        raise ValueError("the program's own")
+
+    with pytest.raises(ValueError, match="the program's own"):
+        backend.compare(
+            broken,
+            guide,
+            families=[backend.gs.STGumbelSoftmax],
+            temperature=0.5,
+            num_samples=5,
+        )
+
+
 def test_the_guide_alone_may_be_enumerated(backend):
     """Its ELBO averages each score by itself, where the model's evidence joins them."""
     table = {"model": (10**9, ["z"]), "guide": (1, ["z"])}

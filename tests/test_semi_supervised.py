@@ -1,5 +1,7 @@
 """The semi-supervised model: one source relaxed, straight-through, enumerated and discrete."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from networks import NETWORKS, make_pair
@@ -47,7 +49,7 @@ def make(side, settings):
 
 @pytest.mark.parametrize("channels", [None, 2], ids=["mlp", "convolutions"])
 def test_two_steps(side, settings, channels):
-    settings = SemiSupervisedSettings(**{**vars(settings), "channels": channels})
+    settings = dataclasses.replace(settings, channels=channels)
     trainer = make(side, settings)
     before = trainer.classify(IMAGES)
     assert np.isfinite(trainer.advance(2)).all()
@@ -60,7 +62,7 @@ def test_learns_the_classes(side, settings, tmp_path):
     labelled = IMAGES[:9], LABELS[:9]
     options = {"labelled": labelled, "test_labels": LABELS, "samples": 5, "chunk": 100}
     for seed in (0, 1):
-        start = SemiSupervisedSettings(**{**vars(settings), "seed": seed})
+        start = dataclasses.replace(settings, seed=seed)
         trainer, result = fit(side, start, IMAGES, IMAGES, tmp_path / str(seed), **options)
         (_, first), (_, last) = result["losses"]
         assert last < first

@@ -44,6 +44,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         return F.straight_through(hard, soft).astype(self.logits.dtype)
 
     def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
 
@@ -65,6 +66,7 @@ class BitEstimator(BernoulliScored, Relaxed):
         return self._surrogate(*(jnp.stack(pair, -1) for pair in pairs), key)[..., 0]
 
     def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+        """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
 

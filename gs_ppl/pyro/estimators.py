@@ -104,6 +104,7 @@ class SurrogateELBO(Trace_ELBO):
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
+        """The loss, with the estimate for its gradient: each subclass has its own."""
         raise NotImplementedError
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:

@@ -41,6 +41,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         return F.straight_through(hard, self._surrogate(a, z, hard)).to(self.logits.dtype)
 
     def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
 
@@ -60,6 +61,7 @@ class BitEstimator(BernoulliScored, Relaxed):
         return self._surrogate(*(torch.stack(pair, -1) for pair in pairs))[..., 0]
 
     def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
 
