@@ -29,8 +29,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
-from gs_ppl.comparison import Comparison
 from gs_ppl.models.data import load_digits
+from gs_ppl.report import Comparison
 from gs_ppl.temperature import Schedule, constant, exponential
 
 COMPONENTS = 10

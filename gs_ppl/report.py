@@ -1,28 +1,172 @@
-"""How a Comparison is shown: table, figure, data set. Its packages come with [compare]."""
+"""What `compare` found, free of either PPL, and how it is shown: table, figure, data set."""
 
 from __future__ import annotations
 
-import importlib
 import math
-from types import ModuleType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from gs_ppl._extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from xarray import Dataset
 
-    from gs_ppl.comparison import Comparison, Estimate, Marginal, Value
+ALL = "all parameters"
+
+# --- the numbers ----------------------------------------------------------------------------------
 
 
-def require(name: str) -> ModuleType:
-    """A package of the extra [compare], with a word on how to get it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{error}: pip install 'gs-ppl[compare]'") from error
+@dataclass(frozen=True)
+class Value:
+    """A number in nats and its standard error, 0 where it is exact."""
+
+    mean: float
+    error: float = 0.0
+
+    @staticmethod
+    def of(draws: np.ndarray) -> Value:
+        """Mean of independent draws; a single one is exact."""
+        n = len(draws)
+        return Value(float(draws.mean()), float(draws.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.error:.3f}" if self.error else f"{self.mean:.3f}"
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """An estimator of the gradient in one parameter beside the enumerated gradient.
+
+    `bias` is the norm of (mean - exact), relative to the norm of exact; `floor` what it would be
+    from Monte Carlo noise alone: a bias below some two floors is none that was seen. `variance` is
+    summed over coordinates, `snr` the norm of the mean over its square root, `cosine` that of the
+    angle between mean and exact. NaN where the exact gradient is missing, or zero.
+    """
+
+    size: int
+    exact: float
+    bias: float
+    floor: float
+    variance: float
+    snr: float
+    cosine: float
+
+    @staticmethod
+    def of(draws: np.ndarray, exact: np.ndarray | None) -> Gradient:
+        """From draws of shape (n, size); `exact` of shape (size,), or (n, size) draw by draw."""
+        n, size = draws.shape
+        mean = draws.mean(0)
+        variance = float(draws.var(0, ddof=1).sum()) if n > 1 else math.nan
+        snr = float(np.linalg.norm(mean)) / math.sqrt(variance) if variance > 0 else math.inf
+        if exact is None:
+            return Gradient(size, math.nan, math.nan, math.nan, variance, snr, math.nan)
+        difference = draws - exact
+        exact = exact.mean(0) if exact.ndim > 1 else exact
+        norm = float(np.linalg.norm(exact))
+        noise = float(difference.var(0, ddof=1).sum()) / n if n > 1 else math.nan
+        product = norm * float(np.linalg.norm(mean))
+        return Gradient(
+            size,
+            norm,
+            float(np.linalg.norm(difference.mean(0))) / norm if norm else math.nan,
+            math.sqrt(noise) / norm if norm else math.nan,
+            variance,
+            snr,
+            float(mean @ exact) / product if product else math.nan,
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One family, objective and temperature: its ELBO, and its gradient by guide parameter.
+
+    An estimator of the discrete program's gradient has no temperature, which is NaN.
+    """
+
+    family: str
+    objective: str  # "categorical" or "relaxed"; "discrete" for what draws hard samples
+    temperature: float
+    elbo: Value
+    gap: Value | None  # KL in the relaxed objective minus the categorical KL
+    gradients: Mapping[str, Gradient]
+
+    @property
+    def gradient(self) -> Gradient | None:
+        """That of all parameters together; None for a guide without parameters."""
+        return self.gradients.get(ALL)
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """Class probabilities of a site, shape plates + (K,); `relabelled` is a matching of classes."""
+
+    exact: np.ndarray | None
+    approximate: np.ndarray | None
+    plates: tuple[str, ...]
+    relabelled: tuple[int, ...] | None = None
+
+    @property
+    def distance(self) -> np.ndarray:
+        """Total variation distance, shape plates; NaN where either side is missing, or a row is."""
+        if self.exact is None or self.approximate is None:
+            return np.full((), math.nan)
+        return 0.5 * np.abs(self.exact - self.approximate).sum(-1)
+
+    def match(self) -> Marginal:
+        """The approximate classes in the order in which they fit the exact ones best."""
+        if self.exact is None or self.approximate is None:
+            return self
+        K = self.exact.shape[-1]
+        exact, approximate = self.exact.reshape(-1, K), self.approximate.reshape(-1, K)
+        cost = np.nansum(np.abs(exact[:, :, None] - approximate[:, None, :]), 0)
+        _, order = require("scipy.optimize").linear_sum_assignment(cost)
+        relabelled = tuple(int(k) for k in order)
+        return Marginal(self.exact, self.approximate[..., order], self.plates, relabelled)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A program under exact enumeration and under relaxations of it, side by side.
+
+    Attributes:
+        evidence: log p(x), all discrete latents summed out; with continuous latents w, the mean of
+            log p(x, w) - log q(w) over w from the guide, and over the rows of subsampled plates.
+            None where enumeration was refused.
+        elbo: ELBO of the discretized guide, enumerated; None likewise.
+        estimates: what the relaxations give in place of it.
+        marginals: by discrete site; given the guide's draws of continuous latents.
+        notes: what could not be done, and why: the tables' size, or what the PPL or the program
+            itself refuses under enumeration alone. What fails in any case is raised.
+    """
+
+    evidence: Value | None
+    elbo: Value | None
+    estimates: tuple[Estimate, ...]
+    marginals: Mapping[str, Marginal]
+    num_samples: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        return to_text(self)
+
+    def __rich__(self) -> Any:
+        return to_table(self)
+
+    def plot(self) -> Figure:
+        """ELBOs, bias and noise of the gradient, and marginals, as a matplotlib figure."""
+        return to_figure(self)
+
+    def to_dataset(self) -> Dataset:
+        """All numbers as an xarray data set: dimensions estimate and parameter; marginals by site.
+
+        The coordinates family, objective and temperature lie along estimate.
+        """
+        return to_dataset(self)
 
 
 # --- table ----------------------------------------------------------------------------------------
@@ -176,9 +320,9 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
                 value.mean, color="black", ls="-" if name == "exact ELBO" else ":", lw=1, label=name
             )
     for (family, objective), rows in _series(comparison).items():
-        how = {"color": _color(comparison, family), "label": _label(family, objective)}
+        style = {"color": _color(comparison, family), "label": _label(family, objective)}
         if _is_level(rows):
-            ax.axhline(rows[0].elbo.mean, ls="-.", **how)
+            ax.axhline(rows[0].elbo.mean, ls="-.", **style)
             continue
         ax.errorbar(
             [row.temperature for row in rows],
@@ -188,7 +332,7 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
             ms=4,
             capsize=2,
             ls=STYLES[objective],
-            **how,
+            **style,
         )
     ax.set(title="ELBO, two standard errors", xlabel="temperature", ylabel="nats", xscale="log")
     _finish(ax)
@@ -201,11 +345,11 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
         if not np.isfinite(values).any():
             continue
         taus, color = [row.temperature for row in rows], _color(comparison, family)
-        how = {"color": color, "label": _label(family, objective)}
+        style = {"color": color, "label": _label(family, objective)}
         if _is_level(rows):
-            ax.axhline(values[0], ls="-.", **how)
+            ax.axhline(values[0], ls="-.", **style)
             continue
-        ax.plot(taus, values, marker="o", ms=4, ls=STYLES[objective], **how)
+        ax.plot(taus, values, marker="o", ms=4, ls=STYLES[objective], **style)
         if what == "bias":
             ax.fill_between(
                 taus, 0, [row.gradient.floor for row in rows], color=color, alpha=0.12, lw=0

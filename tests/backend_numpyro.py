@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_ppl.rewriting import innermost
+from gs_ppl._shared.wrappers import innermost
 
 Array = Any
 
@@ -356,7 +356,7 @@ class NumPyroBackend:
         return len(rows) == 3 and len(set(rows)) == 1 and len(set(rows[0])) == 5
 
     def session(self, model: Callable, guide: Callable) -> Any:
-        Session = importlib.import_module("gs_ppl.numpyro.compare").Session
+        Session = importlib.import_module("gs_ppl.numpyro.comparison").Session
         loss = self.infer.TraceMeanField_ELBO()
         return Session(model, guide, (), {}, {}, loss, self.jax.random.key(0))
 

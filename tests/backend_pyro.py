@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_ppl.rewriting import innermost
+from gs_ppl._shared.wrappers import innermost
 
 Array = Any
 
@@ -363,7 +363,7 @@ class PyroBackend:
     def session(self, model: Callable, guide: Callable) -> Any:
         """What compare asks for its numbers."""
         self.ppl.clear_param_store()
-        Session = importlib.import_module("gs_ppl.pyro.compare").Session
+        Session = importlib.import_module("gs_ppl.pyro.comparison").Session
         return Session(model, guide, (), {}, self.infer.TraceMeanField_ELBO(), 0)
 
     def compare(self, model: Callable, guide: Callable, *args: Any, **options: Any) -> Any:

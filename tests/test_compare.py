@@ -21,8 +21,9 @@ from programs import BITS, DATA, LOCS, PRIOR, TRANSITION, normal
 from scipy.special import log_softmax, softmax
 from test_handlers import laws
 
-from gs_ppl import comparison, reference
-from gs_ppl.comparison import Value
+from gs_ppl import reference
+from gs_ppl._shared import comparison
+from gs_ppl.report import Value
 
 # --- exact numbers --------------------------------------------------------------------------------
 
@@ -451,7 +452,9 @@ def test_the_guide_alone_may_be_enumerated(backend):
     session = backend.session(*one_site(backend, np.zeros(3), np.zeros(3)))
     session.table = table.get
     families = [backend.gs.STGumbelSoftmax]
-    report = comparison.run(session, families, [], [0.5], 3, 1, [], 100, progress_bar=False)
+    report = comparison.run(
+        session, comparison.Options(families, [], [0.5], 3, 1, [], 100, progress_bar=False)
+    )
     assert report.evidence is None
     assert report.elbo is not None
     assert list(report.marginals) == ["z"]

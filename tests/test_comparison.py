@@ -5,8 +5,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from gs_ppl.comparison import Gradient, Marginal, Value
-from gs_ppl.elimination import Factor, largest_table
+from gs_ppl._shared.elimination import Factor, largest_table
+from gs_ppl.report import Gradient, Marginal, Value
 
 
 def factor(site, latents, plates="", entries=1):

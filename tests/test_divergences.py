@@ -91,20 +91,18 @@ def test_no_closed_form_says_why(backend, law, what):
 # --- enumeration ----------------------------------------------------------------------------------
 
 
-def test_relaxed_bit_scores_vertices_only_where_enumerated(backend):
-    """A rounded sigmoid is 1 by itself: elsewhere the interval is open."""
-    make = lambda: backend.gs.GumbelSigmoid(  # noqa: E731
-        0.3, logits=backend.array(0.5), validate_args=True
-    )
-    d, inside, one = make(), backend.array(0.25), backend.array(1.0)
+def test_relaxed_bit_scores_classes_by_mass(backend):
+    """An integer is a class; a float lies in the open interval, since a rounded sigmoid is 1."""
+    d = backend.gs.GumbelSigmoid(0.3, logits=backend.array(0.5), validate_args=True)
+    inside, one = backend.array(0.25), backend.array(1.0)
     density = backend.numpy(d.log_prob(inside))
-    with pytest.raises(ValueError, match="support"):
-        d.log_prob(one)
-    d.enumerate_support()
-    assert backend.numpy(d.log_prob(one)) == pytest.approx(-np.logaddexp(0, -0.5))
+    assert backend.numpy(d.log_prob(d.enumerate_support()[1])) == pytest.approx(
+        -np.logaddexp(0, -0.5)
+    )
     assert backend.numpy(d.log_prob(inside)) == density
-    with pytest.raises(ValueError, match="support"):
-        make().log_prob(one)
+    for outside in (one, backend.array(2, "int64")):
+        with pytest.raises(ValueError, match="support"):
+            d.log_prob(outside)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)

@@ -9,8 +9,9 @@ from scipy import stats
 from test_enumeration import log_joint_of_shift, with_shift
 from test_handlers import by_name, laws
 
-from gs_ppl import inference_data, report
-from gs_ppl.inference_data import Layout, Site
+from gs_ppl import _extras
+from gs_ppl._shared import inference_data
+from gs_ppl._shared.inference_data import Layout, Site
 
 FAILURE_RATE = 1e-4  # of each statistical test
 
@@ -20,7 +21,7 @@ def arviz():
     import matplotlib as mpl
 
     mpl.use("agg")
-    return report.require("arviz")
+    return _extras.require("arviz")
 
 
 def plain(backend, program):

@@ -11,7 +11,8 @@ Example:
 
 from gs_ppl.numpyro import constraints, functional, kl
 from gs_ppl.numpyro.autoguide import AutoGuideList, AutoGumbelSoftmax
-from gs_ppl.numpyro.compare import compare
+from gs_ppl.numpyro.checks import check
+from gs_ppl.numpyro.comparison import compare
 from gs_ppl.numpyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -20,17 +21,10 @@ from gs_ppl.numpyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
-from gs_ppl.numpyro.estimators import (
-    DARN_ELBO,
-    NVIL_ELBO,
-    REBAR_ELBO,
-    RLOO_ELBO,
-    DisARM_ELBO,
-    MuProp_ELBO,
-)
-from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, relax, select
+from gs_ppl.numpyro.handlers import config_enumerate, discretize, relax, select
 from gs_ppl.numpyro.inference_data import to_inference_data
 from gs_ppl.numpyro.reparam import GumbelSoftmaxReparam
+from gs_ppl.numpyro.score_function import NVIL_ELBO, RLOO_ELBO
 from gs_ppl.numpyro.straight_through import (
     GappedST,
     GappedSTBernoulli,
@@ -43,6 +37,7 @@ from gs_ppl.numpyro.straight_through import (
     STGumbelSoftmax,
     StraightThrough,
 )
+from gs_ppl.numpyro.substitution import DARN_ELBO, REBAR_ELBO, DisARM_ELBO, MuProp_ELBO
 from gs_ppl.numpyro.svi import AnnealedSVI
 
 __all__ = [

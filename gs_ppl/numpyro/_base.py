@@ -3,7 +3,7 @@
 import copy
 import math
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +206,7 @@ class LogitsDistribution(Parameters):
     scored_as: ClassVar[str]  # "density" or "mass"
     is_hard: ClassVar[bool] = False  # samples are vertices
     binary: ClassVar[type | None] = None  # counterpart of a one-hot class
-    mass_scored: ClassVar[type]  # counterpart of a density
+    mass_scored: ClassVar[type | None] = None  # counterpart of a density
 
     @property
     def probs(self) -> Array:
@@ -251,11 +251,18 @@ class LogitsDistribution(Parameters):
 # --- own samples ----------------------------------------------------------------------------------
 
 
+class OwnSample(NamedTuple):
+    """How a relaxed sample came about; of a sample of another distribution, the log alone."""
+
+    log_value: Array  # l, or the logit of a relaxed bit
+    residue: Array | None = None  # what the score takes from the noise; of a bit, its noise
+    log_product: Array | None = None  # sum l, of a vector
+
+
 class KeepsIntermediates:
     """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
 
-    The intermediates are [l, residue of the noise, sum l], or [l] alone for a sample of another
-    distribution; of a relaxed bit, its logit and its noise.
+    The intermediates are a list of one OwnSample.
     """
 
     def mask(self, mask: bool | Array) -> Distribution:

@@ -13,12 +13,12 @@ from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
 from numpyro.distributions.util import periodic_repeat
 from numpyro.infer import autoguide
 
-from gs_ppl import rewriting
+from gs_ppl._shared.families import Family, Relaxation, check_sites, named, refuse_integer
+from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import carry_log_values, event_dims
-from gs_ppl.rewriting import Family
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
@@ -49,12 +49,12 @@ class SiteLogits(autoguide.AutoGuide):
                 self._setup_site(name, site)
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
-        rewriting.check_sites(rewriting.named(self._init_logits), {*self._sites})
+        check_sites(named(self._init_logits), {*self._sites})
 
     def _setup_site(self, name: str, site: dict[str, Any]) -> None:
-        law = rewriting.innermost(site["fn"])
+        law = innermost(site["fn"])
         if isinstance(law, CategoricalLogits | CategoricalProbs):
-            rewriting.refuse_integer(name)
+            refuse_integer(name)
         if event_dims(law) is None:
             return
         self._sites[name] = event_dims(law)
@@ -154,13 +154,13 @@ class AutoGumbelSoftmax(SiteLogits):
         prefix: str = "auto",
         create_plates: Callable | None = None,
     ) -> None:
-        self.how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
+        self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
         super().__init__(model, init_logits, prefix, create_plates)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-            rewriting.check_sites(self.how.named, {*self._sites})
+            check_sites(self.relaxation.named, {*self._sites})
         plates, result = self._create_plates(*args, **kwargs), {}
         for name, dims in self._sites.items():
             site = self.prototype_trace[name]
@@ -169,7 +169,7 @@ class AutoGumbelSoftmax(SiteLogits):
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
                 logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
-                law = self.how.law(name, dims)(logits=logits).to_event(event_dim - dims)
+                law = self.relaxation.law(name, dims)(logits=logits).to_event(event_dim - dims)
                 with carry_log_values():
                     result[name] = numpyro.sample(name, law)
         return result

@@ -10,7 +10,7 @@ from numpyro.distributions.transforms import Transform
 
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
-from gs_ppl.numpyro._base import KeepsIntermediates, LogitsDistribution
+from gs_ppl.numpyro._base import KeepsIntermediates, LogitsDistribution, OwnSample
 from gs_ppl.numpyro.functional import Temperature
 
 __all__ = [
@@ -38,237 +38,19 @@ class Relaxed(LogitsDistribution):
     ) -> None:
         super().__init__(temperature, probs, logits, validate_args)
 
-    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, list[Array]]:
-        """Sample and its intermediates, as DensityScored has them."""
+    def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, list[OwnSample]]:
+        """Sample, and what it is scored by."""
         shape, dtype = self.shape(tuple(sample_shape)), self.logits.dtype
         a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(key, shape, dtype=a.dtype)
             x = F.gumbel_sigmoid_sample(tau, a, noise)
-            return F.to_unit_interval(x, dtype), [x, noise]
+            return F.to_unit_interval(x, dtype), [OwnSample(x, noise)]
         noise = F.exponential_noise(key, shape, dtype=a.dtype)
-        y, l, *scores = F.gumbel_softmax_draw(tau, a, noise, self.finite)
-        return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), [l, *scores]
-
-
-class DensityScored(KeepsIntermediates, Relaxed):
-    """Relaxed in law: scored as a density; own samples from their noise, others from their log.
-
-    The intermediates of a sample are [l, residue of the noise, sum l], of a bit its logit and its
-    noise; of a sample of another distribution [l]. A value without any is scored by itself.
-    """
-
-    scored_as = "density"
-    has_enumerate_support = False  # with True, NUTS would drop the site without a word
-
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        return self.sample_with_intermediates(key, sample_shape)[0]
-
-    rsample = sample
-
-    def _recall(self, value: Array, intermediates: list[Array] | None) -> list[Array] | None:
-        if not intermediates and self._validate_args:
-            self._validate_sample(value)
-        return intermediates or None
-
-    def _log_simplex_density(self, draw: list[Array] | None, log_value: Array) -> Array:
-        """Density of l with respect to the symmetric measure."""
-        if draw is not None and len(draw) > 1:
-            return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw[1], self.finite)
-        return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
-
-    def _refuse(self, what: str, why: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
-
-    @property
-    def mean(self) -> Array:
-        self._refuse("mean", "it is an integral over the simplex; average samples instead")
-
-    @property
-    def variance(self) -> Array:
-        self._refuse("variance", "it is an integral over the simplex; use samples instead")
-
-    @property
-    def mode(self) -> Array:
-        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
-
-    def entropy(self) -> Array:
-        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
-
-
-class ExpGumbelSoftmax(DensityScored):
-    """Log of a Gumbel-Softmax sample: l = log_softmax((a + g) / tau), g standard Gumbel noise.
-
-    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
-    with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
-    outside of it and is scored by its log mass.
-
-    Args:
-        temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
-        probs: unnormalised probabilities, shape batch + (K,).
-        logits: unnormalised log-probabilities a, shape batch + (K,), nats; -inf masks a category.
-        validate_args: check values (default: NumPyro's setting).
-
-    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
-
-    Raises:
-        ValueError: for a temperature that is not positive and finite or does not broadcast, for
-            NaN or all -inf logits, and unless exactly one of probs and logits is given.
-        TypeError: for parameters that are not floating-point.
-
-    Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
-
-    Example:
-        >>> import jax
-        >>> d = ExpGumbelSoftmax(0.5, logits=jnp.zeros(3))
-        >>> d.rsample(jax.random.key(0), (4,)).shape
-        (4, 3)
-        >>> round(float(d.entropy()), 4)
-        5.1931
-    """
-
-    support = constraints.log_simplex
-
-    def sample_with_intermediates(
-        self, key: Array, sample_shape: Shape = ()
-    ) -> tuple[Array, list[Array]]:
-        _, drawn = self._draw(key, sample_shape)
-        return drawn[0].astype(self.logits.dtype), drawn
-
-    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
-        draw = self._recall(value, intermediates)
-        l = self._cast(value) if draw is None else draw[0]
-        density = self._log_simplex_density(draw, l)
-        if draw is not None:
-            return density
-        vertex = (l == 0).any(-1) & ((l == -jnp.inf).sum(-1) == l.shape[-1] - 1)
-        return jnp.where(vertex, F.categorical_log_prob(self.a, jnp.exp(l), self.finite), density)
-
-    def enumerate_support(self, expand: bool = True) -> Array:
-        return jnp.log(one_hot_support(self, expand))
-
-    @property
-    def mode(self) -> Array:
-        return F.tempered_log_softmax(self.tau, self.a)
-
-    def entropy(self) -> Array:
-        return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
-
-
-class GumbelSoftmax(DensityScored, TransformedDistribution):
-    """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
-
-    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
-    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
-    scored from their l, one of the intermediates; a value without them is scored at the nearest
-    point inside. An exact vertex lies outside and is scored by its log mass log pi_k;
-    `enumerate_support` gives the vertices.
-
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
-
-    Source: Jang, Gu, Poole 2016, eq. 3; Maddison, Mnih, Teh 2016.
-
-    Example:
-        >>> import jax
-        >>> d = GumbelSoftmax(jnp.array(0.5), probs=jnp.array([0.7, 0.2, 0.1]))
-        >>> d.rsample(jax.random.key(0), (4,)).shape
-        (4, 3)
-        >>> round(float(d.log_prob(jnp.array([0.5, 0.25, 0.25]))), 4)
-        -1.1543
-    """
-
-    support = constraints.simplex
-
-    @property
-    def base_dist(self) -> ExpGumbelSoftmax:
-        return ExpGumbelSoftmax(self.temperature, logits=self.logits, validate_args=False)
-
-    @property
-    def transforms(self) -> list[Transform]:
-        return [constraints.ExpTransform(self.finite)]
-
-    def sample_with_intermediates(
-        self, key: Array, sample_shape: Shape = ()
-    ) -> tuple[Array, list[Array]]:
-        return self._draw(key, sample_shape)
-
-    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
-        draw = self._recall(value, intermediates)
-        l = F.from_simplex(self._cast(value), self.finite) if draw is None else draw[0]
-        known = draw is not None and len(draw) > 1
-        log_product = draw[2] if known else F.sum_finite(l, self.finite)
-        density = self._log_simplex_density(draw, l) - log_product
-        if draw is not None:
-            return density
-        value = self._cast(value)
-        vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
-        return jnp.where(vertex, F.categorical_log_prob(self.a, value, self.finite), density)
-
-    def enumerate_support(self, expand: bool = True) -> Array:
-        return one_hot_support(self, expand)
-
-
-class GumbelSigmoid(DensityScored, TransformedDistribution):
-    """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
-
-    x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
-    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
-    must lie inside too. 0 and 1, which a rounded sigmoid reaches by itself, are scored by their
-    mass only where this very object has been asked to enumerate them.
-
-    Args:
-        temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
-        probs: probability of one, strictly between 0 and 1, shape batch.
-        logits: log-odds a, finite, shape batch, nats.
-        validate_args: check values (default: NumPyro's setting).
-
-    Shapes, Raises: as ExpGumbelSoftmax, without the last axis.
-
-    Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
-
-    Example:
-        >>> GumbelSigmoid(1.0, logits=jnp.array(0.0)).log_prob(jnp.array(0.25))
-        Array(0., dtype=float32)
-    """
-
-    arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
-    event_dims = 0
-    support = constraints.open_unit_interval
-    _enumerated = False
-
-    @property
-    def base_dist(self) -> Logistic:
-        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
-
-    @property
-    def transforms(self) -> list[Transform]:
-        return [constraints.SigmoidTransform()]
-
-    def sample_with_intermediates(
-        self, key: Array, sample_shape: Shape = ()
-    ) -> tuple[Array, list[Array]]:
-        return self._draw(key, sample_shape)
-
-    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
-        if intermediates or not self._enumerated:
-            return self._density(value, intermediates)
-        value = self._cast(value)
-        vertex = (value == 0) | (value == 1)
-        mass = F.bernoulli_log_prob(self.a, value)
-        return jnp.where(vertex, mass, self._density(jnp.where(vertex, 0.5, value), None))
-
-    def _density(self, value: Array, intermediates: list[Array] | None) -> Array:
-        draw = self._recall(value, intermediates)
-        x = F.from_unit_interval(self._cast(value)) if draw is None else draw[0]
-        noise = draw[1] if draw is not None and len(draw) == 2 else None
-        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
-
-    def enumerate_support(self, expand: bool = True) -> Array:
-        self._enumerated = True
-        return bit_support(self, expand)
-
-    def entropy(self) -> Array:
-        self._refuse("entropy", "E[log y (1 - y)] has none")
+        y, *drawn = F.gumbel_softmax_draw(tau, a, noise, self.finite)
+        own = OwnSample(*drawn)
+        y = y if dtype == a.dtype else F.to_simplex(own.log_value, dtype, self.finite)
+        return y, [own]
 
 
 # --- mass-scored ----------------------------------------------------------------------------------
@@ -296,7 +78,7 @@ class CategoricalScored(LogitsDistribution):
     has_enumerate_support = True
     support = constraints.one_hot
 
-    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+    def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
         if self._validate_args:
             self._validate_sample(value)
         return F.categorical_log_prob(self.a, self._cast(value), self.finite)
@@ -329,7 +111,7 @@ class BernoulliScored(LogitsDistribution):
     has_enumerate_support = True
     support = numpyro_constraints.boolean
 
-    def log_prob(self, value: Array, intermediates: list[Array] | None = None) -> Array:
+    def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
         if self._validate_args:
             self._validate_sample(value)
         return F.bernoulli_log_prob(self.a, self._cast(value))
@@ -360,7 +142,7 @@ class OneHotCategorical(CategoricalScored):
     by it has a gradient; NumPyro has no class of its own for one-hot values.
 
     Args:
-        probs, logits, validate_args: as ExpGumbelSoftmax.
+        probs, logits, validate_args: as GumbelSoftmax.
 
     Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
 
@@ -391,29 +173,6 @@ class OneHotCategorical(CategoricalScored):
         return F.one_hot_argmax(a - jnp.log(noise)).astype(self.logits.dtype)
 
 
-class SoftOneHotCategorical(CategoricalScored, Relaxed):
-    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
-
-    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
-    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
-
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
-
-    Source: Jang, Gu, Poole 2016, section 3.
-
-    Example:
-        >>> import jax
-        >>> d = SoftOneHotCategorical(0.5, logits=jnp.zeros(4))
-        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
-        -1.3863
-    """
-
-    support = constraints.simplex
-
-    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
-        return self._draw(key, sample_shape)[0]
-
-
 class SoftBernoulli(BernoulliScored, Relaxed):
     """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
 
@@ -432,5 +191,243 @@ class SoftBernoulli(BernoulliScored, Relaxed):
         return self._draw(key, sample_shape)[0]
 
 
-GumbelSoftmax.binary, GumbelSoftmax.mass_scored = GumbelSigmoid, SoftOneHotCategorical
-SoftOneHotCategorical.binary, GumbelSigmoid.mass_scored = SoftBernoulli, SoftBernoulli
+class SoftOneHotCategorical(CategoricalScored, Relaxed):
+    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
+
+    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
+    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
+
+    Args, Shapes, Raises: as GumbelSoftmax.
+
+    Source: Jang, Gu, Poole 2016, section 3.
+
+    Example:
+        >>> import jax
+        >>> d = SoftOneHotCategorical(0.5, logits=jnp.zeros(4))
+        >>> round(float(d.log_prob(d.rsample(jax.random.key(0)))), 4)
+        -1.3863
+    """
+
+    binary = SoftBernoulli
+    support = constraints.simplex
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        return self._draw(key, sample_shape)[0]
+
+
+# --- density-scored -------------------------------------------------------------------------------
+
+
+class DensityScored(KeepsIntermediates, Relaxed):
+    """Relaxed in law: scored as a density; own samples from their noise, others from their log.
+
+    The intermediates of a sample are one OwnSample; without any, a value is scored by itself.
+    """
+
+    scored_as = "density"
+    has_enumerate_support = False  # with True, NUTS would drop the site without a word
+
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
+        return self.sample_with_intermediates(key, sample_shape)[0]
+
+    rsample = sample
+
+    def _recall(self, value: Array, intermediates: list[OwnSample] | None) -> OwnSample | None:
+        if not intermediates and self._validate_args:
+            self._validate_sample(value)
+        return intermediates[0] if intermediates else None
+
+    def _log_simplex_density(self, draw: OwnSample | None, log_value: Array) -> Array:
+        """Density of l with respect to the symmetric measure."""
+        if draw is not None and draw.residue is not None:
+            return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw.residue, self.finite)
+        return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
+
+    def _refuse(self, what: str, why: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
+
+    @property
+    def mean(self) -> Array:
+        self._refuse("mean", "it is an integral over the simplex; average samples instead")
+
+    @property
+    def variance(self) -> Array:
+        self._refuse("variance", "it is an integral over the simplex; use samples instead")
+
+    @property
+    def mode(self) -> Array:
+        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
+
+    def entropy(self) -> Array:
+        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
+
+
+class GumbelSigmoid(DensityScored, TransformedDistribution):
+    """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
+
+    x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
+    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
+    must lie inside too: a rounded sigmoid reaches 0 and 1 by itself. An integer 0 or 1, which is
+    what `enumerate_support` gives, is a class and scored by its mass.
+
+    Args:
+        temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
+        probs: probability of one, strictly between 0 and 1, shape batch.
+        logits: log-odds a, finite, shape batch, nats.
+        validate_args: check values (default: NumPyro's setting).
+
+    Shapes, Raises: as GumbelSoftmax, without the last axis.
+
+    Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
+
+    Example:
+        >>> GumbelSigmoid(1.0, logits=jnp.array(0.0)).log_prob(jnp.array(0.25))
+        Array(0., dtype=float32)
+    """
+
+    arg_constraints = {**Relaxed.arg_constraints, "logits": numpyro_constraints.real}
+    event_dims = 0
+    mass_scored = SoftBernoulli
+    support = constraints.open_unit_interval
+
+    @property
+    def base_dist(self) -> Logistic:
+        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.SigmoidTransform()]
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: Shape = ()
+    ) -> tuple[Array, list[OwnSample]]:
+        return self._draw(key, sample_shape)
+
+    def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
+        if not intermediates and not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            mass = self.mass_scored(0.5, logits=self.logits, validate_args=self._validate_args)
+            return mass.log_prob(value)
+        draw = self._recall(value, intermediates)
+        x = F.from_unit_interval(self._cast(value)) if draw is None else draw.log_value
+        noise = None if draw is None else draw.residue
+        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return bit_support(self, expand).astype(int)
+
+    def entropy(self) -> Array:
+        self._refuse("entropy", "E[log y (1 - y)] has none")
+
+
+class ExpGumbelSoftmax(DensityScored):
+    """Log of a Gumbel-Softmax sample: l = log_softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
+    with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
+    outside of it and is scored by its log mass.
+
+    Args, Shapes, Raises: as GumbelSoftmax; samples and values are logs.
+
+    Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
+
+    Example:
+        >>> import jax
+        >>> d = ExpGumbelSoftmax(0.5, logits=jnp.zeros(3))
+        >>> d.rsample(jax.random.key(0), (4,)).shape
+        (4, 3)
+        >>> round(float(d.entropy()), 4)
+        5.1931
+    """
+
+    support = constraints.log_simplex
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: Shape = ()
+    ) -> tuple[Array, list[OwnSample]]:
+        _, drawn = self._draw(key, sample_shape)
+        return drawn[0].log_value.astype(self.logits.dtype), drawn
+
+    def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
+        draw = self._recall(value, intermediates)
+        l = self._cast(value) if draw is None else draw.log_value
+        density = self._log_simplex_density(draw, l)
+        if draw is not None:
+            return density
+        vertex = (l == 0).any(-1) & ((l == -jnp.inf).sum(-1) == l.shape[-1] - 1)
+        return jnp.where(vertex, F.categorical_log_prob(self.a, jnp.exp(l), self.finite), density)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return jnp.log(one_hot_support(self, expand))
+
+    @property
+    def mode(self) -> Array:
+        return F.tempered_log_softmax(self.tau, self.a)
+
+    def entropy(self) -> Array:
+        return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
+
+
+class GumbelSoftmax(DensityScored, TransformedDistribution):
+    """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
+    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
+    scored from their l, one of the intermediates; a value without them is scored at the nearest
+    point inside. An exact vertex lies outside and is scored by its log mass log pi_k;
+    `enumerate_support` gives the vertices.
+
+    Args:
+        temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
+        probs: unnormalised probabilities, shape batch + (K,).
+        logits: unnormalised log-probabilities a, shape batch + (K,), nats; -inf masks a category.
+        validate_args: check values (default: NumPyro's setting).
+
+    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
+
+    Raises:
+        ValueError: for a temperature that is not positive and finite or does not broadcast, for
+            NaN or all -inf logits, and unless exactly one of probs and logits is given.
+        TypeError: for parameters that are not floating-point.
+
+    Source: Jang, Gu, Poole 2016, eq. 3; Maddison, Mnih, Teh 2016.
+
+    Example:
+        >>> import jax
+        >>> d = GumbelSoftmax(jnp.array(0.5), probs=jnp.array([0.7, 0.2, 0.1]))
+        >>> d.rsample(jax.random.key(0), (4,)).shape
+        (4, 3)
+        >>> round(float(d.log_prob(jnp.array([0.5, 0.25, 0.25]))), 4)
+        -1.1543
+    """
+
+    binary = GumbelSigmoid
+    mass_scored = SoftOneHotCategorical
+    support = constraints.simplex
+
+    @property
+    def base_dist(self) -> ExpGumbelSoftmax:
+        return ExpGumbelSoftmax(self.temperature, logits=self.logits, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.ExpTransform(self.finite)]
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: Shape = ()
+    ) -> tuple[Array, list[OwnSample]]:
+        return self._draw(key, sample_shape)
+
+    def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
+        draw = self._recall(value, intermediates)
+        l = F.from_simplex(self._cast(value), self.finite) if draw is None else draw.log_value
+        known = draw is not None and draw.log_product is not None
+        log_product = draw.log_product if known else F.sum_finite(l, self.finite)
+        density = self._log_simplex_density(draw, l) - log_product
+        if draw is not None:
+            return density
+        value = self._cast(value)
+        vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
+        return jnp.where(vertex, F.categorical_log_prob(self.a, value, self.finite), density)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        return one_hot_support(self, expand)

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.scipy.special import logsumexp
 from scipy import special
 
-from gs_ppl import quadrature
+from gs_ppl._shared import quadrature
 
 Temperature = float | Array
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro import handlers
 from numpyro.distributions import (
     Bernoulli,
     BernoulliLogits,
@@ -15,21 +14,19 @@ from numpyro.distributions import (
     CategoricalLogits,
     CategoricalProbs,
 )
-from numpyro.infer import TraceEnum_ELBO
 from numpyro.primitives import Messenger
 
-from gs_ppl import rewriting
-from gs_ppl.numpyro._base import LogitsDistribution, read
+from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
+from gs_ppl._shared.wrappers import innermost, rewrap
+from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, read
 from gs_ppl.numpyro.distributions import (
     DensityScored,
-    ExpGumbelSoftmax,
     GumbelSoftmax,
     OneHotCategorical,
 )
 from gs_ppl.numpyro.functional import Temperature
-from gs_ppl.rewriting import Family
 
-__all__ = ["check", "config_enumerate", "discretize", "relax", "select"]
+__all__ = ["config_enumerate", "discretize", "relax", "select"]
 
 
 def _parameters(law: Any) -> dict[str, Array]:
@@ -49,7 +46,7 @@ def _is_discrete(law: Any) -> bool:
     return isinstance(law, OneHotCategorical | BernoulliLogits | BernoulliProbs)
 
 
-def _is_latent(msg: dict[str, Any]) -> bool:
+def is_latent(msg: dict[str, Any]) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
 
 
@@ -88,31 +85,31 @@ class carry_log_values(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_scan(self, msg)
-        if _is_latent(msg) and isinstance(rewriting.innermost(msg["fn"]), DensityScored):
+        if is_latent(msg) and isinstance(innermost(msg["fn"]), DensityScored):
             # a copy of the user's dict, without what an earlier draw has left in it
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != LOG_VALUE}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         # in place: an outer trace has recorded the same list and dict before
-        if not _is_latent(msg):
+        if not is_latent(msg):
             return
-        if not isinstance(rewriting.innermost(msg["fn"]), DensityScored):
+        if not isinstance(innermost(msg["fn"]), DensityScored):
             return
         drawn, carried = msg["intermediates"], msg["infer"].get(LOG_VALUE)
         if drawn:
-            msg["infer"][LOG_VALUE] = drawn[0]
+            msg["infer"][LOG_VALUE] = drawn[0].log_value
         elif carried is not None:
-            drawn[:] = [carried]
+            drawn[:] = [OwnSample(carried)]
 
 
 class RelaxMessenger(carry_log_values):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
     def __init__(
-        self, fn: Callable | None, how: rewriting.Relaxation, sites: Collection[str] | None
+        self, fn: Callable | None, relaxation: Relaxation, sites: Collection[str] | None
     ) -> None:
         super().__init__(fn)
-        self.how = how
+        self.relaxation = relaxation
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> None:
@@ -127,25 +124,25 @@ class RelaxMessenger(carry_log_values):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            rewriting.check_sites({*(self.sites or ()), *self.how.named}, self._discrete)
+            check_sites({*(self.sites or ()), *self.relaxation.named}, self._discrete)
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if _is_latent(msg):
+        if is_latent(msg):
             self._relax(msg)
         super().process_message(msg)
 
     def _relax(self, msg: dict[str, Any]) -> None:
-        name, law = msg["name"], rewriting.innermost(msg["fn"])
+        name, law = msg["name"], innermost(msg["fn"])
         if _is_discrete(law):
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
         integer = isinstance(law, CategoricalLogits | CategoricalProbs)
         if integer and "enumerate" not in msg["infer"]:
-            rewriting.refuse_integer(name)
+            refuse_integer(name)
         if _is_discrete(law):
-            make = self.how.law(name, event_dims(law))
-            msg["fn"] = rewriting.rewrap(msg["fn"], lambda law: make(**_parameters(law)))
+            make = self.relaxation.law(name, event_dims(law))
+            msg["fn"] = rewrap(msg["fn"], lambda law: make(**_parameters(law)))
 
 
 def relax(
@@ -186,8 +183,8 @@ def relax(
         ...     bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
-    return RelaxMessenger(fn, how, sites)
+    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+    return RelaxMessenger(fn, relaxation, sites)
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -210,11 +207,11 @@ class discretize(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_scan(self, msg)
-        if _is_latent(msg):
-            msg["fn"] = rewriting.rewrap(msg["fn"], _discrete)
+        if is_latent(msg):
+            msg["fn"] = rewrap(msg["fn"], _discretized)
 
 
-def _discrete(law: Any) -> Any:
+def _discretized(law: Any) -> Any:
     if not isinstance(law, LogitsDistribution):
         return law
     return OneHotCategorical(logits=law.a) if law.event_dims else Bernoulli(logits=law.a)
@@ -241,7 +238,7 @@ class _Refuse(Messenger):
     """Stands around the body of a scan under enumeration."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if _is_latent(msg) and isinstance(rewriting.innermost(msg["fn"]), LogitsDistribution):
+        if is_latent(msg) and isinstance(innermost(msg["fn"]), LogitsDistribution):
             raise ValueError(
                 f"site {msg['name']!r}: one-hot and relaxed sites inside of scan are not"
                 " enumerated: write a Python loop over numpyro.contrib.funsor.markov(range(n))"
@@ -275,16 +272,16 @@ class config_enumerate(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_scan(_Refuse(), msg)
-        if not _is_latent(msg):
+        if not is_latent(msg):
             return
-        dims = event_dims(rewriting.innermost(msg["fn"]))
+        dims = event_dims(innermost(msg["fn"]))
         if dims is not None and msg["fn"].event_dim > dims:
             raise ValueError(
                 f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
                 " into one, whose joint support is not enumerated: use a plate instead, and stay"
                 " inside of it with all that depends on the site"
             )
-        msg["fn"] = rewriting.rewrap(msg["fn"], _lowered)
+        msg["fn"] = rewrap(msg["fn"], _lowered)
         if msg["fn"].has_enumerate_support:
             msg["infer"] = {"enumerate": "parallel", **msg["infer"]}
 
@@ -292,7 +289,7 @@ class config_enumerate(Messenger):
         # after an outer trace has recorded the integer, and the same infer dict
         if msg["type"] != "sample":
             return
-        law, value = rewriting.innermost(msg["fn"]), msg["value"]
+        law, value = innermost(msg["fn"]), msg["value"]
         if not isinstance(law, OneHotIndex):
             return
         is_vector = jnp.issubdtype(value.dtype, jnp.floating)
@@ -348,87 +345,3 @@ def select(table: Array, z: Array, binary: bool = False) -> Array:
             f" {z.shape}; pass binary=True for a soft bit"
         )
     return (table * z).sum(-1)
-
-
-# --- check ----------------------------------------------------------------------------------------
-
-
-def _site(msg: dict[str, Any]) -> rewriting.Site:
-    law = rewriting.innermost(msg["fn"])
-    if isinstance(law, LogitsDistribution):
-        kind = law.scored_as
-    elif isinstance(law, BernoulliLogits | BernoulliProbs):
-        kind = "mass"
-    else:
-        kind = "integer" if isinstance(law, CategoricalLogits | CategoricalProbs) else None
-    return rewriting.Site(
-        law,
-        kind,
-        log_space=isinstance(law, ExpGumbelSoftmax),
-        masked=rewriting.is_masked(msg["fn"]),
-        enumerated=msg["infer"].get("enumerate") is not None,
-    )
-
-
-def _latents(trace: dict[str, Any]) -> dict[str, rewriting.Site]:
-    return {
-        name: _site(msg)
-        for name, msg in trace.items()
-        if _is_latent(msg) and not msg["infer"].get("is_auxiliary")
-    }
-
-
-def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
-    """Runs guide and model once, and refuses pairings whose loss would be finite but wrong.
-
-    AnnealedSVI does it at its initialisation. Under a bare SVI that nobody checks, a bare discrete
-    law on one side stays unseen.
-
-    Args:
-        model: program, relaxed or enumerated as it is handed to SVI.
-        guide: program, likewise.
-        loss: the ELBO object.
-        *args: what the programs take.
-        **kwargs: what the programs take.
-
-    Raises:
-        ValueError: naming the site and the cure: a density paired with a mass, class indices with
-            vectors, log-space with the simplex; a discrete guide site that the loss has no
-            gradient for; a mask on one side alone; a latent that is neither in the guide nor
-            enumerated by the loss.
-
-    Example:
-        >>> import jax.numpy as jnp, numpyro
-        >>> from gs_ppl.numpyro import OneHotCategorical, check, relax
-        >>> def program():
-        ...     return numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(3)))
-        >>> guide = relax(program, 0.5, objective="relaxed")
-        >>> check(program, guide, numpyro.infer.Trace_ELBO())  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
-    """
-    with handlers.block():
-        seeded = handlers.seed(guide, jax.random.key(0))
-        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
-        model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
-    in_guide, in_model = _latents(guide_trace), _latents(model_trace)
-    for name, site in [*in_guide.items(), *in_model.items()]:
-        if site.enumerated and isinstance(site.law, LogitsDistribution):
-            raise ValueError(
-                f"site {name!r}: NumPyro does not sum out {site.name} by its infer flag alone: use"
-                " config_enumerate"
-            )
-    for name, site in in_model.items():
-        if name not in in_guide:
-            rewriting.check_unpaired(name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO))
-            continue
-        pair = in_guide[name]
-        rewriting.check_pairing(name, pair, site)
-        discrete = pair.kind is not None and not pair.law.has_rsample
-        if discrete and not loss.can_infer_discrete:
-            raise ValueError(
-                f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
-                " guide: relax model and guide, or use TraceGraph_ELBO or TraceEnum_ELBO"
-            )

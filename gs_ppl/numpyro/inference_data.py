@@ -15,10 +15,11 @@ from numpyro.infer import TraceEnum_ELBO
 from numpyro.infer.util import log_density
 from numpyro.primitives import Messenger
 
-from gs_ppl import inference_data, rewriting
-from gs_ppl.inference_data import Layout, Names, Site
+from gs_ppl._shared import inference_data
+from gs_ppl._shared.annealing import annealed
+from gs_ppl._shared.inference_data import Layout, Names, Site
+from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.handlers import config_enumerate, discretize, event_dims, reach_into_scan
-from gs_ppl.numpyro.svi import annealed
 
 __all__ = ["to_inference_data"]
 
@@ -89,9 +90,7 @@ def to_inference_data(
         -2.97
     """
     key, first = jax.random.split(jax.random.key(0) if rng_key is None else rng_key)
-    model, guide = (
-        fn and _discrete(fn, args, kwargs, params or {}, first) for fn in (model, guide)
-    )
+    model, guide = (fn and _bound(fn, args, kwargs, params or {}, first) for fn in (model, guide))
     sampler = _Sampler(model, guide, first, infer_discrete or guide is None)
     names = Names.of(sampler.layout, coords, dims)
     # in turn rather than in one batch, which would hold all tables of enumeration at once
@@ -188,7 +187,7 @@ class _Sampler:
         return handlers.seed(draw, key)()
 
 
-def _discrete(fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array) -> Callable:
+def _bound(fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array) -> Callable:
     """The discrete program, with its arguments and parameters bound."""
     program = Unscaled(discretize(partial(annealed(fn), 1.0, *args, **kwargs)))
     sites = _run(program, key).values()
@@ -214,7 +213,7 @@ def _layout(trace: Mapping[str, Any]) -> Layout:
             plates = inference_data.plate_axes(frames, -min(frames, default=0))
             sites[name] = Site("deterministic", np.asarray(site["value"]), plates)
             continue
-        fn, law = site["fn"], rewriting.innermost(site["fn"])
+        fn, law = site["fn"], innermost(site["fn"])
         if not (isinstance(law, Unit) or site["infer"].get("is_auxiliary")):
             kind = "observed" if site["is_observed"] else "latent"
             plates = inference_data.plate_axes(frames, len(fn.batch_shape))

@@ -8,7 +8,8 @@ from jax import Array
 from numpyro.distributions import Gumbel, Logistic
 from numpyro.infer.reparam import Reparam
 
-from gs_ppl import rewriting
+from gs_ppl._shared.families import refuse_reparameterization
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax, Relaxed
 
@@ -42,14 +43,14 @@ class GumbelSoftmaxReparam(Reparam):
     """
 
     def __call__(self, name: str, fn: Any, obs: Array | None) -> tuple[None, Array]:
-        law = rewriting.innermost(fn)
+        law = innermost(fn)
         if not isinstance(law, Relaxed) or law.is_hard:
-            rewriting.refuse_reparameterization(name, f"got {type(law).__name__}")
+            refuse_reparameterization(name, f"got {type(law).__name__}")
         if obs is not None:
-            rewriting.refuse_reparameterization(name, "and this one is observed")
+            refuse_reparameterization(name, "and this one is observed")
         noise = numpyro.sample(
             f"{name}_{'gumbel' if law.event_dims else 'logistic'}",
-            rewriting.rewrap(fn, noise_law),
+            rewrap(fn, noise_law),
         )
         return None, self.forward(law, noise)
 
@@ -66,7 +67,7 @@ class GumbelSoftmaxReparam(Reparam):
     @staticmethod
     def inverse(law: Relaxed, value: Array) -> Array:
         """Noise that gives the sample."""
-        law = rewriting.innermost(law)
+        law = innermost(law)
         value = jnp.asarray(value, law.a.dtype)
         if not law.event_dims:
             return law.tau * F.from_unit_interval(value) - law.a

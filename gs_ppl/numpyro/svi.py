@@ -1,6 +1,5 @@
 """SVI with an annealed temperature."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,28 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.infer import SVI
 
-from gs_ppl import rewriting
-from gs_ppl.numpyro.handlers import check
+from gs_ppl._shared.annealing import annealed
+from gs_ppl.numpyro.checks import check
 
 __all__ = ["AnnealedSVI"]
-
-
-def takes_temperature(fn: Callable) -> bool:
-    """Whether the program declares an argument called temperature."""
-    return "temperature" in inspect.signature(fn).parameters
-
-
-def annealed(fn: Callable) -> Callable:
-    """`fn` with the temperature as a first positional argument, which handlers and guides see."""
-    declared = takes_temperature(fn)
-
-    def program(temperature: Any, *args: Any, **kwargs: Any) -> Any:
-        with rewriting.at_temperature(temperature):
-            if declared:
-                return fn(*args, temperature=temperature, **kwargs)
-            return fn(*args, **kwargs)
-
-    return program
 
 
 class AnnealedSVI(SVI):

@@ -11,7 +11,8 @@ Example:
 
 from gs_ppl.pyro import constraints, functional, kl
 from gs_ppl.pyro.autoguide import AutoGuideList, AutoGumbelSoftmax
-from gs_ppl.pyro.compare import compare
+from gs_ppl.pyro.checks import check
+from gs_ppl.pyro.comparison import compare
 from gs_ppl.pyro.distributions import (
     ExpGumbelSoftmax,
     GumbelSigmoid,
@@ -20,17 +21,10 @@ from gs_ppl.pyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
-from gs_ppl.pyro.estimators import (
-    DARN_ELBO,
-    NVIL_ELBO,
-    REBAR_ELBO,
-    RLOO_ELBO,
-    DisARM_ELBO,
-    MuProp_ELBO,
-)
-from gs_ppl.pyro.handlers import check, config_enumerate, discretize, relax, select
+from gs_ppl.pyro.handlers import config_enumerate, discretize, relax, select
 from gs_ppl.pyro.inference_data import to_inference_data
 from gs_ppl.pyro.reparam import GumbelSoftmaxReparam
+from gs_ppl.pyro.score_function import NVIL_ELBO, RLOO_ELBO
 from gs_ppl.pyro.straight_through import (
     GappedST,
     GappedSTBernoulli,
@@ -43,6 +37,7 @@ from gs_ppl.pyro.straight_through import (
     STGumbelSoftmax,
     StraightThrough,
 )
+from gs_ppl.pyro.substitution import DARN_ELBO, REBAR_ELBO, DisARM_ELBO, MuProp_ELBO
 from gs_ppl.pyro.svi import AnnealedSVI
 
 __all__ = [

@@ -169,7 +169,7 @@ class LogitsDistribution(Parameters):
     scored_as: ClassVar[str]  # "density" or "mass"
     is_hard: ClassVar[bool] = False  # samples are vertices
     binary: ClassVar[type | None] = None  # counterpart of a one-hot class
-    mass_scored: ClassVar[type]  # counterpart of a density
+    mass_scored: ClassVar[type | None] = None  # counterpart of a density
 
     @property
     def probs(self) -> Tensor:
@@ -206,7 +206,7 @@ def version_of(value: Tensor) -> int | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class OwnSample:
     """How a relaxed sample came about: it rides on the tensor, which plates and replay hand on.
 
     Clones, slices, detached and saved copies do not have it and are scored by their value alone.
@@ -221,13 +221,13 @@ class Draw:
     def attach(
         value: Tensor, owner: LogitsDistribution, log_value: Tensor, residue: Tensor
     ) -> Tensor:
-        value._gs_ppl_draw = Draw(owner, log_value, residue, version_of(value))
+        value._gs_ppl_draw = OwnSample(owner, log_value, residue, version_of(value))
         return value
 
     @staticmethod
-    def of(value: Tensor) -> "Draw | None":
+    def of(value: Tensor) -> "OwnSample | None":
         draw = getattr(value, "_gs_ppl_draw", None)
-        if not isinstance(draw, Draw):
+        if not isinstance(draw, OwnSample):
             return None
         if draw.version != version_of(value):
             return None  # written to since it was drawn

@@ -14,12 +14,12 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, constraints
 
-from gs_ppl import rewriting
+from gs_ppl._shared.families import Family, Relaxation, check_sites, named, refuse_integer
+from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.handlers import event_dims
-from gs_ppl.rewriting import Family
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]  # Pyro's list is right as it is
 
@@ -41,9 +41,9 @@ class SiteLogits(AutoGuide):
         self.logits = PyroModule()
         self._sites: dict[str, int] = {}
         for name, site in self.prototype_trace.iter_stochastic_nodes():
-            law = rewriting.innermost(site["fn"])
+            law = innermost(site["fn"])
             if isinstance(law, Categorical):
-                rewriting.refuse_integer(name)
+                refuse_integer(name)
             if event_dims(law) is None:
                 continue
             self._sites[name] = event_dims(law)
@@ -57,7 +57,7 @@ class SiteLogits(AutoGuide):
             )
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
-        rewriting.check_sites(rewriting.named(self._init_logits), {*self._sites})
+        check_sites(named(self._init_logits), {*self._sites})
 
     def _initial(self, name: str, value: Tensor) -> Tensor:
         init = self._init_logits
@@ -128,19 +128,19 @@ class AutoGumbelSoftmax(SiteLogits):
         *,
         create_plates: Callable | None = None,
     ) -> None:
-        self.how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
+        self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
         super().__init__(model, init_logits, create_plates)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-            rewriting.check_sites(self.how.named, {*self._sites})
+            check_sites(self.relaxation.named, {*self._sites})
         plates, result = self._create_plates(*args, **kwargs), {}
         for name, dims in self._sites.items():
             site = self.prototype_trace.nodes[name]
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                law = self.how.law(name, dims)(logits=attrgetter(name)(self.logits))
+                law = self.relaxation.law(name, dims)(logits=attrgetter(name)(self.logits))
                 result[name] = pyro.sample(name, law.to_event(site["fn"].event_dim - dims))
         return result

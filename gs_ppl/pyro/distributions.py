@@ -10,7 +10,7 @@ from torch.distributions import constraints as torch_constraints
 
 from gs_ppl.pyro import constraints
 from gs_ppl.pyro import functional as F
-from gs_ppl.pyro._base import Draw, LogitsDistribution
+from gs_ppl.pyro._base import LogitsDistribution, OwnSample
 from gs_ppl.pyro.functional import Temperature
 
 __all__ = [
@@ -47,215 +47,6 @@ class Relaxed(LogitsDistribution):
         noise = F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device)
         y, l, residue = F.gumbel_softmax_draw_(tau, a, noise, self.finite)
         return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
-
-
-class DensityScored(Relaxed):
-    """Relaxed in law: scored as a density; own samples from their noise, others from their log."""
-
-    scored_as = "density"
-    has_enumerate_support = False  # with True, NUTS would drop the site without a word
-
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
-    def _recall(self, value: Tensor) -> Draw | None:
-        draw = Draw.of(value)
-        if draw is None and self._validate_args:
-            self._validate_sample(value)
-        return draw
-
-    def _log_simplex_density(self, draw: Draw | None, log_value: Tensor) -> Tensor:
-        """Density of l with respect to the symmetric measure."""
-        if draw is not None and draw.scored_by_noise(self):
-            return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw.residue, self.finite)
-        return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
-
-    def _refuse(self, what: str, why: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
-
-    @property
-    def mean(self) -> Tensor:
-        self._refuse("mean", "it is an integral over the simplex; average samples instead")
-
-    @property
-    def variance(self) -> Tensor:
-        self._refuse("variance", "it is an integral over the simplex; use samples instead")
-
-    @property
-    def mode(self) -> Tensor:
-        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
-
-    def entropy(self) -> Tensor:
-        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
-
-
-class ExpGumbelSoftmax(DensityScored):
-    """Log of a Gumbel-Softmax sample: l = log_softmax((a + g) / tau), g standard Gumbel noise.
-
-    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
-    with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
-    outside of it and is scored by its log mass.
-
-    Args:
-        temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
-        probs: unnormalised probabilities, shape batch + (K,).
-        logits: unnormalised log-probabilities a, shape batch + (K,), nats; -inf masks a category.
-        validate_args: check values (default: Pyro's setting).
-
-    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
-
-    Raises:
-        ValueError: for a temperature that is not positive and finite or does not broadcast, for
-            NaN or all -inf logits, and unless exactly one of probs and logits is given.
-        TypeError: for parameters that are not floating-point.
-
-    Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
-
-    Example:
-        >>> d = ExpGumbelSoftmax(0.5, logits=torch.zeros(3))
-        >>> d.rsample((4,)).shape
-        torch.Size([4, 3])
-        >>> d.entropy()
-        tensor(5.1931)
-    """
-
-    support = constraints.log_simplex
-
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        _, l, residue = self._draw(sample_shape)
-        return Draw.attach(l.contiguous().to(self.logits.dtype), self, l, residue)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        draw = self._recall(value)
-        if draw is not None:
-            # the logits cancel, but stay in the graph: their gradient is an honest zero
-            return self._log_simplex_density(draw, draw.log_value) + 0.0 * draw.log_value.amax(-1)
-        l = value.to(self.a.dtype)
-        vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)
-        inside = l.masked_fill(vertex.unsqueeze(-1), 0.0)  # keeps NaN out of the gradient
-        mass = F.categorical_log_prob(self.a, l.exp(), self.finite)
-        return self._log_simplex_density(None, inside).where(~vertex, mass)
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        return one_hot_support(self, expand).log()
-
-    @property
-    def mode(self) -> Tensor:
-        return F.tempered_log_softmax(self.tau, self.a)
-
-    def entropy(self) -> Tensor:
-        return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
-
-
-class GumbelSoftmax(DensityScored, TransformedDistribution):
-    """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
-
-    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
-    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
-    scored from their l; a value without one is scored at the nearest point inside. An exact vertex
-    lies outside and is scored by its log mass log pi_k; `enumerate_support` gives the vertices.
-
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
-
-    Source: Jang, Gu, Poole 2016, eq. 3; Maddison, Mnih, Teh 2016.
-
-    Example:
-        >>> d = GumbelSoftmax(torch.tensor(0.5), probs=torch.tensor([0.7, 0.2, 0.1]))
-        >>> d.rsample((4,)).shape
-        torch.Size([4, 3])
-        >>> d.log_prob(torch.tensor([0.5, 0.25, 0.25]))
-        tensor(-1.1543)
-    """
-
-    support = constraints.simplex
-
-    @property
-    def base_dist(self) -> ExpGumbelSoftmax:
-        return ExpGumbelSoftmax(self.temperature, logits=self.logits, validate_args=False)
-
-    @property
-    def transforms(self) -> list[Transform]:
-        return [constraints.ExpTransform(self.finite)]
-
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        y, l, residue = self._draw(sample_shape)
-        return Draw.attach(y, self, l, residue)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        draw = self._recall(value)
-        l = F.from_simplex(value.to(self.a.dtype), self.finite) if draw is None else draw.log_value
-        density = self._log_simplex_density(draw, l) - F.sum_finite(l, self.finite)
-        if draw is not None:
-            return density
-        vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
-        return density.where(
-            ~vertex, F.categorical_log_prob(self.a, value.to(self.a.dtype), self.finite)
-        )
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        return one_hot_support(self, expand)
-
-
-class GumbelSigmoid(DensityScored, TransformedDistribution):
-    """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
-
-    x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
-    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
-    must lie inside too. 0 and 1, which a rounded sigmoid reaches by itself, are scored by their
-    mass only where this very object has been asked to enumerate them.
-
-    Args:
-        temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
-        probs: probability of one, strictly between 0 and 1, shape batch.
-        logits: log-odds a, finite, shape batch, nats.
-        validate_args: check values (default: Pyro's setting).
-
-    Shapes, Raises: as ExpGumbelSoftmax, without the last axis.
-
-    Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
-
-    Example:
-        >>> GumbelSigmoid(1.0, logits=torch.tensor(0.0)).log_prob(torch.tensor(0.25))
-        tensor(0.)
-    """
-
-    arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
-    event_dims = 0
-    support = constraints.open_unit_interval
-    _enumerated = False
-
-    @property
-    def base_dist(self) -> Logistic:
-        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
-
-    @property
-    def transforms(self) -> list[Transform]:
-        return [constraints.SigmoidTransform()]
-
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        y, x, noise = self._draw(sample_shape)
-        return Draw.attach(y, self, x, noise)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if not self._enumerated:
-            return self._density(value)
-        vertex = (value == 0) | (value == 1)
-        mass = F.bernoulli_log_prob(self.a, value.to(self.a.dtype))
-        return mass.where(vertex, self._density(value.masked_fill(vertex, 0.5)))
-
-    def _density(self, value: Tensor) -> Tensor:
-        draw = self._recall(value)
-        x = F.from_unit_interval(value.to(self.a.dtype)) if draw is None else draw.log_value
-        noise = draw.residue if draw is not None and draw.scored_by_noise(self) else None
-        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
-
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        self._enumerated = True
-        return bit_support(self, expand)
-
-    def entropy(self) -> Tensor:
-        self._refuse("entropy", "E[log y (1 - y)] has none")
 
 
 # --- mass-scored ----------------------------------------------------------------------------------
@@ -347,7 +138,7 @@ class OneHotCategorical(CategoricalScored):
     by it has a gradient; Pyro's own class scores by argmax, which has none.
 
     Args:
-        probs, logits, validate_args: as ExpGumbelSoftmax.
+        probs, logits, validate_args: as GumbelSoftmax.
 
     Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
 
@@ -376,28 +167,6 @@ class OneHotCategorical(CategoricalScored):
         return F.one_hot_argmax(a - noise.log()).to(self.logits.dtype)
 
 
-class SoftOneHotCategorical(CategoricalScored, Relaxed):
-    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
-
-    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
-    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
-
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
-
-    Source: Jang, Gu, Poole 2016, section 3.
-
-    Example:
-        >>> d = SoftOneHotCategorical(0.5, logits=torch.zeros(4))
-        >>> d.log_prob(d.rsample())
-        tensor(-1.3863)
-    """
-
-    support = constraints.simplex
-
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
-        return self._draw(sample_shape)[0]
-
-
 class SoftBernoulli(BernoulliScored, Relaxed):
     """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
 
@@ -415,5 +184,233 @@ class SoftBernoulli(BernoulliScored, Relaxed):
         return self._draw(sample_shape)[0]
 
 
-GumbelSoftmax.binary, GumbelSoftmax.mass_scored = GumbelSigmoid, SoftOneHotCategorical
-SoftOneHotCategorical.binary, GumbelSigmoid.mass_scored = SoftBernoulli, SoftBernoulli
+class SoftOneHotCategorical(CategoricalScored, Relaxed):
+    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
+
+    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
+    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
+
+    Args, Shapes, Raises: as GumbelSoftmax.
+
+    Source: Jang, Gu, Poole 2016, section 3.
+
+    Example:
+        >>> d = SoftOneHotCategorical(0.5, logits=torch.zeros(4))
+        >>> d.log_prob(d.rsample())
+        tensor(-1.3863)
+    """
+
+    binary = SoftBernoulli
+    support = constraints.simplex
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        return self._draw(sample_shape)[0]
+
+
+# --- density-scored -------------------------------------------------------------------------------
+
+
+class DensityScored(Relaxed):
+    """Relaxed in law: scored as a density; own samples from their noise, others from their log."""
+
+    scored_as = "density"
+    has_enumerate_support = False  # with True, NUTS would drop the site without a word
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def _recall(self, value: Tensor) -> OwnSample | None:
+        draw = OwnSample.of(value)
+        if draw is None and self._validate_args:
+            self._validate_sample(value)
+        return draw
+
+    def _log_simplex_density(self, draw: OwnSample | None, log_value: Tensor) -> Tensor:
+        """Density of l with respect to the symmetric measure."""
+        if draw is not None and draw.scored_by_noise(self):
+            return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw.residue, self.finite)
+        return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
+
+    def _refuse(self, what: str, why: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
+
+    @property
+    def mean(self) -> Tensor:
+        self._refuse("mean", "it is an integral over the simplex; average samples instead")
+
+    @property
+    def variance(self) -> Tensor:
+        self._refuse("variance", "it is an integral over the simplex; use samples instead")
+
+    @property
+    def mode(self) -> Tensor:
+        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
+
+    def entropy(self) -> Tensor:
+        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
+
+
+class GumbelSigmoid(DensityScored, TransformedDistribution):
+    """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
+
+    x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
+    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
+    must lie inside too: a rounded sigmoid reaches 0 and 1 by itself. An integer 0 or 1, which is
+    what `enumerate_support` gives, is a class and scored by its mass.
+
+    Args:
+        temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
+        probs: probability of one, strictly between 0 and 1, shape batch.
+        logits: log-odds a, finite, shape batch, nats.
+        validate_args: check values (default: Pyro's setting).
+
+    Shapes, Raises: as GumbelSoftmax, without the last axis.
+
+    Source: Maddison, Mnih, Teh 2016, appendix B (BinConcrete).
+
+    Example:
+        >>> GumbelSigmoid(1.0, logits=torch.tensor(0.0)).log_prob(torch.tensor(0.25))
+        tensor(0.)
+    """
+
+    arg_constraints = {**Relaxed.arg_constraints, "logits": torch_constraints.real}
+    event_dims = 0
+    mass_scored = SoftBernoulli
+    support = constraints.open_unit_interval
+
+    @property
+    def base_dist(self) -> Logistic:
+        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.SigmoidTransform()]
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        y, x, noise = self._draw(sample_shape)
+        return OwnSample.attach(y, self, x, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            mass = self.mass_scored(0.5, logits=self.logits, validate_args=self._validate_args)
+            return mass.log_prob(value)
+        draw = self._recall(value)
+        x = F.from_unit_interval(value.to(self.a.dtype)) if draw is None else draw.log_value
+        noise = draw.residue if draw is not None and draw.scored_by_noise(self) else None
+        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return bit_support(self, expand).long()
+
+    def entropy(self) -> Tensor:
+        self._refuse("entropy", "E[log y (1 - y)] has none")
+
+
+class ExpGumbelSoftmax(DensityScored):
+    """Log of a Gumbel-Softmax sample: l = log_softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
+    with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
+    outside of it and is scored by its log mass.
+
+    Args, Shapes, Raises: as GumbelSoftmax; samples and values are logs.
+
+    Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
+
+    Example:
+        >>> d = ExpGumbelSoftmax(0.5, logits=torch.zeros(3))
+        >>> d.rsample((4,)).shape
+        torch.Size([4, 3])
+        >>> d.entropy()
+        tensor(5.1931)
+    """
+
+    support = constraints.log_simplex
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        _, l, residue = self._draw(sample_shape)
+        return OwnSample.attach(l.contiguous().to(self.logits.dtype), self, l, residue)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        draw = self._recall(value)
+        if draw is not None:
+            # the logits cancel, but stay in the graph: their gradient is an honest zero
+            return self._log_simplex_density(draw, draw.log_value) + 0.0 * draw.log_value.amax(-1)
+        l = value.to(self.a.dtype)
+        vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)
+        inside = l.masked_fill(vertex.unsqueeze(-1), 0.0)  # keeps NaN out of the gradient
+        mass = F.categorical_log_prob(self.a, l.exp(), self.finite)
+        return self._log_simplex_density(None, inside).where(~vertex, mass)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return one_hot_support(self, expand).log()
+
+    @property
+    def mode(self) -> Tensor:
+        return F.tempered_log_softmax(self.tau, self.a)
+
+    def entropy(self) -> Tensor:
+        return F.exp_gumbel_softmax_entropy(self.tau, self.a, self.finite)
+
+
+class GumbelSoftmax(DensityScored, TransformedDistribution):
+    """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
+
+    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
+    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
+    scored from their l; a value without one is scored at the nearest point inside. An exact vertex
+    lies outside and is scored by its log mass log pi_k; `enumerate_support` gives the vertices.
+
+    Args:
+        temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
+        probs: unnormalised probabilities, shape batch + (K,).
+        logits: unnormalised log-probabilities a, shape batch + (K,), nats; -inf masks a category.
+        validate_args: check values (default: Pyro's setting).
+
+    Shapes: sample: sample + batch + (K,); log_prob: sample + batch, nats.
+
+    Raises:
+        ValueError: for a temperature that is not positive and finite or does not broadcast, for
+            NaN or all -inf logits, and unless exactly one of probs and logits is given.
+        TypeError: for parameters that are not floating-point.
+
+    Source: Jang, Gu, Poole 2016, eq. 3; Maddison, Mnih, Teh 2016.
+
+    Example:
+        >>> d = GumbelSoftmax(torch.tensor(0.5), probs=torch.tensor([0.7, 0.2, 0.1]))
+        >>> d.rsample((4,)).shape
+        torch.Size([4, 3])
+        >>> d.log_prob(torch.tensor([0.5, 0.25, 0.25]))
+        tensor(-1.1543)
+    """
+
+    binary = GumbelSigmoid
+    mass_scored = SoftOneHotCategorical
+    support = constraints.simplex
+
+    @property
+    def base_dist(self) -> ExpGumbelSoftmax:
+        return ExpGumbelSoftmax(self.temperature, logits=self.logits, validate_args=False)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return [constraints.ExpTransform(self.finite)]
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        y, l, residue = self._draw(sample_shape)
+        return OwnSample.attach(y, self, l, residue)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        draw = self._recall(value)
+        l = F.from_simplex(value.to(self.a.dtype), self.finite) if draw is None else draw.log_value
+        density = self._log_simplex_density(draw, l) - F.sum_finite(l, self.finite)
+        if draw is not None:
+            return density
+        vertex = (value == 1).any(-1) & ((value != 0).sum(-1) == 1)
+        return density.where(
+            ~vertex, F.categorical_log_prob(self.a, value.to(self.a.dtype), self.finite)
+        )
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return one_hot_support(self, expand)

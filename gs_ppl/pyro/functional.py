@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from gs_ppl import quadrature
+from gs_ppl._shared import quadrature
 
 Temperature = float | Tensor
 

@@ -1,15 +1,15 @@
 """Handlers that relax, discretize and exactly enumerate the discrete latents of a program."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import update_wrapper
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical
-from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.ops.indexing import Vindex
+from pyro.poutine import unwrap
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
-from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, constraints
+from torch.distributions import constraints
 
-from gs_ppl import rewriting
+from gs_ppl._shared import annealing
+from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro._base import LogitsDistribution
-from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
+from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
-from gs_ppl.rewriting import Family
 
-__all__ = ["check", "config_enumerate", "discretize", "relax", "select"]
+__all__ = ["config_enumerate", "discretize", "relax", "select"]
 
 
 def _parameters(law: Any) -> dict[str, Tensor]:
@@ -50,8 +51,23 @@ def _is_discrete(law: Any) -> bool:
     return isinstance(law, OneHotCategorical | TorchOneHotCategorical | TorchBernoulli)
 
 
-def _is_latent(msg: dict[str, Any]) -> bool:
+def is_latent(msg: dict[str, Any]) -> bool:
     return not msg["is_observed"] and not site_is_subsample(msg)
+
+
+@contextmanager
+def random_state() -> Iterator[None]:
+    """Leaves the random state as it was."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def annealed(fn: Callable) -> Callable:
+    """`fn` with the temperature as a first positional argument, which handlers and guides see."""
+    return annealing.annealed(fn, unwrap)
 
 
 def _wrap(messenger: Messenger, fn: Callable | None) -> Any:
@@ -65,9 +81,9 @@ def _wrap(messenger: Messenger, fn: Callable | None) -> Any:
 class RelaxMessenger(Messenger):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
-    def __init__(self, how: rewriting.Relaxation, sites: Collection[str] | None) -> None:
+    def __init__(self, relaxation: Relaxation, sites: Collection[str] | None) -> None:
         super().__init__()
-        self.how = how
+        self.relaxation = relaxation
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> Self:
@@ -82,21 +98,21 @@ class RelaxMessenger(Messenger):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            rewriting.check_sites({*(self.sites or ()), *self.how.named}, self._discrete)
+            check_sites({*(self.sites or ()), *self.relaxation.named}, self._discrete)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        name, law = msg["name"], rewriting.innermost(msg["fn"])
-        if not _is_latent(msg):
+        name, law = msg["name"], innermost(msg["fn"])
+        if not is_latent(msg):
             return
         if _is_discrete(law):
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
         if isinstance(law, TorchCategorical) and "enumerate" not in msg["infer"]:
-            rewriting.refuse_integer(name)
+            refuse_integer(name)
         if _is_discrete(law):
-            make = self.how.law(name, event_dims(law))
-            msg["fn"] = rewriting.rewrap(msg["fn"], lambda law: make(**_parameters(law)))
+            make = self.relaxation.law(name, event_dims(law))
+            msg["fn"] = rewrap(msg["fn"], lambda law: make(**_parameters(law)))
 
 
 def relax(
@@ -136,8 +152,8 @@ def relax(
         >>> bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    how = rewriting.Relaxation(temperature, family, objective, GumbelSoftmax)
-    return _wrap(RelaxMessenger(how, sites), fn)
+    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+    return _wrap(RelaxMessenger(relaxation, sites), fn)
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -147,11 +163,11 @@ class DiscretizeMessenger(Messenger):
     """Replaces each relaxed or straight-through latent law by the discrete one."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if _is_latent(msg):
-            msg["fn"] = rewriting.rewrap(msg["fn"], _discrete)
+        if is_latent(msg):
+            msg["fn"] = rewrap(msg["fn"], _discretized)
 
 
-def _discrete(law: Any) -> Any:
+def _discretized(law: Any) -> Any:
     if not isinstance(law, LogitsDistribution):
         return law
     return OneHotCategorical(logits=law.a) if law.event_dims else Bernoulli(logits=law.a)
@@ -191,22 +207,22 @@ class EnumerateMessenger(Messenger):
     """Lowers one-hot sites to integers, and hands the program the one-hot vector."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not _is_latent(msg):
+        if not is_latent(msg):
             return
-        dims = event_dims(rewriting.innermost(msg["fn"]))
+        dims = event_dims(innermost(msg["fn"]))
         if dims is not None and msg["fn"].event_dim > dims:
             raise ValueError(
                 f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
                 " into one, whose joint support is not enumerated: use a plate instead, and stay"
                 " inside of it with all that depends on the site"
             )
-        msg["fn"] = rewriting.rewrap(msg["fn"], _lowered)
+        msg["fn"] = rewrap(msg["fn"], _lowered)
         if getattr(msg["fn"], "has_enumerate_support", False):
             msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         # after an outer trace has recorded the integer
-        law, value = rewriting.innermost(msg["fn"]), msg["value"]
+        law, value = innermost(msg["fn"]), msg["value"]
         if isinstance(law, OneHotIndex) and not value.is_floating_point():
             K = law.logits.shape[-1]
             msg["value"] = torch.nn.functional.one_hot(value, K).to(law.logits.dtype)
@@ -273,98 +289,3 @@ def select(table: Tensor, z: Tensor, binary: bool = False) -> Tensor:
             f" {tuple(z.shape)}; pass binary=True for a soft bit"
         )
     return (table * z).sum(-1)
-
-
-# --- check ----------------------------------------------------------------------------------------
-
-# without a score function, and with one that is right for infinitely many particles alone
-PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
-
-
-def _site(node: dict[str, Any]) -> rewriting.Site:
-    law = rewriting.innermost(node["fn"])
-    if isinstance(law, LogitsDistribution):
-        kind = law.scored_as
-    elif isinstance(law, TorchOneHotCategorical | TorchBernoulli):
-        kind = "mass"
-    elif isinstance(law, RelaxedOneHotCategorical | RelaxedBernoulli):
-        kind = "density"
-    else:
-        kind = "integer" if isinstance(law, TorchCategorical) else None
-    masked = node["mask"] is not None and node["mask"] is not True
-    return rewriting.Site(
-        law,
-        kind,
-        log_space=isinstance(law, ExpGumbelSoftmax),
-        masked=masked or rewriting.is_masked(node["fn"]),
-        enumerated=node["infer"].get("enumerate") is not None,
-    )
-
-
-def _latents(trace: Any) -> dict[str, rewriting.Site]:
-    return {
-        name: _site(trace.nodes[name])
-        for name in trace.stochastic_nodes
-        if not site_is_subsample(trace.nodes[name])
-        and not trace.nodes[name]["infer"].get("is_auxiliary")
-    }
-
-
-def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
-    """Runs guide and model once, and refuses pairings whose loss would be finite but wrong.
-
-    AnnealedSVI does it at its first step. The random state is left as it was. Under a bare SVI
-    that nobody checks, a bare discrete law on one side stays unseen.
-
-    Args:
-        model: program, relaxed or enumerated as it is handed to SVI.
-        guide: program, likewise.
-        loss: the ELBO object.
-        *args: what the programs take.
-        **kwargs: what the programs take.
-
-    Raises:
-        ValueError: naming the site and the cure: a density paired with a mass, class indices with
-            vectors, log-space with the simplex; a straight-through guide over Pyro's own
-            OneHotCategorical, whose score has no gradient; a discrete guide site that the loss
-            has no gradient for; a mask on one side alone; a latent that is neither in the guide
-            nor enumerated by the loss.
-
-    Example:
-        >>> import pyro, torch
-        >>> from gs_ppl.pyro import OneHotCategorical, check, relax
-        >>> def program():
-        ...     return pyro.sample("z", OneHotCategorical(logits=torch.zeros(3)))
-        >>> guide = relax(program, 0.5, objective="relaxed")
-        >>> check(program, guide, pyro.infer.Trace_ELBO())  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
-    """
-    state = get_rng_state()
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    set_rng_state(state)
-    in_guide = _latents(guide_trace)
-    for name, site in _latents(model_trace).items():
-        if name not in in_guide:
-            rewriting.check_unpaired(
-                name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
-            )
-            continue
-        pair = in_guide[name]
-        rewriting.check_pairing(name, pair, site)
-        own = isinstance(pair.law, LogitsDistribution) and pair.law.has_rsample
-        if own and isinstance(site.law, TorchOneHotCategorical):
-            raise ValueError(
-                f"site {name!r}: Pyro scores {site.name} by argmax, so that {pair.name} in the"
-                " guide has no gradient through it: relax the model too"
-            )
-        discrete = pair.kind is not None and not pair.law.has_rsample
-        if discrete and isinstance(loss, PATHWISE_LOSSES):
-            raise ValueError(
-                f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
-                " guide: relax model and guide, or use Trace_ELBO, TraceGraph_ELBO or"
-                " TraceEnum_ELBO"
-            )

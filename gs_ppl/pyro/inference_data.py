@@ -16,11 +16,10 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from gs_ppl import inference_data, rewriting
-from gs_ppl.inference_data import Layout, Names, Site
-from gs_ppl.pyro.compare import random_state
-from gs_ppl.pyro.handlers import config_enumerate, discretize, event_dims
-from gs_ppl.pyro.svi import annealed
+from gs_ppl._shared import inference_data
+from gs_ppl._shared.inference_data import Layout, Names, Site
+from gs_ppl._shared.wrappers import innermost
+from gs_ppl.pyro.handlers import annealed, config_enumerate, discretize, event_dims, random_state
 
 __all__ = ["to_inference_data"]
 
@@ -129,9 +128,9 @@ class _Sampler:
         kwargs: dict,
         infer_discrete: bool,
     ) -> None:
-        self._model = _discrete(model, args, kwargs)
+        self._model = _bound(model, args, kwargs)
         self._prior = Uncondition()(self._model)
-        self._guide = _discrete(guide, args, kwargs) if guide else lambda: None
+        self._guide = _bound(guide, args, kwargs) if guide else lambda: None
         self._trace = poutine.trace(self._model).get_trace()
         guide_trace = poutine.trace(self._guide).get_trace()
         self.layout = _layout(self._trace)
@@ -189,7 +188,7 @@ class _Sampler:
         }
 
 
-def _discrete(fn: Callable, args: tuple, kwargs: dict) -> Callable:
+def _bound(fn: Callable, args: tuple, kwargs: dict) -> Callable:
     return Unscaled()(partial(discretize(annealed(fn)), 1.0, *args, **kwargs))
 
 
@@ -203,7 +202,7 @@ def _layout(trace: Any) -> Layout:
             if frame.full_size not in (None, frame.size):
                 inference_data.refuse_subsampling(frame.name, frame.size, frame.full_size)
         frames = {frame.dim: frame.name for frame in stack}
-        fn, law, value = node["fn"], rewriting.innermost(node["fn"]), node["value"]
+        fn, law, value = node["fn"], innermost(node["fn"]), node["value"]
         if site_is_deterministic(node):
             plates = inference_data.plate_axes(frames, -min(frames, default=0))
             sites[name] = Site("deterministic", _numpy(value), plates)

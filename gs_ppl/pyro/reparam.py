@@ -7,7 +7,8 @@ from pyro.distributions import Delta, Gumbel, Logistic
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
-from gs_ppl import rewriting
+from gs_ppl._shared.families import refuse_reparameterization
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax, Relaxed
 
@@ -42,14 +43,14 @@ class GumbelSoftmaxReparam(Reparam):
 
     def apply(self, msg: dict[str, Any]) -> dict[str, Any]:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        law = rewriting.innermost(fn)
+        law = innermost(fn)
         if not isinstance(law, Relaxed) or law.is_hard:
-            rewriting.refuse_reparameterization(name, f"got {type(law).__name__}")
+            refuse_reparameterization(name, f"got {type(law).__name__}")
         if msg["is_observed"]:
-            rewriting.refuse_reparameterization(name, "and this one is observed")
+            refuse_reparameterization(name, "and this one is observed")
         noise = pyro.sample(
             f"{name}_{'gumbel' if law.event_dims else 'logistic'}",
-            rewriting.rewrap(fn, noise_law),
+            rewrap(fn, noise_law),
             obs=None if value is None else self.inverse(law, value),
             infer={"is_observed": False},  # obs is where it starts
         )
@@ -73,7 +74,7 @@ class GumbelSoftmaxReparam(Reparam):
     @staticmethod
     def inverse(law: Relaxed, value: Tensor) -> Tensor:
         """Noise that gives the sample."""
-        law = rewriting.innermost(law)
+        law = innermost(law)
         value = value.to(law.a.dtype)
         if not law.event_dims:
             return law.tau * F.from_unit_interval(value) - law.a

@@ -91,7 +91,7 @@ class STGumbelSoftmax(OneHotEstimator):
     d sample / d a = d softmax((a + g) / tau) / d a. Scored as the categorical, sum(value log pi),
     for any copy of the value, differentiable in it.
 
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
+    Args, Shapes, Raises: as GumbelSoftmax.
 
     Source: Jang, Gu, Poole 2016, section 2.2.
 
@@ -138,7 +138,7 @@ class StraightThrough(OneHotEstimator):
     Plain at tau = 1. Annealing tau downwards is slope annealing, of slope 1 / tau. Law and score
     are those of STGumbelSoftmax; there is no noise in the gradient but that of the sample.
 
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
+    Args, Shapes, Raises: as GumbelSoftmax.
 
     Source: Bengio, Leonard, Courville 2013 (arXiv 1308.3432); slope annealing: Chung, Ahn, Bengio
     2016 (arXiv 1609.01704).
@@ -160,31 +160,6 @@ class StraightThrough(OneHotEstimator):
 # --- ReinMax --------------------------------------------------------------------------------------
 
 
-class ReinMax(OneHotEstimator):
-    """ReinMax: one_hot(k), k from pi, with a gradient of second order, by Heun's method.
-
-    With D the sample, p = (softmax(a / tau) + D) / 2 and J(p) = diag(p) - p p^T, the gradient is
-    2 J(p) - J(pi) / 2. At tau = 1 it is that of Gumbel-Rao as its temperature tends to 0 (ZGR),
-    sample by sample, and has no bias where the loss is quadratic in D. Its authors take tau >= 1;
-    there is no gradient by tau.
-
-    Args, Shapes, Raises: as ExpGumbelSoftmax.
-
-    Source: Liu, Dong, Liu, Yu, Gao 2023 (arXiv 2304.08612); ZGR: Shekhovtsov 2021 (arXiv
-    2110.03549).
-
-    Example:
-        >>> import torch
-        >>> a = torch.zeros(2, requires_grad=True)
-        >>> z = ReinMax(1.0, logits=a).rsample()
-        >>> torch.autograd.grad(z[0], a)
-        (tensor([ 0.2500, -0.2500]),)
-    """
-
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
-        return F.reinmax_surrogate(self.tau, a, hard, self.finite)
-
-
 class ReinMaxBernoulli(BitEstimator):
     """ReinMax of a bit.
 
@@ -197,10 +172,35 @@ class ReinMaxBernoulli(BitEstimator):
         tensor(-0.6931)
     """
 
-    _surrogate = ReinMax._surrogate
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        return F.reinmax_surrogate(self.tau, a, hard, self.finite)
 
 
-ReinMax.binary = ReinMaxBernoulli
+class ReinMax(OneHotEstimator):
+    """ReinMax: one_hot(k), k from pi, with a gradient of second order, by Heun's method.
+
+    With D the sample, p = (softmax(a / tau) + D) / 2 and J(p) = diag(p) - p p^T, the gradient is
+    2 J(p) - J(pi) / 2. At tau = 1 it is that of Gumbel-Rao as its temperature tends to 0 (ZGR),
+    sample by sample, and has no bias where the loss is quadratic in D. Its authors take tau >= 1;
+    there is no gradient by tau.
+
+    Args, Shapes, Raises: as GumbelSoftmax.
+
+    Source: Liu, Dong, Liu, Yu, Gao 2023 (arXiv 2304.08612); ZGR: Shekhovtsov 2021 (arXiv
+    2110.03549).
+
+    Example:
+        >>> import torch
+        >>> a = torch.zeros(2, requires_grad=True)
+        >>> z = ReinMax(1.0, logits=a).rsample()
+        >>> torch.autograd.grad(z[0], a)
+        (tensor([ 0.2500, -0.2500]),)
+    """
+
+    binary = ReinMaxBernoulli
+
+    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+        return F.reinmax_surrogate(self.tau, a, hard, self.finite)
 
 
 # --- Gumbel-Rao -----------------------------------------------------------------------------------
@@ -261,10 +261,10 @@ class GumbelRao(ConditionalGumbels, OneHotEstimator):
     STGumbelSoftmax, the variance at most as large.
 
     Args:
-        temperature, probs, logits, validate_args: as ExpGumbelSoftmax.
+        temperature, probs, logits, validate_args: as GumbelSoftmax.
         num_samples: draws of the noise; time and memory grow with it, the program runs once.
 
-    Shapes, Raises: as ExpGumbelSoftmax.
+    Shapes, Raises: as GumbelSoftmax.
 
     Source: Paulus, Maddison, Krause 2020 (arXiv 2010.04838).
 
@@ -328,10 +328,10 @@ class GappedST(Gapped, OneHotEstimator):
     for that by a. No noise in the gradient but that of the sample.
 
     Args:
-        temperature, probs, logits, validate_args: as ExpGumbelSoftmax.
+        temperature, probs, logits, validate_args: as GumbelSoftmax.
         gap: by how much the logit of the sample exceeds the others at least, nats.
 
-    Shapes, Raises: as ExpGumbelSoftmax.
+    Shapes, Raises: as GumbelSoftmax.
 
     Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
 

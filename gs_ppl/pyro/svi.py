@@ -1,6 +1,5 @@
 """SVI with an annealed temperature."""
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,29 +15,10 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gs_ppl import rewriting
-from gs_ppl.pyro.handlers import check
+from gs_ppl.pyro.checks import check
+from gs_ppl.pyro.handlers import annealed
 
 __all__ = ["AnnealedSVI"]  # the rest is what only torch needs
-
-
-def takes_temperature(fn: Callable) -> bool:
-    """Whether the program declares an argument called temperature."""
-    fn = unwrap(fn)
-    return "temperature" in inspect.signature(getattr(fn, "forward", fn)).parameters
-
-
-def annealed(fn: Callable) -> Callable:
-    """`fn` with the temperature as a first positional argument, which handlers and guides see."""
-    declared = takes_temperature(fn)
-
-    def program(temperature: Any, *args: Any, **kwargs: Any) -> Any:
-        with rewriting.at_temperature(temperature):
-            if declared:
-                return fn(*args, temperature=temperature, **kwargs)
-            return fn(*args, **kwargs)
-
-    return program
 
 
 class TorchOptim(PyroOptim):

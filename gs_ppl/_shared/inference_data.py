@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import gs_ppl
-from gs_ppl import report
+from gs_ppl._extras import require
 
 Group = Mapping[str, np.ndarray]  # by site, the axis of the draws in front
 
@@ -113,7 +113,7 @@ class Names:
 
 def build(layout: Layout, names: Names, groups: Mapping[str, Group], attrs: dict[str, str]) -> Any:
     """InferenceData or DataTree, whichever the installed ArviZ has."""
-    arviz = report.require("arviz")
+    arviz = require("arviz")
     scores = ("log_likelihood", "sample_stats")
     shown = {
         group: {

@@ -1,8 +1,7 @@
 """Exact enumeration and relaxations of one program side by side."""
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -19,14 +18,16 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
-from gs_ppl import comparison, rewriting
-from gs_ppl.comparison import Comparison, Gradients
-from gs_ppl.elimination import Factor, largest_table
+from gs_ppl._shared import comparison
+from gs_ppl._shared.annealing import annealed
+from gs_ppl._shared.comparison import Gradients, Options
+from gs_ppl._shared.families import Family
+from gs_ppl._shared.wrappers import innermost
+from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.distributions import GumbelSoftmax
-from gs_ppl.numpyro.handlers import check, config_enumerate, discretize, event_dims, relax, select
+from gs_ppl.numpyro.handlers import config_enumerate, discretize, event_dims, relax, select
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
-from gs_ppl.numpyro.svi import annealed
-from gs_ppl.rewriting import Family
+from gs_ppl.report import Comparison
 
 __all__ = ["compare"]
 
@@ -90,10 +91,7 @@ def compare(
         (-1.4238, -1.5439)
     """
     temperatures = [temperature] if temperature is not None else list(temperatures)
-    key = jax.random.key(0) if rng_key is None else rng_key
-    session = Session(model, guide, args, kwargs, params or {}, loss or TraceMeanField_ELBO(), key)
-    return comparison.run(
-        session,
+    options = Options(
         families,
         objectives,
         temperatures,
@@ -103,6 +101,9 @@ def compare(
         max_entries,
         progress_bar,
     )
+    key = jax.random.key(0) if rng_key is None else rng_key
+    session = Session(model, guide, args, kwargs, params or {}, loss or TraceMeanField_ELBO(), key)
+    return comparison.run(session, options)
 
 
 # --- handlers -------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ class Tilt(Messenger):
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["name"] in self.tilts:
-            binary = event_dims(rewriting.innermost(msg["fn"])) == 0
+            binary = event_dims(innermost(msg["fn"])) == 0
             tilt = numpyro.subsample(self.tilts[msg["name"]], event_dim=1)
             numpyro.factor(f"{msg['name']}_tilt", select(tilt, msg["value"], binary=binary))
 
@@ -143,7 +144,7 @@ class Tilt(Messenger):
 # --- the programs ---------------------------------------------------------------------------------
 
 
-class Program:
+class Program(comparison.Program):
     """A program made discrete, with its arguments bound, and what one run of it shows."""
 
     def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
@@ -166,7 +167,7 @@ class Program:
         nodes = self.trace.items()
         self.sites = {name: node for name, node in nodes if node["type"] == "sample"}
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
-        dims = {name: event_dims(rewriting.innermost(node["fn"])) for name, node in latents.items()}
+        dims = {name: event_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
         # size of each plate, and of the part of it that a draw sees
@@ -187,15 +188,6 @@ class Program:
         }
         self.parameters = {name: t.inv(self.values[name]) for name, t in self.transforms.items()}
 
-    def frames(self, site: str) -> list[Any]:
-        """The plates around a site, from the left."""
-        return sorted(self.sites[site]["cond_indep_stack"], key=lambda frame: frame.dim)
-
-    def classes(self, site: str) -> int:
-        """The number of values of a discrete latent; to_event multiplies them."""
-        shape = self.sites[site]["fn"].event_shape
-        return shape[-1] ** math.prod(shape[:-1]) if self.discrete[site] else 2 ** math.prod(shape)
-
     def tilts(self) -> dict[str, Array]:
         """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
         tilts = {}
@@ -208,25 +200,16 @@ class Program:
             tilts[name] = jnp.zeros((*shape, self.classes(name)), dtype)
         return tilts
 
-    @cached_property
-    def factors(self) -> list[Factor]:
+    def upstream(self) -> Any:
         program = handlers.substitute(self, data=self.values)
-        upstream = get_dependencies(handlers.block(program, hide=list(self.values)))
-        return [
-            Factor(
-                name,
-                frozenset(upstream["prior_dependencies"].get(name, ())) & frozenset(self.discrete),
-                frozenset(frame.name for frame in self.frames(name)),
-                1 if name in self.discrete else math.prod(node["fn"].event_shape),
-            )
-            for name, node in self.sites.items()
-        ]
+        hidden = handlers.block(program, hide=list(self.values))
+        return get_dependencies(hidden)["prior_dependencies"]
 
 
 BATCH = 2**22  # entries of the tables of those draws that are made at once
 
 
-class Session:
+class Session(comparison.Session):
     """What comparison.run asks for, by NumPyro's own ELBOs."""
 
     def __init__(
@@ -245,30 +228,13 @@ class Session:
         self.guide.run(params, first)
         self.model.run({**params, **self.guide.values}, first, self.guide.trace)
         self.values = {**params, **self.model.values, **self.guide.values}
-        self.rows = {**self.model.rows, **self.guide.rows}
-        subsampled = any(size != full for full, size in self.rows.values())
+        rows = {**self.model.rows, **self.guide.rows}
+        self.sizes = {name: size for name, (_, size) in rows.items()}
+        subsampled = any(size != full for full, size in rows.values())
         self.stochastic = bool(self.model.continuous) or subsampled
         frames = [f.dim for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         self.exact = TraceEnum_ELBO(max_plate_nesting=-min(frames, default=0))
         self._relaxed: dict[tuple[type, str], Callable] = {}
-
-    def plates(self, site: str) -> tuple[str, ...]:
-        program = self.model if site in self.model.discrete else self.guide
-        return tuple(frame.name for frame in program.frames(site))
-
-    def table(self, side: str) -> tuple[int, list[str]]:
-        model, guide = self.model, self.guide
-        sizes = {name: size for name, (_, size) in self.rows.items()}
-        programs = [model] if side == "model" else [guide, model]
-        plates: dict[str, list[str]] = {}
-        for program in programs:
-            for site in program.discrete:
-                plates[site] = [frame.name for frame in program.frames(site)]
-                sizes[site] = program.classes(site)
-        if side == "model":
-            return largest_table(model.factors, plates, sizes)
-        # each term of the model is averaged by itself over the guide
-        return max(largest_table([*guide.factors, term], plates, sizes) for term in model.factors)
 
     def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         program = self.model if side == "model" else self.guide
@@ -305,11 +271,13 @@ class Session:
     def _compile(self, family: type, objective: str, temperature: float, draws: int) -> Callable:
         """Draws at any temperature, which is traced; the pairing is checked at this one."""
         # a straight-through family is scored by its mass under either objective
-        how = "categorical" if objective == "discrete" else objective
+        scoring = "categorical" if objective == "discrete" else objective
 
         def programs(temperature: Any, noise: Callable) -> list[Callable]:
             return [
-                relax(noise(partial(p.at, temperature)), temperature, family=family, objective=how)
+                relax(
+                    noise(partial(p.at, temperature)), temperature, family=family, objective=scoring
+                )
                 for p in (self.model, self.guide)
             ]
 

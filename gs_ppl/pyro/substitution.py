@@ -1,4 +1,4 @@
-"""ELBOs for programs with discrete latents, whose gradient takes several runs of the program.
+"""ELBOs that run the program at chosen values of its discrete sites: MuProp, DARN, REBAR, DisARM.
 
 Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = what it costs, that
 is log p - log q summed over all that shares the site's plates or has none of its own, in nats. Each
@@ -8,309 +8,25 @@ estimate G of the gradient by a is handed over as the surrogate r + G a.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from gs_ppl import rewriting
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution
+from gs_ppl.pyro._elbo import SameRows, SurrogateELBO, costs_by_plates, samples, with_state
 from gs_ppl.pyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.pyro.handlers import event_dims, relax
+from gs_ppl.pyro.handlers import event_dims, is_latent, relax
 
-__all__ = ["DARN_ELBO", "NVIL_ELBO", "REBAR_ELBO", "RLOO_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
-
-Particle = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
-
-# --- score function with a baseline: any program --------------------------------------------------
-
-
-def _is_latent(msg: dict[str, Any]) -> bool:
-    return not msg["is_observed"] and not site_is_subsample(msg)
-
-
-def _is_scored(msg: dict[str, Any]) -> bool:
-    """A latent site without a pathwise gradient."""
-    return _is_latent(msg) and not msg["fn"].has_rsample
-
-
-def _samples(trace: poutine.Trace) -> list[dict[str, Any]]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
-
-
-def _costs(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> MultiFrameTensor:
-    """log p - log q by plates."""
-    costs = MultiFrameTensor()
-    for sign, trace in ((1, model_trace), (-1, guide_trace)):
-        for site in _samples(trace):
-            costs.add((site["cond_indep_stack"], sign * site["log_prob"]))
-    return costs
-
-
-class _SameRows(Messenger):
-    """Around several runs of the programs: a subsampled plate draws its rows in the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if site_is_subsample(msg) and msg["name"] in self.rows:
-            msg["value"] = self.rows[msg["name"]]
-
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if site_is_subsample(msg):
-            self.rows[msg["name"]] = msg["value"]
-
-
-class _Names(Messenger):
-    """Collects the names of the discrete sites of a guide."""
-
-    def __enter__(self) -> "_Names":
-        self.names: list[str] = []
-        return super().__enter__()
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if _is_scored(msg):
-            self.names.append(msg["name"])
-
-
-def _wrap(guide: Callable, register: Callable[[str], Any]) -> Callable:
-    """The guide with an estimator's own state beside it, one register(name) for a discrete site."""
-
-    @wraps(guide, updated=())
-    def program(*args: Any, **kwargs: Any) -> Any:
-        with _Names() as seen:
-            result = guide(*args, **kwargs)
-        for name in seen.names:
-            register(name)
-        return result
-
-    return program
-
-
-class SurrogateELBO(Trace_ELBO):
-    """An ELBO whose gradient is that of its differentiable loss."""
-
-    def differentiable_loss(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The loss, with the estimate for its gradient: each subclass has its own."""
-        raise NotImplementedError
-
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        warn_if_nan(loss, "loss")
-        return loss.item()
-
-
-class ScoreFunctionELBO(SurrogateELBO):
-    """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
-
-    Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other
-    rows of the plates of s. All particles see the same rows of a subsampled plate.
-    """
-
-    def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The learning signal of each site; the first axis of r is that of the particles."""
-        raise NotImplementedError
-
-    def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What parameters of the guide that are state become."""
-        return {}
-
-    def predict(self, site: dict[str, Any]) -> Tensor | float:
-        """What is known of r beforehand; learnt by least squares of the signal."""
-        return 0.0
-
-    def _particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Particle:
-        costs = _costs(model_trace, guide_trace)
-        elbo = sum(site["log_prob"].sum() for site in _samples(model_trace))
-        log_q, r = {}, {}
-        for site in _samples(guide_trace):
-            term, name = site["log_prob"].sum(), site["name"]
-            elbo = elbo - (term.detach() if _is_scored(site) else term)
-            if _is_scored(site):
-                log_q[name] = site["score_parts"].score_function  # without the plates' scale
-                cost = costs.sum_to(site["cond_indep_stack"]).detach()
-                r[name] = _subtract(name, cost, self.predict(site))
-        state = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "param"}
-        return elbo, log_q, r, state
-
-    def differentiable_loss(
-        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        with _SameRows():
-            traces = list(self._get_traces(model, guide, args, kwargs))
-        elbos, log_qs, rs, states = zip(*(self._particle(*pair) for pair in traces), strict=True)
-        whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
-        stack = lambda xs, n: xs[0][n] if whole else torch.stack([x[n] for x in xs])  # noqa: E731
-        r, state = {name: stack(rs, name) for name in rs[0]}, states[0]
-        signals = self.center(r, {name: _value(x) for name, x in state.items()})
-        with torch.no_grad():
-            for name, value in self.update(r, state).items():
-                state[name].copy_(value)
-        terms = (
-            x.detach() * stack(log_qs, name) - x**2 / 2  # with a gradient if x was predicted
-            for name, x in signals.items()
-        )
-        surrogate = sum(term.sum() for term in terms)
-        loss = -(sum(elbos) + surrogate) / self.num_particles
-        return loss + _value(surrogate) / self.num_particles
-
-
-def _subtract(name: str, r: Tensor, predicted: Tensor | float) -> Tensor:
-    shape = predicted.shape if isinstance(predicted, Tensor) else ()
-    if torch.broadcast_shapes(r.shape, shape) != r.shape:
-        raise ValueError(
-            f"site {name!r}: the baseline must have the shape {tuple(r.shape)} of the site's"
-            f" plates, got {tuple(shape)}"
-        )
-    return r - predicted
-
-
-def _value(x: Tensor | float) -> Tensor | float:
-    return x.detach() if isinstance(x, Tensor) else x
-
-
-class RLOO_ELBO(ScoreFunctionELBO):
-    """REINFORCE, with the mean of the other particles as the baseline of each. Unbiased.
-
-    G = mean_i (r_i - mean_{j != i} r_j) grad log q(b_i)
-
-    For any program: plates, subsampling, dependent sites, continuous latents beside.
-
-    Args:
-        num_particles: at least 2.
-        **options: as in pyro.infer.Trace_ELBO: vectorize_particles, max_plate_nesting, ...
-
-    Raises:
-        ValueError: for fewer particles.
-
-    Source: Kool, van Hoof, Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
-
-    Example:
-        >>> import pyro, torch
-        >>> from gs_ppl.pyro import OneHotCategorical, RLOO_ELBO
-        >>> def model():
-        ...     z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
-        ...     loc = (z * torch.tensor([-2.0, 2.0])).sum(-1)
-        ...     pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.tensor(1.5))
-        >>> def guide():
-        ...     a = pyro.param("a", torch.zeros(2))
-        ...     pyro.sample("z", OneHotCategorical(logits=a))
-        >>> pyro.clear_param_store()
-        >>> adam = pyro.optim.Adam({"lr": 0.1})
-        >>> svi = pyro.infer.SVI(model, guide, adam, RLOO_ELBO(num_particles=4))
-        >>> losses = [svi.step() for _ in range(100)]
-        >>> pyro.param("a").softmax(-1).round().tolist()
-        [0.0, 1.0]
-    """
-
-    def __init__(self, num_particles: int = 2, **options: Any) -> None:
-        if num_particles < 2:
-            raise ValueError(
-                f"RLOO_ELBO: num_particles must be at least 2, got {num_particles}: each takes its"
-                " baseline from the others"
-            )
-        super().__init__(num_particles, **options)
-
-    def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        n = self.num_particles
-        return {name: (x - x.mean(0)) * n / (n - 1) for name, x in r.items()}
-
-
-class NVIL_ELBO(ScoreFunctionELBO):
-    """REINFORCE, with a learned and a running mean as the baseline.
-
-    G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
-
-    Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
-    direction of G by that site. For any program, as RLOO_ELBO.
-
-    C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
-    `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
-    descend on the square of the signal r - C - c. The running moments are parameters of the guide
-    that no gradient reaches: hand SVI `elbo.wrap(guide)`.
-
-    Args:
-        num_particles: as in pyro.infer.Trace_ELBO.
-        decay: weight of the past in the running moments, in [0, 1).
-        normalize: divide by the standard deviation where that is above 1 nat.
-        **options: as in pyro.infer.Trace_ELBO.
-
-    Raises:
-        ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
-            whose C has more axes than its plates.
-
-    Source: Mnih, Gregor 2014, algorithm 1.
-
-    Example:
-        >>> import pyro, torch
-        >>> from gs_ppl.pyro import NVIL_ELBO, OneHotCategorical
-        >>> def program():
-        ...     a = pyro.param("a", torch.zeros(2))
-        ...     pyro.sample("z", OneHotCategorical(logits=a))
-        >>> pyro.clear_param_store()
-        >>> elbo = NVIL_ELBO()
-        >>> svi = pyro.infer.SVI(program, elbo.wrap(program), pyro.optim.Adam({"lr": 0.1}), elbo)
-        >>> losses = [svi.step() for _ in range(10)]
-        >>> pyro.param("z_nvil")[2].item()
-        10.0
-    """
-
-    def __init__(
-        self, num_particles: int = 1, decay: float = 0.9, normalize: bool = True, **options: Any
-    ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")
-        super().__init__(num_particles, **options)
-        self.decay, self.normalize = decay, normalize
-
-    def wrap(self, guide: Callable) -> Callable:
-        """The guide with running mean, variance and number of steps beside each discrete site."""
-        return _wrap(guide, lambda name: pyro.param(f"{name}_nvil", torch.zeros(3)))
-
-    def predict(self, site: dict[str, Any]) -> Tensor | float:
-        baseline = site["infer"].get("baseline")
-        if baseline is None:
-            return 0.0
-        return baseline["nn_baseline"](baseline["nn_baseline_input"].detach())
-
-    def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        signals = {}
-        for name, x in r.items():
-            if f"{name}_nvil" not in state:
-                raise ValueError(
-                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: hand SVI"
-                    " elbo.wrap(guide)"
-                )
-            mean, variance, _ = state[f"{name}_nvil"].to(x)
-            scale = variance.clamp(min=1).sqrt() if self.normalize else 1
-            signals[name] = (x - mean) / scale
-        return signals
-
-    def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        new = {}
-        for name, x in r.items():
-            mean, variance, steps = state[f"{name}_nvil"].to(x)
-            weight = (1 - self.decay) / (1 - self.decay ** (steps + 1))
-            change = x.mean() - mean
-            spread = (1 - weight) * (variance + weight * change**2) + weight * x.var(correction=0)
-            new[f"{name}_nvil"] = torch.stack([mean + weight * change, spread, steps + 1])
-        return new
-
+__all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
 # --- one-hot vectors and bits, in one set of formulas ---------------------------------------------
 
@@ -390,7 +106,7 @@ class Bit:
 
 
 @dataclass(frozen=True)
-class Site:
+class DiscreteSite:
     """A discrete site of the guide: its logits in the shape of the value, and its place."""
 
     name: str
@@ -404,7 +120,7 @@ class Site:
         return x.sum(tuple(range(-self.event_dim, 0)), keepdim=True) if self.event_dim else x
 
 
-Rule = Callable[[Site], Tensor]
+Rule = Callable[[DiscreteSite], Tensor]
 
 
 class _AtValues(Messenger):
@@ -413,20 +129,20 @@ class _AtValues(Messenger):
     def __init__(self, rule: Rule, estimator: str, fixed_law: bool) -> None:
         super().__init__()
         self.rule, self.estimator, self.fixed_law = rule, estimator, fixed_law
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, DiscreteSite] = {}
         self.values: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not _is_latent(msg):
+        if not is_latent(msg):
             return
-        name, fn, law = msg["name"], msg["fn"], rewriting.innermost(msg["fn"])
+        name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
         _check_law(name, law, self.estimator)
         kind = OneHot if event_dims(law) else Bit
         logits = law.logits.to(torch.promote_types(law.logits.dtype, torch.float32))
         a = logits.expand(fn.shape())
-        site = Site(name, kind, a, fn.event_dim, msg["cond_indep_stack"])
+        site = DiscreteSite(name, kind, a, fn.event_dim, msg["cond_indep_stack"])
         scored = logits.detach() if self.fixed_law else logits
-        msg["fn"] = rewriting.rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
+        msg["fn"] = rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
         self.sites[name] = site
         self.values[name] = msg["value"] = self.rule(site)
 
@@ -451,9 +167,9 @@ class Run:
         self, at: _AtValues, model_trace: poutine.Trace, guide_trace: poutine.Trace
     ) -> None:
         self.sites, self.values = at.sites, at.values
-        self.costs = _costs(model_trace, guide_trace)
-        self.log_p = sum(site["log_prob"].sum() for site in _samples(model_trace))
-        self.log_q = sum(site["log_prob"].sum() for site in _samples(guide_trace))
+        self.costs = costs_by_plates(model_trace, guide_trace)
+        self.log_p = sum(site["log_prob"].sum() for site in samples(model_trace))
+        self.log_q = sum(site["log_prob"].sum() for site in samples(guide_trace))
         nodes = guide_trace.nodes.values()
         self.params = {site["name"]: site["value"] for site in nodes if site["type"] == "param"}
 
@@ -461,7 +177,7 @@ class Run:
     def elbo(self) -> Tensor:
         return self.log_p - self.log_q
 
-    def r(self, site: Site) -> Tensor:
+    def r(self, site: DiscreteSite) -> Tensor:
         """Its r, against which the axes of the event broadcast."""
         r = self.costs.sum_to(site.frames)
         return r.reshape(r.shape + (1,) * site.event_dim)
@@ -472,7 +188,7 @@ class Programs:
     """Guide and model, to be run at values that a rule chooses; rows of plates stay the same."""
 
     name: str  # of the estimator
-    rows: _SameRows
+    rows: SameRows
     max_plate_nesting: float
     model: Callable
     guide: Callable
@@ -487,7 +203,7 @@ class Programs:
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         for name, site in model_trace.nodes.items():
-            if site["type"] == "sample" and _is_latent(site) and name not in guide_trace:
+            if site["type"] == "sample" and is_latent(site) and name not in guide_trace:
                 raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
@@ -495,26 +211,26 @@ class Programs:
         for trace in pair:
             trace.compute_log_prob()
             if is_validation_enabled():
-                for site in _samples(trace):
+                for site in samples(trace):
                     check_site_shape(site, self.max_plate_nesting)
         return Run(at, *pair)
 
 
-class Draw:
+class SharedNoise:
     """Noise for each site, the same in each run: z = a + noise, b = hard(z)."""
 
     def __init__(self) -> None:
         self._noise: dict[str, Tensor] = {}
 
-    def noise(self, site: Site) -> Tensor:
+    def noise(self, site: DiscreteSite) -> Tensor:
         if site.name not in self._noise:
             self._noise[site.name] = site.kind.noise(site.a)
         return self._noise[site.name]
 
-    def z(self, site: Site) -> Tensor:
+    def z(self, site: DiscreteSite) -> Tensor:
         return site.a + self.noise(site)
 
-    def b(self, site: Site) -> Tensor:
+    def b(self, site: DiscreteSite) -> Tensor:
         return site.kind.hard(self.z(site)).detach()
 
 
@@ -527,16 +243,16 @@ def _attach(g: Tensor, x: Tensor) -> Tensor:
 class SubstitutingELBO(SurrogateELBO):
     """For guides all of whose sites are discrete, in one layer or several."""
 
-    def estimate(self, programs: Programs, draw: Draw, hard: Run) -> dict[str, Tensor]:
+    def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         """G by the logits of each site, from the run at the samples."""
         raise NotImplementedError
 
-    def particle(self, programs: Programs, draw: Draw) -> Tensor:
+    def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
         """The ELBO at the samples, with the estimate as its gradient."""
-        hard = programs.run(draw.b)
-        estimates = self.estimate(programs, draw, hard)
+        hard = programs.run(shared.b)
+        estimates = self.estimate(programs, shared, hard)
         surrogate = sum(_attach(estimates[n], site.a) for n, site in hard.sites.items())
-        return hard.log_p - _value(hard.log_q) + surrogate
+        return hard.log_p - hard.log_q.detach() + surrogate
 
     def _programs(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
@@ -550,19 +266,22 @@ class SubstitutingELBO(SurrogateELBO):
             runs = 1
         name, nesting = type(self).__name__, self.max_plate_nesting
         for _ in range(runs):
-            yield Programs(name, _SameRows(), nesting, model, guide, args, kwargs)
+            yield Programs(name, SameRows(), nesting, model, guide, args, kwargs)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():
             particles = self._programs(model, guide, args, kwargs)
-            elbo = sum(programs.run(Draw().b).elbo for programs in particles)
+            elbo = sum(programs.run(SharedNoise().b).elbo for programs in particles)
         return -float(elbo) / self.num_particles
 
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
         particles = self._programs(model, guide, args, kwargs)
-        return -sum(self.particle(programs, Draw()) for programs in particles) / self.num_particles
+        return (
+            -sum(self.particle(programs, SharedNoise()) for programs in particles)
+            / self.num_particles
+        )
 
 
 class MuProp_ELBO(SubstitutingELBO):
@@ -583,7 +302,7 @@ class MuProp_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with MuProp_ELBO() in its place.
     """
 
-    def estimate(self, programs: Programs, draw: Draw, hard: Run) -> dict[str, Tensor]:
+    def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         shift = {n: torch.zeros_like(s.a).requires_grad_() for n, s in hard.sites.items()}
         mean = programs.run(lambda site: site.kind.squash(site.a) + shift[site.name])
         slopes = torch.autograd.grad(mean.elbo, list(shift.values()))
@@ -611,9 +330,9 @@ class DARN_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with DARN_ELBO() in its place.
     """
 
-    def particle(self, programs: Programs, draw: Draw) -> Tensor:
-        def value(site: Site) -> Tensor:
-            b = draw.b(site)
+    def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
+        def value(site: DiscreteSite) -> Tensor:
+            b = shared.b(site)
             log_q = site.kind.log_prob(site.a, b)
             return b + (b - site.kind.midpoint(site.a)) * (log_q - log_q.detach())
 
@@ -662,40 +381,46 @@ class REBAR_ELBO(SubstitutingELBO):
             pyro.param(f"{name}_rebar_log_temperature", log_tau)
             pyro.param(f"{name}_rebar_scale", torch.tensor(float(self.scale)))
 
-        return _wrap(guide, register)
+        return with_state(guide, register)
 
-    def particle(self, programs: Programs, draw: Draw) -> Tensor:
-        hard = programs.run(draw.b)
+    def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
+        hard = programs.run(shared.b)
         surrogate = 0.0
         for name, site in hard.sites.items():
             start = torch.tensor(math.log(self.temperature)), self.scale
             names = f"{name}_rebar_log_temperature", f"{name}_rebar_scale"
             log_tau, eta = map(hard.params.get, names, start)
-            g = self.estimate_site(programs, draw, hard, site, log_tau.exp(), eta)
+            g = self.estimate_site(programs, shared, hard, site, log_tau.exp(), eta)
             surrogate = surrogate + _attach(g, site.a)
             if g.requires_grad:
                 for x in (log_tau, eta):
                     (slope,) = torch.autograd.grad((g**2).sum(), x, retain_graph=True)
                     surrogate = surrogate - _attach(slope, x)
-        return hard.log_p - _value(hard.log_q) + surrogate
+        return hard.log_p - hard.log_q.detach() + surrogate
 
     def estimate_site(
-        self, programs: Programs, draw: Draw, hard: Run, site: Site, tau: Tensor, eta: Any
+        self,
+        programs: Programs,
+        shared: SharedNoise,
+        hard: Run,
+        site: DiscreteSite,
+        tau: Tensor,
+        eta: Any,
     ) -> Tensor:
         """G by the logits of one site, a function of its tau and eta alone."""
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         learned = tau.requires_grad
         a, b = site.a.detach(), hard.values[site.name]
-        z = a + draw.noise(site)
+        z = a + shared.noise(site)
         y = site.kind.squash(z / tau)
         y = y if learned else y.requires_grad_()
 
-        def rule(other: Site) -> Tensor:
+        def rule(other: DiscreteSite) -> Tensor:
             if other.name == site.name:
                 return y
             if other.name in before:
-                return draw.b(other)
-            return other.kind.squash(draw.z(other) / tau)
+                return shared.b(other)
+            return other.kind.squash(shared.z(other) / tau)
 
         run = programs.run(rule)
         (slope,) = torch.autograd.grad(run.elbo, y, create_graph=learned)
@@ -721,7 +446,7 @@ class DisARM_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with Bernoulli sites and DisARM_ELBO() in its place.
     """
 
-    def estimate(self, programs: Programs, draw: Draw, hard: Run) -> dict[str, Tensor]:
+    def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         result = {}
         for name, site in hard.sites.items():
             if site.kind is not Bit:
@@ -729,8 +454,8 @@ class DisARM_ELBO(SubstitutingELBO):
                     f"site {name!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use"
                     " REBAR_ELBO or RLOO_ELBO"
                 )
-            b, opposite = hard.values[name], Bit.hard(site.a - draw.noise(site)).detach()
-            at = lambda other: opposite if other.name == site.name else draw.b(other)  # noqa: E731, B023
+            b, opposite = hard.values[name], Bit.hard(site.a - shared.noise(site)).detach()
+            at = lambda other: opposite if other.name == site.name else shared.b(other)  # noqa: E731, B023
             with torch.no_grad():
                 difference = hard.r(site) - programs.run(at).r(site)
             result[name] = difference * (b - opposite) * site.a.abs().sigmoid() / 2

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -15,17 +15,25 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from gs_ppl import comparison, rewriting
-from gs_ppl.comparison import Comparison, Gradients
-from gs_ppl.elimination import Factor, largest_table
+from gs_ppl._shared import comparison
+from gs_ppl._shared.comparison import Gradients, Options
+from gs_ppl._shared.families import Family
+from gs_ppl._shared.wrappers import innermost
+from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.distributions import GumbelSoftmax
-from gs_ppl.pyro.handlers import check, config_enumerate, discretize, event_dims, relax, select
+from gs_ppl.pyro.handlers import (
+    annealed,
+    config_enumerate,
+    discretize,
+    event_dims,
+    random_state,
+    relax,
+    select,
+)
 from gs_ppl.pyro.straight_through import STGumbelSoftmax
-from gs_ppl.pyro.svi import annealed
-from gs_ppl.rewriting import Family
+from gs_ppl.report import Comparison
 
 __all__ = ["compare"]
 
@@ -89,32 +97,22 @@ def compare(
         (-1.4238, -1.5439)
     """
     temperatures = [temperature] if temperature is not None else list(temperatures)
+    options = Options(
+        families,
+        objectives,
+        temperatures,
+        num_samples,
+        adaptation_steps,
+        relabel,
+        max_entries,
+        progress_bar,
+    )
     with random_state():
         session = Session(model, guide, args, kwargs, loss or TraceMeanField_ELBO(), seed)
-        return comparison.run(
-            session,
-            families,
-            objectives,
-            temperatures,
-            num_samples,
-            adaptation_steps,
-            relabel,
-            max_entries,
-            progress_bar,
-        )
+        return comparison.run(session, options)
 
 
 # --- handlers -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def random_state() -> Iterator[None]:
-    """Leaves the random state as it was."""
-    state = get_rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)
 
 
 class SeedBySite(Messenger):
@@ -163,7 +161,7 @@ class Tilt(Messenger):
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.tilts:
-            binary = event_dims(rewriting.innermost(msg["fn"])) == 0
+            binary = event_dims(innermost(msg["fn"])) == 0
             tilt = pyro.subsample(self.tilts[msg["name"]], event_dim=1)
             pyro.factor(f"{msg['name']}_tilt", select(tilt, msg["value"], binary=binary))
 
@@ -171,7 +169,7 @@ class Tilt(Messenger):
 # --- the programs ---------------------------------------------------------------------------------
 
 
-class Program:
+class Program(comparison.Program):
     """A program made discrete, with its arguments bound, and what one run of it shows."""
 
     def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
@@ -196,22 +194,12 @@ class Program:
             if node["type"] == "sample" and not site_is_subsample(node)
         }
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
-        dims = {name: event_dims(rewriting.innermost(node["fn"])) for name, node in latents.items()}
+        dims = {name: event_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
         self.parameters = {
             name: node["value"].unconstrained() for name, node in nodes if node["type"] == "param"
         }
-
-    def frames(self, site: str) -> list[Any]:
-        """The plates around a site, from the left."""
-        frames = [f for f in self.sites[site]["cond_indep_stack"] if f.vectorized]
-        return sorted(frames, key=lambda frame: frame.dim)
-
-    def classes(self, site: str) -> int:
-        """The number of values of a discrete latent; to_event multiplies them."""
-        shape = self.sites[site]["fn"].event_shape
-        return shape[-1] ** shape[:-1].numel() if self.discrete[site] else 2 ** shape.numel()
 
     def tilts(self) -> dict[str, Tensor]:
         """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
@@ -225,21 +213,11 @@ class Program:
             tilts[name] = zeros.requires_grad_()
         return tilts
 
-    @cached_property
-    def factors(self) -> list[Factor]:
-        upstream = get_dependencies(self)["prior_dependencies"]
-        return [
-            Factor(
-                name,
-                frozenset(upstream.get(name, ())) & frozenset(self.discrete),
-                frozenset(frame.name for frame in self.frames(name)),
-                1 if name in self.discrete else node["fn"].event_shape.numel(),
-            )
-            for name, node in self.sites.items()
-        ]
+    def upstream(self) -> Any:
+        return get_dependencies(self)["prior_dependencies"]
 
 
-class Session:
+class Session(comparison.Session):
     """What comparison.run asks for, by Pyro's own ELBOs."""
 
     def __init__(
@@ -257,24 +235,6 @@ class Session:
         self.exact = TraceEnum_ELBO(
             max_plate_nesting=-min((frame.dim for frame in frames), default=0)
         )
-
-    def plates(self, site: str) -> tuple[str, ...]:
-        program = self.model if site in self.model.discrete else self.guide
-        return tuple(frame.name for frame in program.frames(site))
-
-    def table(self, side: str) -> tuple[int, list[str]]:
-        model, guide = self.model, self.guide
-        sizes = dict(self.sizes)
-        programs = [model] if side == "model" else [guide, model]
-        plates: dict[str, list[str]] = {}
-        for program in programs:
-            for site in program.discrete:
-                plates[site] = [frame.name for frame in program.frames(site)]
-                sizes[site] = program.classes(site)
-        if side == "model":
-            return largest_table(model.factors, plates, sizes)
-        # each term of the model is averaged by itself over the guide
-        return max(largest_table([*guide.factors, term], plates, sizes) for term in model.factors)
 
     def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         program = self.model if side == "model" else self.guide
@@ -294,9 +254,9 @@ class Session:
         self, family: type, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
         # a straight-through family is scored by its mass under either objective
-        how = "categorical" if objective == "discrete" else objective
+        scoring = "categorical" if objective == "discrete" else objective
         model, guide = (
-            relax(partial(p.at, temperature), temperature, family=family, objective=how)
+            relax(partial(p.at, temperature), temperature, family=family, objective=scoring)
             for p in (self.model, self.guide)
         )
         check(model, guide, self.loss)

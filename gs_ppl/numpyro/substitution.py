@@ -1,4 +1,4 @@
-"""ELBOs for programs with discrete latents, whose gradient takes several runs of the program.
+"""ELBOs that run the program at chosen values of its discrete sites: MuProp, DARN, REBAR, DisARM.
 
 Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = what it costs, that
 is log p - log q summed over all that shares the site's plates or has none of its own, in nats. Each
@@ -8,7 +8,6 @@ estimate G of the gradient by a is handed over as the surrogate r + G a.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
 from typing import Any
 
 import jax
@@ -17,306 +16,18 @@ import numpyro
 from jax import Array
 from jax.lax import stop_gradient
 from numpyro import handlers
-from numpyro.infer.elbo import ELBO, MultiFrameTensor
+from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import get_importance_trace
-from numpyro.primitives import Messenger, mutable
-from numpyro.util import check_model_guide_match
+from numpyro.primitives import Messenger
 
-from gs_ppl import rewriting
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import LogitsDistribution
+from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, samples, with_state
 from gs_ppl.numpyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.numpyro.handlers import event_dims, reach_into_scan, relax
+from gs_ppl.numpyro.handlers import event_dims, is_latent, reach_into_scan, relax
 
-__all__ = ["DARN_ELBO", "NVIL_ELBO", "REBAR_ELBO", "RLOO_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
-
-Particle = tuple[Array, dict[str, Array], dict[str, Array]]
-
-# --- score function with a baseline: any program --------------------------------------------------
-
-
-def _is_latent(msg: dict[str, Any]) -> bool:
-    return msg["type"] == "sample" and not msg["is_observed"]
-
-
-def _is_scored(msg: dict[str, Any]) -> bool:
-    """A latent site without a pathwise gradient."""
-    return _is_latent(msg) and not msg["fn"].has_rsample
-
-
-def _check_plates(trace: dict[str, Any]) -> None:
-    """Axes that no plate declares would be summed in the wrong places."""
-    for name, site in trace.items():
-        if site["type"] != "sample":
-            continue
-        dims, shape = {frame.dim for frame in site["cond_indep_stack"]}, site["log_prob"].shape
-        for dim in range(-len(shape), 0):
-            if shape[dim] > 1 and dim not in dims:
-                raise ValueError(
-                    f"site {name!r}: axis {dim} of its batch shape {shape} lies in no plate: put"
-                    " the site into one, or join the axis to the event by to_event"
-                )
-
-
-def _costs(model_trace: dict[str, Any], guide_trace: dict[str, Any]) -> MultiFrameTensor:
-    """log p - log q by plates."""
-    costs = MultiFrameTensor()
-    for sign, trace in ((1, model_trace), (-1, guide_trace)):
-        for site in trace.values():
-            if site["type"] == "sample":
-                costs.add((site["cond_indep_stack"], sign * site["log_prob"]))
-    return costs
-
-
-def _exact_score(fn: Any) -> Any:
-    """The law, to be scored without the plates' scale; its gradient is right at logits of 0 too.
-
-    NumPyro's Bernoulli has kinks there: b and 0 for b - pi.
-    """
-    is_bit = event_dims(rewriting.innermost(fn)) == 0
-    return rewriting.rewrap(fn, lambda law: SoftBernoulli(1.0, logits=law.logits)) if is_bit else fn
-
-
-class _Registers(Messenger):
-    """Has `register(name)` called for each discrete site of the guide, once that has run."""
-
-    def __init__(self, fn: Callable, register: Callable[[str], Any]) -> None:
-        super().__init__(fn)
-        self.register = register
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if _is_scored(msg):
-            self.names.append(msg["name"])
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.names: list[str] = []
-        result = super().__call__(*args, **kwargs)
-        for name in self.names:
-            self.register(name)
-        return result
-
-
-def _wrap(guide: Callable, register: Callable[[str], Any]) -> Callable:
-    """The guide with an estimator's own state beside it."""
-
-    @wraps(guide, updated=())
-    def program(*args: Any, **kwargs: Any) -> Any:
-        return _Registers(guide, register)(*args, **kwargs)
-
-    return program
-
-
-class ScoreFunctionELBO(ELBO):
-    """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
-
-    Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other
-    rows of the plates of s. All particles see the same rows of a subsampled plate.
-    """
-
-    can_infer_discrete = True
-
-    def center(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        """The learning signal of each site; the first axis of r is that of the particles."""
-        raise NotImplementedError
-
-    def update(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        """What the guide's mutable sites become."""
-        return state
-
-    def predict(self, site: dict[str, Any]) -> Array | float:
-        """What is known of r beforehand; learnt by least squares of the signal."""
-        return 0.0
-
-    def loss_with_mutable_state(
-        self,
-        rng_key: Array,
-        param_map: dict[str, Any],
-        model: Callable,
-        guide: Callable,
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        def traces(key: Array, rows: dict[str, Array]) -> tuple[dict, dict]:
-            programs = [
-                handlers.substitute(handlers.seed(fn, k), data=rows)
-                for fn, k in zip((model, guide), jax.random.split(key), strict=True)
-            ]
-            return get_importance_trace(*programs, args, kwargs, param_map)
-
-        def particle(key: Array) -> Particle:
-            model_trace, guide_trace = traces(key, rows)
-            costs = _costs(model_trace, guide_trace)
-            elbo = sum(site["log_prob"].sum() for site in _samples(model_trace))
-            log_q, r = {}, {}
-            for site in _samples(guide_trace):
-                term, name = site["log_prob"].sum(), site["name"]
-                elbo -= stop_gradient(term) if _is_scored(site) else term
-                if _is_scored(site):
-                    log_q[name] = _exact_score(site["fn"]).log_prob(site["value"])
-                    cost = stop_gradient(costs.sum_to(site["cond_indep_stack"]))
-                    r[name] = _subtract(name, cost, self.predict(site))
-            return elbo, log_q, r
-
-        model_trace, guide_trace = traces(rng_key, {})
-        check_model_guide_match(model_trace, guide_trace)
-        _check_plates(model_trace)
-        _check_plates(guide_trace)
-        rows = {n: s["value"] for n, s in model_trace.items() if s["type"] == "plate"}
-        state = {n: s["value"] for n, s in guide_trace.items() if s["type"] == "mutable"}
-        keys = jax.random.split(rng_key, self.num_particles)
-        elbo, log_q, r = self.vectorize_particles_fn(particle, keys)
-        signals = self.center(r, state)
-        terms = (
-            stop_gradient(x) * log_q[name]
-            - x**2 / 2  # the square has a gradient if x was predicted
-            for name, x in signals.items()
-        )
-        surrogate = sum(term.sum() for term in terms) / self.num_particles
-        loss = -elbo.mean() - surrogate + stop_gradient(surrogate)
-        return {"loss": loss, "mutable_state": stop_gradient(self.update(r, state)) or None}
-
-
-def _subtract(name: str, r: Array, predicted: Array | float) -> Array:
-    if jnp.broadcast_shapes(r.shape, jnp.shape(predicted)) != r.shape:
-        raise ValueError(
-            f"site {name!r}: the baseline must have the shape {r.shape} of the site's plates, got"
-            f" {jnp.shape(predicted)}"
-        )
-    return r - predicted
-
-
-def _samples(trace: dict[str, Any]) -> list[dict[str, Any]]:
-    return [site for site in trace.values() if site["type"] == "sample"]
-
-
-class RLOO_ELBO(ScoreFunctionELBO):
-    """REINFORCE, with the mean of the other particles as the baseline of each. Unbiased.
-
-    G = mean_i (r_i - mean_{j != i} r_j) grad log q(b_i)
-
-    For any program: plates, subsampling, dependent sites, continuous latents beside.
-
-    Args:
-        num_particles: at least 2.
-        vectorize_particles: as in numpyro.infer.Trace_ELBO.
-
-    Raises:
-        ValueError: for fewer particles, and naming a site with a batch axis in no plate.
-
-    Source: Kool, van Hoof, Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
-
-    Example:
-        >>> import jax.numpy as jnp, numpyro
-        >>> from gs_ppl.numpyro import OneHotCategorical, RLOO_ELBO
-        >>> def model():
-        ...     z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
-        ...     loc = (z * jnp.array([-2.0, 2.0])).sum(-1)
-        ...     numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=1.5)
-        >>> def guide():
-        ...     a = numpyro.param("a", jnp.zeros(2))
-        ...     numpyro.sample("z", OneHotCategorical(logits=a))
-        >>> adam = numpyro.optim.Adam(0.1)
-        >>> svi = numpyro.infer.SVI(model, guide, adam, RLOO_ELBO(num_particles=4))
-        >>> result = svi.run(jax.random.key(0), 100, progress_bar=False)
-        >>> jax.nn.softmax(result.params["a"]).round().tolist()
-        [0.0, 1.0]
-    """
-
-    def __init__(self, num_particles: int = 2, vectorize_particles: Any = True) -> None:
-        if num_particles < 2:
-            raise ValueError(
-                f"RLOO_ELBO: num_particles must be at least 2, got {num_particles}: each takes its"
-                " baseline from the others"
-            )
-        super().__init__(num_particles, vectorize_particles)
-
-    def center(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        n = self.num_particles
-        return {name: (x - x.mean(0)) * n / (n - 1) for name, x in r.items()}
-
-
-class NVIL_ELBO(ScoreFunctionELBO):
-    """REINFORCE, with a learned and a running mean as the baseline.
-
-    G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
-
-    Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
-    direction of G by that site. For any program, as RLOO_ELBO.
-
-    C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
-    `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
-    descend on the square of the signal r - C - c. The running moments are mutable state of the
-    guide: hand SVI `elbo.wrap(guide)`.
-
-    Args:
-        num_particles, vectorize_particles: as in numpyro.infer.Trace_ELBO.
-        decay: weight of the past in the running moments, in [0, 1).
-        normalize: divide by the standard deviation where that is above 1 nat.
-
-    Raises:
-        ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
-            with a batch axis in no plate, or a C of more axes than the plates.
-
-    Source: Mnih, Gregor 2014, algorithm 1.
-
-    Example:
-        >>> import jax.numpy as jnp, numpyro
-        >>> from gs_ppl.numpyro import NVIL_ELBO, OneHotCategorical
-        >>> def program():
-        ...     a = numpyro.param("a", jnp.zeros(2))
-        ...     numpyro.sample("z", OneHotCategorical(logits=a))
-        >>> elbo = NVIL_ELBO()
-        >>> svi = numpyro.infer.SVI(program, elbo.wrap(program), numpyro.optim.Adam(0.1), elbo)
-        >>> state = svi.run(jax.random.key(0), 10, progress_bar=False).state
-        >>> float(state.mutable_state["z_nvil"][2])
-        10.0
-    """
-
-    def __init__(
-        self,
-        num_particles: int = 1,
-        vectorize_particles: Any = True,
-        decay: float = 0.9,
-        normalize: bool = True,
-    ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")
-        super().__init__(num_particles, vectorize_particles)
-        self.decay, self.normalize = decay, normalize
-
-    def wrap(self, guide: Callable) -> Callable:
-        """The guide with running mean, variance and number of steps beside each discrete site."""
-        return _wrap(guide, lambda name: mutable(f"{name}_nvil", jnp.zeros(3)))
-
-    def predict(self, site: dict[str, Any]) -> Array | float:
-        baseline = site["infer"].get("baseline")
-        if baseline is None:
-            return 0.0
-        return baseline["nn_baseline"](stop_gradient(baseline["nn_baseline_input"]))
-
-    def center(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        signals = {}
-        for name, x in r.items():
-            if f"{name}_nvil" not in state:
-                raise ValueError(
-                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: hand SVI"
-                    " elbo.wrap(guide)"
-                )
-            mean, variance, _ = state[f"{name}_nvil"]
-            scale = jnp.sqrt(jnp.maximum(variance, 1)) if self.normalize else 1
-            signals[name] = (x - mean) / scale
-        return signals
-
-    def update(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        new = {}
-        for name, x in r.items():
-            mean, variance, steps = state[f"{name}_nvil"]
-            weight = (1 - self.decay) / (1 - self.decay ** (steps + 1))
-            change = x.mean() - mean
-            spread = (1 - weight) * (variance + weight * change**2) + weight * x.var()
-            new[f"{name}_nvil"] = jnp.stack([mean + weight * change, spread, steps + 1])
-        return state | new
-
+__all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
 # --- one-hot vectors and bits, in one set of formulas ---------------------------------------------
 
@@ -394,7 +105,7 @@ class Bit:
 
 
 @dataclass(frozen=True)
-class Site:
+class DiscreteSite:
     """A discrete site of the guide: its logits in the shape of the value, and its place."""
 
     name: str
@@ -408,7 +119,7 @@ class Site:
         return x.sum(tuple(range(x.ndim - self.event_dim, x.ndim)), keepdims=True)
 
 
-Rule = Callable[[Site], Array]
+Rule = Callable[[DiscreteSite], Array]
 
 
 class _AtValues(Messenger):
@@ -417,21 +128,21 @@ class _AtValues(Messenger):
     def __init__(self, fn: Callable, rule: Rule, estimator: str, fixed_law: bool) -> None:
         super().__init__(fn)
         self.rule, self.estimator, self.fixed_law = rule, estimator, fixed_law
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, DiscreteSite] = {}
         self.values: dict[str, Array] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_scan(_RefuseScan(self.estimator), msg)
-        if not _is_latent(msg):
+        if not is_latent(msg):
             return
-        name, fn, law = msg["name"], msg["fn"], rewriting.innermost(msg["fn"])
+        name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
         _check_law(name, law, self.estimator)
         kind = OneHot if event_dims(law) else Bit
         logits = jnp.asarray(law.logits, jnp.promote_types(law.logits.dtype, jnp.float32))
         a = jnp.broadcast_to(logits, fn.shape())
-        site = Site(name, kind, a, fn.event_dim, list(msg["cond_indep_stack"]))
+        site = DiscreteSite(name, kind, a, fn.event_dim, list(msg["cond_indep_stack"]))
         scored = stop_gradient(logits) if self.fixed_law else logits
-        msg["fn"] = rewriting.rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
+        msg["fn"] = rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
         self.sites[name] = site
         self.values[name] = msg["value"] = self.rule(site)
 
@@ -444,7 +155,7 @@ class _RefuseScan(Messenger):
         self.estimator = estimator
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if _is_latent(msg):
+        if is_latent(msg):
             raise ValueError(
                 f"site {msg['name']!r}: {self.estimator} does not reach into scan: write the"
                 " guide's loop in Python"
@@ -469,15 +180,15 @@ class Run:
 
     def __init__(self, at: _AtValues, model_trace: dict, guide_trace: dict) -> None:
         self.sites, self.values = at.sites, at.values
-        self.costs = _costs(model_trace, guide_trace)
-        self.log_p = sum(site["log_prob"].sum() for site in _samples(model_trace))
-        self.log_q = sum(site["log_prob"].sum() for site in _samples(guide_trace))
+        self.costs = costs_by_plates(model_trace, guide_trace)
+        self.log_p = sum(site["log_prob"].sum() for site in samples(model_trace))
+        self.log_q = sum(site["log_prob"].sum() for site in samples(guide_trace))
 
     @property
     def elbo(self) -> Array:
         return self.log_p - self.log_q
 
-    def r(self, site: Site) -> Array:
+    def r(self, site: DiscreteSite) -> Array:
         """Its r, against which the axes of the event broadcast."""
         r = self.costs.sum_to(site.frames)
         return r.reshape(r.shape + (1,) * site.event_dim)
@@ -508,30 +219,30 @@ class Programs:
             model, at, self.args, self.kwargs, self.params
         )
         for name, site in model_trace.items():
-            if _is_latent(site) and name not in guide_trace:
+            if is_latent(site) and name not in guide_trace:
                 raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
-        _check_plates(model_trace)
-        _check_plates(guide_trace)
+        check_plates(model_trace)
+        check_plates(guide_trace)
         return Run(at, model_trace, guide_trace)
 
 
-class Draw:
+class SharedNoise:
     """Noise for each site, the same in each run: z = a + noise, b = hard(z)."""
 
     def __init__(self, key: Array) -> None:
         self.key = key
         self._noise: dict[str, Array] = {}
 
-    def noise(self, site: Site) -> Array:
+    def noise(self, site: DiscreteSite) -> Array:
         if site.name not in self._noise:
             key = jax.random.fold_in(self.key, len(self._noise))
             self._noise[site.name] = site.kind.noise(key, site.a)
         return self._noise[site.name]
 
-    def z(self, site: Site) -> Array:
+    def z(self, site: DiscreteSite) -> Array:
         return site.a + self.noise(site)
 
-    def b(self, site: Site) -> Array:
+    def b(self, site: DiscreteSite) -> Array:
         return stop_gradient(site.kind.hard(self.z(site)))
 
 
@@ -546,14 +257,14 @@ class SubstitutingELBO(ELBO):
 
     can_infer_discrete = True
 
-    def estimate(self, programs: Programs, draw: Draw, hard: Run) -> dict[str, Array]:
+    def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Array]:
         """G by the logits of each site, from the run at the samples."""
         raise NotImplementedError
 
-    def particle(self, programs: Programs, draw: Draw) -> Array:
+    def particle(self, programs: Programs, shared: SharedNoise) -> Array:
         """The ELBO at the samples, with the estimate as its gradient."""
-        hard = programs.run(draw.b)
-        estimates = self.estimate(programs.fixed(), draw, hard)
+        hard = programs.run(shared.b)
+        estimates = self.estimate(programs.fixed(), shared, hard)
         surrogate = sum(_attach(estimates[n], site.a) for n, site in hard.sites.items())
         return hard.log_p - stop_gradient(hard.log_q) + surrogate
 
@@ -568,7 +279,7 @@ class SubstitutingELBO(ELBO):
     ) -> Array:
         def particle(key: Array) -> Array:
             programs = Programs(type(self).__name__, key, param_map, model, guide, args, kwargs)
-            return self.particle(programs, Draw(jax.random.fold_in(key, 2)))
+            return self.particle(programs, SharedNoise(jax.random.fold_in(key, 2)))
 
         if self.num_particles == 1:
             return -particle(rng_key)
@@ -595,7 +306,7 @@ class MuProp_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with MuProp_ELBO() in its place.
     """
 
-    def estimate(self, programs: Programs, draw: Draw, hard: Run) -> dict[str, Array]:
+    def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Array]:
         def mean_field(shift: dict[str, Array]) -> tuple:
             run = programs.run(lambda site: site.kind.squash(site.a) + shift[site.name])
             return run.elbo, (run.values, {n: run.r(site) for n, site in run.sites.items()})
@@ -626,9 +337,9 @@ class DARN_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with DARN_ELBO() in its place.
     """
 
-    def particle(self, programs: Programs, draw: Draw) -> Array:
-        def value(site: Site) -> Array:
-            b = draw.b(site)
+    def particle(self, programs: Programs, shared: SharedNoise) -> Array:
+        def value(site: DiscreteSite) -> Array:
+            b = shared.b(site)
             log_q = site.kind.log_prob(site.a, b)
             return b + (b - site.kind.midpoint(site.a)) * (log_q - stop_gradient(log_q))
 
@@ -679,36 +390,42 @@ class REBAR_ELBO(SubstitutingELBO):
             numpyro.param(f"{name}_rebar_log_temperature", jnp.log(self.temperature))
             numpyro.param(f"{name}_rebar_scale", jnp.asarray(float(self.scale)))
 
-        return _wrap(guide, register)
+        return with_state(guide, register)
 
-    def particle(self, programs: Programs, draw: Draw) -> Array:
-        hard = programs.run(draw.b)
+    def particle(self, programs: Programs, shared: SharedNoise) -> Array:
+        hard = programs.run(shared.b)
         fixed, surrogate = programs.fixed(), 0.0
         for name, site in hard.sites.items():
             start = math.log(self.temperature), self.scale
             names = f"{name}_rebar_log_temperature", f"{name}_rebar_scale"
             log_tau, eta = map(programs.params.get, names, start)
-            g = self.estimate_site(fixed, draw, hard, site, jnp.exp(log_tau), eta)
+            g = self.estimate_site(fixed, shared, hard, site, jnp.exp(log_tau), eta)
             spread = (g**2).sum()
             surrogate += _attach(g, site.a) - (spread - stop_gradient(spread))
         return hard.log_p - stop_gradient(hard.log_q) + surrogate
 
     def estimate_site(
-        self, programs: Programs, draw: Draw, hard: Run, site: Site, tau: Any, eta: Any
+        self,
+        programs: Programs,
+        shared: SharedNoise,
+        hard: Run,
+        site: DiscreteSite,
+        tau: Any,
+        eta: Any,
     ) -> Array:
         """G by the logits of one site, a function of its tau and eta alone."""
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         a, b = stop_gradient((site.a, hard.values[site.name]))
-        z = a + draw.noise(site)
+        z = a + shared.noise(site)
         y = site.kind.squash(z / tau)
 
         def relaxed(y: Array) -> tuple[Array, Array]:
-            def rule(other: Site) -> Array:
+            def rule(other: DiscreteSite) -> Array:
                 if other.name == site.name:
                     return y
                 if other.name in before:
-                    return draw.b(other)
-                return other.kind.squash(draw.z(other) / tau)
+                    return shared.b(other)
+                return other.kind.squash(shared.z(other) / tau)
 
             run = programs.run(rule)
             return run.elbo, run.r(site)
@@ -734,7 +451,7 @@ class DisARM_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with Bernoulli sites and DisARM_ELBO() in its place.
     """
 
-    def estimate(self, programs: Programs, draw: Draw, hard: Run) -> dict[str, Array]:
+    def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Array]:
         result = {}
         for name, site in hard.sites.items():
             if site.kind is not Bit:
@@ -742,8 +459,8 @@ class DisARM_ELBO(SubstitutingELBO):
                     f"site {name!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use"
                     " REBAR_ELBO or RLOO_ELBO"
                 )
-            b, opposite = hard.values[name], Bit.hard(site.a - draw.noise(site))
-            at = lambda other: opposite if other.name == site.name else draw.b(other)  # noqa: E731, B023
+            b, opposite = hard.values[name], Bit.hard(site.a - shared.noise(site))
+            at = lambda other: opposite if other.name == site.name else shared.b(other)  # noqa: E731, B023
             difference = hard.r(site) - programs.run(at).r(site)
             result[name] = difference * (b - opposite) * jax.nn.sigmoid(jnp.abs(site.a)) / 2
         return result

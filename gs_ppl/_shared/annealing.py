@@ -1,0 +1,50 @@
+"""The temperature that an annealed run hands down to handlers, guides and programs."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+_temperature: ContextVar[Any] = ContextVar("temperature", default=None)
+
+
+@contextmanager
+def at_temperature(temperature: Any) -> Iterator[None]:
+    """Within it, handlers and guides that were given no temperature take this one."""
+    token = _temperature.set(temperature)
+    try:
+        yield
+    finally:
+        _temperature.reset(token)
+
+
+def temperature_at(site: str, explicit: Any) -> Any:
+    """The temperature of a site: the handler's own, else that of the annealed run."""
+    temperature = _temperature.get() if explicit is None else explicit
+    if temperature is None:
+        raise ValueError(
+            f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI"
+        )
+    return temperature
+
+
+def takes_temperature(fn: Callable) -> bool:
+    """Whether the program declares an argument called temperature."""
+    return "temperature" in inspect.signature(getattr(fn, "forward", fn)).parameters
+
+
+def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn: fn) -> Callable:
+    """`fn` with the temperature as a first positional argument, which handlers and guides see.
+
+    `innermost` finds the program inside of handlers that hide its signature.
+    """
+    declared = takes_temperature(innermost(fn))
+
+    def program(temperature: Any, *args: Any, **kwargs: Any) -> Any:
+        with at_temperature(temperature):
+            if declared:
+                return fn(*args, temperature=temperature, **kwargs)
+            return fn(*args, **kwargs)
+
+    return program

@@ -1,0 +1,141 @@
+"""Which class relaxes a site, and what is said where there is none."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gs_ppl._shared.annealing import temperature_at
+
+OBJECTIVES = ("categorical", "relaxed")
+
+Family = type | partial  # a class, or partial(GumbelRao, num_samples=100)
+
+
+def bare(family: Family) -> type:
+    """The class without its options."""
+    return family.func if isinstance(family, partial) else family
+
+
+def is_family(family: Any) -> bool:
+    """Whether it is a class that relaxes, with options or without."""
+    return isinstance(family, Family) and getattr(bare(family), "has_temperature", False)
+
+
+def check_family(argument: str, family: Any) -> None:
+    """Refuses what is no family: a name, a distribution, a discrete law, an ELBO."""
+    if not is_family(family):
+        is_class = isinstance(family, Family) and isinstance(bare(family), type)
+        got = f"the class {bare(family).__name__}" if is_class else repr(family)
+        raise TypeError(
+            f"{argument} must be a class that relaxes, such as GumbelSoftmax or STGumbelSoftmax, or"
+            f" a partial of one, got {got}"
+        )
+
+
+def family_label(family: Family | Any) -> str:
+    """The class with its options, as one would write it; an ELBO with its particles."""
+    if isinstance(family, type):
+        return family.__name__
+    if not isinstance(family, partial):
+        return f"{type(family).__name__}({family.num_particles})"
+    options = [f"{option}={value!r}" for option, value in family.keywords.items()]
+    return f"{family.func.__name__}({', '.join(options)})"
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How discrete sites are relaxed: the options that relax and AutoGumbelSoftmax share.
+
+    A `family` by site name leaves the others to the default.
+    """
+
+    temperature: Any
+    family: Family | Mapping[str, Family]
+    objective: str
+    default: type
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            wanted = ", ".join(OBJECTIVES)
+            raise ValueError(f"objective must be one of {wanted}, got {self.objective!r}")
+        by_name = isinstance(self.family, Mapping)
+        for family in self.family.values() if by_name else [self.family]:
+            check_family("family", family)
+
+    @property
+    def named(self) -> set[str]:
+        """The sites that the options name."""
+        return named(self.family)
+
+    def law(self, site: str, event_dims: int) -> Callable[..., Any]:
+        """Makes the law of a site from its parameters."""
+        by_name = isinstance(self.family, Mapping)
+        family = self.family.get(site, self.default) if by_name else self.family
+        make = counterpart(family, event_dims, self.objective, site)
+        return partial(make, temperature_at(site, self.temperature))
+
+
+def named(option: Any) -> set[str]:
+    """The sites that an option by site name speaks of."""
+    return set(option) if isinstance(option, Mapping) else set()
+
+
+def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Family:
+    """The class that stands at a site: binary at a bit, scored as the objective says.
+
+    It keeps the options of the family.
+
+    Raises:
+        ValueError: naming the site, if the family has no such class.
+    """
+    if isinstance(family, partial):
+        if family.args:
+            raise ValueError(f"site {site!r}: the options of {family_label(family)} go by keyword")
+        return partial(counterpart(family.func, event_dims, objective, site), **family.keywords)
+    if event_dims == 0 and family.event_dims == 1:
+        if family.binary is None:
+            raise ValueError(f"site {site!r} is a bit, and {family.__name__} has no binary class")
+        family = family.binary
+    if family.event_dims != event_dims:
+        kind = "one-hot vector" if event_dims else "bit"
+        raise ValueError(f"site {site!r} is a {kind}, for which {family.__name__} is no family")
+    if objective == "categorical" and family.scored_as == "density":
+        if family.mass_scored is None:
+            raise ValueError(
+                f"site {site!r}: objective='categorical' scores masses, and {family.__name__} is a"
+                " density without a counterpart: use GumbelSoftmax"
+            )
+        return family.mass_scored
+    if objective == "relaxed" and family.scored_as == "mass" and not family.is_hard:
+        raise ValueError(
+            f"site {site!r}: objective='relaxed' scores densities, and {family.__name__} is a mass;"
+            " use GumbelSoftmax"
+        )
+    return family
+
+
+def refuse_integer(site: str) -> None:
+    """A latent integer site cannot take a soft value."""
+    raise ValueError(
+        f"site {site!r} is an integer Categorical, which cannot take a soft value: write it as"
+        " OneHotCategorical, and table[z] as select(table, z)"
+    )
+
+
+def refuse_reparameterization(site: str, got: str) -> None:
+    """GumbelSoftmaxReparam is about latent sites with a soft relaxed law."""
+    raise ValueError(
+        f"site {site!r}: GumbelSoftmaxReparam takes a latent site with a soft relaxed law"
+        f" (GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid), {got}"
+    )
+
+
+def check_sites(wanted: set[str], discrete: set[str]) -> None:
+    """Refuses names in sites= or family= that no discrete latent site of the program has."""
+    missing = sorted(wanted - discrete)
+    if missing:
+        raise ValueError(
+            f"no discrete latent site is called {', '.join(map(repr, missing))}; the program has"
+            f" {', '.join(map(repr, sorted(discrete))) or 'none'}"
+        )

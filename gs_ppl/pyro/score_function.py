@@ -1,0 +1,224 @@
+"""Score-function ELBOs with a baseline: for any program with discrete latents.
+
+Letters: b = the sample of a discrete site, r = what it costs, that is log p - log q summed over all
+that shares the site's plates or has none of its own, in nats. Each estimate G of the gradient by
+the logits a is handed over as the surrogate r + G a.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from gs_ppl.pyro._elbo import (
+    SameRows,
+    SurrogateELBO,
+    costs_by_plates,
+    is_scored,
+    samples,
+    with_state,
+)
+
+__all__ = ["NVIL_ELBO", "RLOO_ELBO"]
+
+Particle = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
+
+
+class ScoreFunctionELBO(SurrogateELBO):
+    """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
+
+    Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other
+    rows of the plates of s. All particles see the same rows of a subsampled plate.
+    """
+
+    def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The learning signal of each site; the first axis of r is that of the particles."""
+        raise NotImplementedError
+
+    def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What parameters of the guide that are state become."""
+        return {}
+
+    def predict(self, site: dict[str, Any]) -> Tensor | float:
+        """What is known of r beforehand; learnt by least squares of the signal."""
+        return 0.0
+
+    def _particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Particle:
+        costs = costs_by_plates(model_trace, guide_trace)
+        elbo = sum(site["log_prob"].sum() for site in samples(model_trace))
+        log_q, r = {}, {}
+        for site in samples(guide_trace):
+            term, name = site["log_prob"].sum(), site["name"]
+            elbo = elbo - (term.detach() if is_scored(site) else term)
+            if is_scored(site):
+                log_q[name] = site["score_parts"].score_function  # without the plates' scale
+                cost = costs.sum_to(site["cond_indep_stack"]).detach()
+                r[name] = _subtract(name, cost, self.predict(site))
+        state = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "param"}
+        return elbo, log_q, r, state
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        with SameRows():
+            traces = list(self._get_traces(model, guide, args, kwargs))
+        elbos, log_qs, rs, states = zip(*(self._particle(*pair) for pair in traces), strict=True)
+        whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
+        stack = lambda xs, n: xs[0][n] if whole else torch.stack([x[n] for x in xs])  # noqa: E731
+        r, state = {name: stack(rs, name) for name in rs[0]}, states[0]
+        signals = self.center(r, {name: _value(x) for name, x in state.items()})
+        with torch.no_grad():
+            for name, value in self.update(r, state).items():
+                state[name].copy_(value)
+        terms = (
+            x.detach() * stack(log_qs, name) - x**2 / 2  # with a gradient if x was predicted
+            for name, x in signals.items()
+        )
+        surrogate = sum(term.sum() for term in terms)
+        loss = -(sum(elbos) + surrogate) / self.num_particles
+        return loss + _value(surrogate) / self.num_particles
+
+
+def _subtract(name: str, r: Tensor, predicted: Tensor | float) -> Tensor:
+    shape = predicted.shape if isinstance(predicted, Tensor) else ()
+    if torch.broadcast_shapes(r.shape, shape) != r.shape:
+        raise ValueError(
+            f"site {name!r}: the baseline must have the shape {tuple(r.shape)} of the site's"
+            f" plates, got {tuple(shape)}"
+        )
+    return r - predicted
+
+
+def _value(x: Tensor | float) -> Tensor | float:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+class RLOO_ELBO(ScoreFunctionELBO):
+    """REINFORCE, with the mean of the other particles as the baseline of each. Unbiased.
+
+    G = mean_i (r_i - mean_{j != i} r_j) grad log q(b_i)
+
+    For any program: plates, subsampling, dependent sites, continuous latents beside.
+
+    Args:
+        num_particles: at least 2.
+        **options: as in pyro.infer.Trace_ELBO: vectorize_particles, max_plate_nesting, ...
+
+    Raises:
+        ValueError: for fewer particles.
+
+    Source: Kool, van Hoof, Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import OneHotCategorical, RLOO_ELBO
+        >>> def model():
+        ...     z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
+        ...     loc = (z * torch.tensor([-2.0, 2.0])).sum(-1)
+        ...     pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.tensor(1.5))
+        >>> def guide():
+        ...     a = pyro.param("a", torch.zeros(2))
+        ...     pyro.sample("z", OneHotCategorical(logits=a))
+        >>> pyro.clear_param_store()
+        >>> adam = pyro.optim.Adam({"lr": 0.1})
+        >>> svi = pyro.infer.SVI(model, guide, adam, RLOO_ELBO(num_particles=4))
+        >>> losses = [svi.step() for _ in range(100)]
+        >>> pyro.param("a").softmax(-1).round().tolist()
+        [0.0, 1.0]
+    """
+
+    def __init__(self, num_particles: int = 2, **options: Any) -> None:
+        if num_particles < 2:
+            raise ValueError(
+                f"RLOO_ELBO: num_particles must be at least 2, got {num_particles}: each takes its"
+                " baseline from the others"
+            )
+        super().__init__(num_particles, **options)
+
+    def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+        n = self.num_particles
+        return {name: (x - x.mean(0)) * n / (n - 1) for name, x in r.items()}
+
+
+class NVIL_ELBO(ScoreFunctionELBO):
+    """REINFORCE, with a learned and a running mean as the baseline.
+
+    G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
+
+    Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
+    direction of G by that site. For any program, as RLOO_ELBO.
+
+    C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
+    `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
+    descend on the square of the signal r - C - c. The running moments are parameters of the guide
+    that no gradient reaches: hand SVI `elbo.wrap(guide)`.
+
+    Args:
+        num_particles: as in pyro.infer.Trace_ELBO.
+        decay: weight of the past in the running moments, in [0, 1).
+        normalize: divide by the standard deviation where that is above 1 nat.
+        **options: as in pyro.infer.Trace_ELBO.
+
+    Raises:
+        ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
+            whose C has more axes than its plates.
+
+    Source: Mnih, Gregor 2014, algorithm 1.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import NVIL_ELBO, OneHotCategorical
+        >>> def program():
+        ...     a = pyro.param("a", torch.zeros(2))
+        ...     pyro.sample("z", OneHotCategorical(logits=a))
+        >>> pyro.clear_param_store()
+        >>> elbo = NVIL_ELBO()
+        >>> svi = pyro.infer.SVI(program, elbo.wrap(program), pyro.optim.Adam({"lr": 0.1}), elbo)
+        >>> losses = [svi.step() for _ in range(10)]
+        >>> pyro.param("z_nvil")[2].item()
+        10.0
+    """
+
+    def __init__(
+        self, num_particles: int = 1, decay: float = 0.9, normalize: bool = True, **options: Any
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")
+        super().__init__(num_particles, **options)
+        self.decay, self.normalize = decay, normalize
+
+    def wrap(self, guide: Callable) -> Callable:
+        """The guide with running mean, variance and number of steps beside each discrete site."""
+        return with_state(guide, lambda name: pyro.param(f"{name}_nvil", torch.zeros(3)))
+
+    def predict(self, site: dict[str, Any]) -> Tensor | float:
+        baseline = site["infer"].get("baseline")
+        if baseline is None:
+            return 0.0
+        return baseline["nn_baseline"](baseline["nn_baseline_input"].detach())
+
+    def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+        signals = {}
+        for name, x in r.items():
+            if f"{name}_nvil" not in state:
+                raise ValueError(
+                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: hand SVI"
+                    " elbo.wrap(guide)"
+                )
+            mean, variance, _ = state[f"{name}_nvil"].to(x)
+            scale = variance.clamp(min=1).sqrt() if self.normalize else 1
+            signals[name] = (x - mean) / scale
+        return signals
+
+    def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+        new = {}
+        for name, x in r.items():
+            mean, variance, steps = state[f"{name}_nvil"].to(x)
+            weight = (1 - self.decay) / (1 - self.decay ** (steps + 1))
+            change = x.mean() - mean
+            spread = (1 - weight) * (variance + weight * change**2) + weight * x.var(correction=0)
+            new[f"{name}_nvil"] = torch.stack([mean + weight * change, spread, steps + 1])
+        return new
