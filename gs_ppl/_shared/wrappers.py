@@ -35,3 +35,15 @@ def is_masked(fn: Any) -> bool:
             return True
         fn = fn.base_dist
     return False
+
+
+def unmasked(fn: Any) -> Any:
+    """`fn` without its masks."""
+    if not is_wrapper(fn):
+        return fn
+    inner = unmasked(fn.base_dist)
+    if hasattr(fn, "_mask"):
+        return inner
+    if hasattr(fn, "reinterpreted_batch_ndims"):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.expand(fn.batch_shape)

@@ -18,7 +18,7 @@ from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import mutable
 from numpyro.util import check_model_guide_match
 
-from gs_ppl._shared.wrappers import innermost, rewrap
+from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, is_scored, samples, with_state
 from gs_ppl.numpyro.distributions import SoftBernoulli
 from gs_ppl.numpyro.handlers import event_dims
@@ -29,10 +29,12 @@ Particle = tuple[Array, dict[str, Array], dict[str, Array]]
 
 
 def _exact_score(fn: Any) -> Any:
-    """The law, to be scored without the plates' scale; its gradient is right at logits of 0 too.
+    """The law that drew the sample, without scale and masks: what depends on a masked value counts.
 
-    NumPyro's Bernoulli has kinks there: b and 0 for b - pi.
+    Its gradient is right at logits of 0 too, where NumPyro's Bernoulli has kinks: b and 0 for
+    b - pi.
     """
+    fn = unmasked(fn)
     is_bit = event_dims(innermost(fn)) == 0
     return rewrap(fn, lambda law: SoftBernoulli(1.0, logits=law.logits)) if is_bit else fn
 
@@ -85,6 +87,9 @@ class ScoreFunctionELBO(ELBO):
                 if is_scored(site):
                     log_q[name] = _exact_score(site["fn"]).log_prob(site["value"])
                     cost = stop_gradient(costs.sum_to(site["cond_indep_stack"]))
+                    # which leaves out leading axes of one row
+                    shape = jnp.broadcast_shapes(cost.shape, log_q[name].shape)
+                    cost = jnp.broadcast_to(cost, shape)
                     r[name] = _subtract(name, cost, self.predict(site))
             return elbo, log_q, r
 

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from gs_ppl._shared.wrappers import is_masked, unmasked
 from gs_ppl.pyro._elbo import (
     SameRows,
     SurrogateELBO,
@@ -54,8 +55,10 @@ class ScoreFunctionELBO(SurrogateELBO):
             term, name = site["log_prob"].sum(), site["name"]
             elbo = elbo - (term.detach() if is_scored(site) else term)
             if is_scored(site):
-                log_q[name] = site["score_parts"].score_function  # without the plates' scale
+                log_q[name] = _log_q(site)
                 cost = costs.sum_to(site["cond_indep_stack"]).detach()
+                # which leaves out leading axes of one row
+                cost = cost.expand(torch.broadcast_shapes(cost.shape, log_q[name].shape))
                 r[name] = _subtract(name, cost, self.predict(site))
         state = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "param"}
         return elbo, log_q, r, state
@@ -80,6 +83,14 @@ class ScoreFunctionELBO(SurrogateELBO):
         surrogate = sum(term.sum() for term in terms)
         loss = -(sum(elbos) + surrogate) / self.num_particles
         return loss + _value(surrogate) / self.num_particles
+
+
+def _log_q(site: dict[str, Any]) -> Tensor:
+    """Of the law that drew the sample, without scale and masks."""
+    fn = site["fn"]
+    if is_masked(fn):
+        return unmasked(fn).log_prob(site["value"])
+    return site["score_parts"].score_function
 
 
 def _subtract(name: str, r: Tensor, predicted: Tensor | float) -> Tensor:

@@ -1,0 +1,99 @@
+"""A mask takes the terms of a latent out of the loss, and not what depends on its value."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import expit, softmax
+
+ROWS = 50_000  # estimates of one run
+FAILURE_RATE = 1e-3  # of each case; seeds are fixed
+X, LOCS = 1.5, np.array([0.0, 2.0, -1.0])
+
+ESTIMATORS = {
+    "RLOO": lambda backend: backend.gs.RLOO_ELBO(4, vectorize_particles=True),
+    "NVIL": lambda backend: backend.gs.NVIL_ELBO(normalize=False),
+    "MuProp": lambda backend: backend.gs.MuProp_ELBO(),
+    "REBAR": lambda backend: backend.gs.REBAR_ELBO(),
+    "DisARM": lambda backend: backend.gs.DisARM_ELBO(),
+}
+PAIRS = [
+    (name, kind)
+    for name in ESTIMATORS
+    for kind in ("bit", "one-hot")
+    if (name, kind) != ("DisARM", "one-hot")
+]
+
+
+def log_likelihood(loc):
+    return -0.5 * (X - loc) ** 2
+
+
+def exact(kind, a):
+    """Gradient by a of the mean of log p(x | z), which is all that the mask leaves."""
+    if kind == "bit":
+        p = expit(a)
+        return np.array([p * (1 - p) * (log_likelihood(LOCS[1]) - log_likelihood(LOCS[0]))])
+    pi, f = softmax(a), log_likelihood(LOCS)
+    return pi * (f - pi @ f)
+
+
+def programs(backend, kind, a):
+    """Each row of the plate has the parameters for itself: its gradient is one estimate."""
+    ppl, array, native = backend.ppl, backend.array, backend.native
+    one_hot = kind == "one-hot"
+
+    def law(logits):
+        make = backend.gs.OneHotCategorical if one_hot else native.Bernoulli
+        return make(logits=logits).mask(False)
+
+    def model():
+        with ppl.plate("rows", ROWS):
+            z = ppl.sample("z", law(array(np.zeros_like(a))))
+            loc = backend.gs.select(array(LOCS[: 3 if one_hot else 2]), z, binary=not one_hot)
+            ppl.sample("x", native.Normal(loc, 1.0), obs=array(np.full(ROWS, X)))
+
+    def guide():
+        logits = ppl.param("a", array(np.broadcast_to(a, (ROWS, *np.shape(a)))))
+        with ppl.plate("rows", ROWS):
+            ppl.sample("z", law(logits))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_score_of_a_masked_latent(backend, name, kind):
+    a = np.array(0.3) if kind == "bit" else np.array([0.3, -0.2, 0.1])
+    elbo, (model, guide) = ESTIMATORS[name](backend), programs(backend, kind, a)
+    guide = elbo.wrap(guide) if hasattr(elbo, "wrap") else guide
+    ((_, gradient),) = backend.gradients(elbo, model, guide, [0])
+    draws = -np.asarray(gradient["a"]).reshape(ROWS, -1)
+    error = draws.std(0) / np.sqrt(ROWS)
+    wanted = exact(kind, a)
+    assert np.abs(wanted).max() > 0.1
+    bound = stats.norm.isf(FAILURE_RATE / 2 / len(wanted)) * error
+    np.testing.assert_array_less(np.abs(draws.mean(0) - wanted), bound)
+
+
+def test_baseline_in_a_plate_of_one_row(backend):
+    """G = (r - w x) (b - 1/2), for the one or the other value of the bit."""
+    ppl, array, w, x = backend.ppl, backend.array, 0.7, 1.5
+
+    def bit(logits, **options):
+        with ppl.plate("rows", 1):
+            return ppl.sample("z", backend.native.Bernoulli(logits=logits), **options)
+
+    def model():
+        with ppl.plate("rows", 1):
+            z = ppl.sample("z", backend.native.Bernoulli(logits=array([0.0])))
+            ppl.sample("x", backend.native.Normal(2 * z, 1.0), obs=array([X]))
+
+    def guide():
+        weight, input_ = ppl.param("w", array(w)), array([x])
+        nets = {"nn_baseline": lambda x: weight * x, "nn_baseline_input": input_}
+        bit(ppl.param("a", array([0.0])), infer={"baseline": nets})
+
+    elbo = backend.gs.NVIL_ELBO(normalize=False)
+    ((_, gradient),) = backend.gradients(elbo, model, elbo.wrap(guide), [0])
+    r = log_likelihood(np.array([0.0, 2.0])) - 0.5 * np.log(2 * np.pi)
+    wanted = (r - w * x) * np.array([-0.5, 0.5])
+    assert np.abs(wanted + gradient["a"]).min() < 1e-9
