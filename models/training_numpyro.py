@@ -121,7 +121,7 @@ class Trainer:
         seeded = handlers.seed(guide, jax.random.key(0))
         batches = np.array_split(images, max(1, len(images) // 1000))
         traces = (handlers.trace(seeded).get_trace(jnp.asarray(batch)) for batch in batches)
-        return np.concatenate([trace["y"]["fn"].mean for trace in traces])
+        return np.concatenate([trace["y"]["fn"].probs for trace in traces])
 
 
 def make_loss(settings: Settings) -> ELBO:

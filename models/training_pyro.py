@@ -121,7 +121,7 @@ class Trainer:
         random_state = get_rng_state()
         guide, batches = gs.discretize(self.network.guide), torch.as_tensor(images).split(1000)
         traces = (poutine.trace(guide).get_trace(batch) for batch in batches)
-        probs = torch.cat([trace.nodes["y"]["fn"].mean for trace in traces]).numpy()
+        probs = torch.cat([trace.nodes["y"]["fn"].probs for trace in traces]).numpy()
         set_rng_state(random_state)
         return probs
 

@@ -115,3 +115,28 @@ def test_may_be_written_to(backend, shape):
     with backend.torch.no_grad():
         y.mul_(2.0)
     np.testing.assert_allclose(backend.numpy(y).sum(-1), 2.0, rtol=1e-6)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("law", ["ExpGumbelSoftmax", "GumbelSoftmax"])
+def test_backward_without_a_gradient(backend, law):
+    """gradcheck sends None backwards, and so does a function that has no gradient by the sample."""
+    torch = backend.torch
+
+    class NoGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.round()
+
+        @staticmethod
+        def backward(ctx, g):
+            return None
+
+    def draw(a):
+        torch.manual_seed(0)
+        return getattr(backend.gs, law)(0.7, logits=a).rsample()
+
+    a = backend.array([0.3, -0.2, 1.0]).requires_grad_()
+    assert torch.autograd.gradcheck(draw, (a,))
+    (gradient,) = torch.autograd.grad(NoGradient.apply(draw(a)).sum() + (a**2).sum(), a)
+    np.testing.assert_array_equal(backend.numpy(gradient), 2 * backend.numpy(a))

@@ -53,6 +53,21 @@ class Relaxed(LogitsDistribution):
         return y, [own]
 
 
+class Soft(Relaxed):
+    """A soft sample: its mean and variance are integrals over the simplex."""
+
+    def _refuse(self, what: str, why: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
+
+    @property
+    def mean(self) -> Array:
+        self._refuse("mean", "average samples, or take `probs` for the probabilities of classes")
+
+    @property
+    def variance(self) -> Array:
+        self._refuse("variance", "take that of samples")
+
+
 # --- mass-scored ----------------------------------------------------------------------------------
 
 
@@ -173,7 +188,7 @@ class OneHotCategorical(CategoricalScored):
         return F.one_hot_argmax(a - jnp.log(noise)).astype(self.logits.dtype)
 
 
-class SoftBernoulli(BernoulliScored, Relaxed):
+class SoftBernoulli(Soft, BernoulliScored):
     """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
 
     Args, Shapes, Raises: as GumbelSigmoid.
@@ -191,7 +206,7 @@ class SoftBernoulli(BernoulliScored, Relaxed):
         return self._draw(key, sample_shape)[0]
 
 
-class SoftOneHotCategorical(CategoricalScored, Relaxed):
+class SoftOneHotCategorical(Soft, CategoricalScored):
     """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
 
     The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
@@ -218,7 +233,7 @@ class SoftOneHotCategorical(CategoricalScored, Relaxed):
 # --- density-scored -------------------------------------------------------------------------------
 
 
-class DensityScored(KeepsIntermediates, Relaxed):
+class DensityScored(KeepsIntermediates, Soft):
     """Relaxed in law: scored as a density; own samples from their noise, others from their log.
 
     The intermediates of a sample are one OwnSample; without any, a value is scored by itself.
@@ -242,17 +257,6 @@ class DensityScored(KeepsIntermediates, Relaxed):
         if draw is not None and draw.residue is not None:
             return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw.residue, self.finite)
         return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
-
-    def _refuse(self, what: str, why: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
-
-    @property
-    def mean(self) -> Array:
-        self._refuse("mean", "it is an integral over the simplex; average samples instead")
-
-    @property
-    def variance(self) -> Array:
-        self._refuse("variance", "it is an integral over the simplex; use samples instead")
 
     @property
     def mode(self) -> Array:

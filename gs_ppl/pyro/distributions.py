@@ -49,6 +49,21 @@ class Relaxed(LogitsDistribution):
         return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
 
 
+class Soft(Relaxed):
+    """A soft sample: its mean and variance are integrals over the simplex."""
+
+    def _refuse(self, what: str, why: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
+
+    @property
+    def mean(self) -> Tensor:
+        self._refuse("mean", "average samples, or take `probs` for the probabilities of classes")
+
+    @property
+    def variance(self) -> Tensor:
+        self._refuse("variance", "take that of samples")
+
+
 # --- mass-scored ----------------------------------------------------------------------------------
 
 
@@ -167,7 +182,7 @@ class OneHotCategorical(CategoricalScored):
         return F.one_hot_argmax(a - noise.log()).to(self.logits.dtype)
 
 
-class SoftBernoulli(BernoulliScored, Relaxed):
+class SoftBernoulli(Soft, BernoulliScored):
     """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
 
     Args, Shapes, Raises: as GumbelSigmoid.
@@ -184,7 +199,7 @@ class SoftBernoulli(BernoulliScored, Relaxed):
         return self._draw(sample_shape)[0]
 
 
-class SoftOneHotCategorical(CategoricalScored, Relaxed):
+class SoftOneHotCategorical(Soft, CategoricalScored):
     """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
 
     The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
@@ -210,7 +225,7 @@ class SoftOneHotCategorical(CategoricalScored, Relaxed):
 # --- density-scored -------------------------------------------------------------------------------
 
 
-class DensityScored(Relaxed):
+class DensityScored(Soft):
     """Relaxed in law: scored as a density; own samples from their noise, others from their log."""
 
     scored_as = "density"
@@ -231,17 +246,6 @@ class DensityScored(Relaxed):
         if draw is not None and draw.scored_by_noise(self):
             return F.exp_gumbel_softmax_own_log_prob(self.tau, log_value, draw.residue, self.finite)
         return F.exp_gumbel_softmax_log_prob(self.tau, self.a, log_value, self.finite)
-
-    def _refuse(self, what: str, why: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
-
-    @property
-    def mean(self) -> Tensor:
-        self._refuse("mean", "it is an integral over the simplex; average samples instead")
-
-    @property
-    def variance(self) -> Tensor:
-        self._refuse("variance", "it is an integral over the simplex; use samples instead")
 
     @property
     def mode(self) -> Tensor:

@@ -214,6 +214,8 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_l: Tensor | None, _: None) -> tuple:
+        if grad_y is None and grad_l is None:
+            return None, None, None
         tau, y, l = ctx.saved_tensors
         if grad_y is None:
             G = grad_l.clone()
