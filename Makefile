@@ -5,20 +5,34 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint wheel-test newer-test bench clean
+.PHONY: demo test test-long doctest lint docs wheel-test newer-test bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
 
-# Two workers with one thread each: more threads than cores would slow them down.
+# Two workers with one thread each: more threads than cores would slow them down. One file, one
+# worker: what JAX compiles is compiled once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(PYTEST) --dist loadfile
+	$(MAKE) doctest lint
+
+# What `make test` leaves out: the marker "long".
+test-long: $(INSTALLED)
+	$(PYTEST) --long
+
+doctest: $(INSTALLED)
 	$(BIN)/pytest --doctest-modules --doctest-glob=README.md gs_ppl models README.md
-	$(MAKE) lint
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Tutorials are executed; what was executed is kept in docs/_build.
+docs: $(INSTALLED)
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 wheel-test: $(INSTALLED)
 	tests/wheel/run.sh $(BIN)/python
@@ -38,11 +52,11 @@ $(VENV)/.bench: $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist results *.egg-info .pytest_cache .ruff_cache
-	find gs_ppl models tests examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist results docs/_build docs/reference/api *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find gs_ppl models tests examples docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Exact versions, since an open range can bring gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev,docs]'
 	touch $@

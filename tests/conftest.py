@@ -1,4 +1,5 @@
-"""`--backend pyro|numpyro|both` selects the sides that the parity tests drive."""
+"""`--backend pyro|numpyro|both` selects the sides that the parity tests drive; `--long` runs the
+tests marked `long`, and those alone."""
 
 import functools
 import sys
@@ -10,10 +11,18 @@ from backends import BACKENDS
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", choices=[*BACKENDS, "both"], default="both")
+    parser.addoption("--long", action="store_true", help="only the tests marked long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only(side): about a thing that only this side has")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("long")
+    left_out = [item for item in items if bool(item.get_closest_marker("long")) != chosen]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if bool(item.get_closest_marker("long")) == chosen]
 
 
 @functools.cache

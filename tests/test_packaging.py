@@ -1,5 +1,6 @@
 """The package as a whole: what is shipped, what an import loads, and how the two sides mirror."""
 
+import ast
 import importlib
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ FRAMEWORKS = {"pyro": {"pyro", "torch"}, "numpyro": {"numpyro", "jax"}}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Made by tools, not by hand; hidden folders other than .ci are not ours either.
-GENERATED = {"build", "dist", "results", "__pycache__", "gs_ppl.egg-info"}
+GENERATED = {"_build", "build", "dist", "results", "__pycache__", "gs_ppl.egg-info"}
 
 
 def source_paths() -> list[Path]:
@@ -78,6 +80,90 @@ def test_constraints_name_every_dependency():
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     wanted = requirement_names(project["dependencies"] + extras) - {project["name"]}
     assert requirement_names((ROOT / "constraints.txt").read_text().splitlines()) == wanted
+
+
+DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "pyro": "pyro-ppl", "sklearn": "scikit-learn"}
+
+
+def extra(name: str) -> set[str]:
+    """What an extra brings, beside what comes with every installation."""
+    project = PYPROJECT["project"]
+    return requirement_names(project["dependencies"] + project["optional-dependencies"][name])
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """The packages that a file imports, wherever in it; for `require`, the extra that it names."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        asked = None
+        match node:
+            case _ if id(node) in for_types:
+                continue
+            case ast.Import():
+                modules = [alias.name for alias in node.names]
+            case ast.ImportFrom():
+                assert node.level == 0, f"{path}: imports are absolute"
+                modules = [node.module]
+            case ast.Call(func=ast.Name("require"), args=[ast.Constant(module), *rest]):
+                modules = [module]
+                asked = rest[0].value if rest else "compare"
+            case _:
+                continue
+        for package in {module.split(".")[0] for module in modules}:
+            if package not in sys.stdlib_module_names and package != "gs_ppl":
+                yield DISTRIBUTIONS.get(package, package), asked
+
+
+def allowed(path: Path) -> set[str]:
+    """What is there where this file is used: one PPL, or either of them."""
+    sides = [side for side in SIDES if path.parent.name == side or path.stem.endswith(f"_{side}")]
+    brought = set.intersection(*(extra(side) for side in sides or SIDES))
+    return brought | (extra("models") if path.parts[0] == "models" else set())
+
+
+LIBRARY = sorted(
+    path.relative_to(ROOT) for top in ("gs_ppl", "models") for path in (ROOT / top).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_every_import_is_declared(path):
+    undeclared = {
+        (package, asked)
+        for package, asked in imports(ROOT / path)
+        if package not in allowed(path) | (extra(asked) if asked else set())
+    }
+    assert undeclared == set()
+
+
+def test_every_declared_package_is_imported():
+    # h5netcdf: by ArviZ, to write files. funsor: by NumPyro, to enumerate.
+    by_others = {"h5netcdf", "funsor"}
+    used = {package for path in LIBRARY for package, _ in imports(ROOT / path)}
+    declared = set.union(*(extra(name) for name in (*SIDES, "compare", "models")))
+    assert declared - by_others <= used <= declared
+
+
+def test_imports_are_seen(tmp_path):
+    code = """
+        from typing import TYPE_CHECKING
+        import gs_ppl.report, os, torch.distributions
+        if TYPE_CHECKING:
+            import xarray
+        def late():
+            from sklearn.datasets import load_digits
+            require("arviz.plots"), require("optax", "models")
+        """
+    file = tmp_path / "module.py"
+    file.write_text(textwrap.dedent(code))
+    expected = {("torch", None), ("scikit-learn", None), ("arviz", "compare"), ("optax", "models")}
+    assert set(imports(file)) == expected
 
 
 def test_no_file_shadows_a_framework():

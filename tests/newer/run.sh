@@ -20,7 +20,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$found" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -c constraints.txt -e '.[numpyro,compare,test]'
+    -c constraints.txt -e '.[numpyro,compare,dev]'
 echo "$("$scratch/venv/bin/python" --version), NumPyro alone:" \
     "$("$scratch/venv/bin/python" -m pip list 2>/dev/null | grep -iE '^(arviz|jax|numpyro) ' | tr -s '\n ' ' ')"
 OMP_NUM_THREADS=1 "$scratch/venv/bin/pytest" -n 2 -p no:cacheprovider --backend numpyro \

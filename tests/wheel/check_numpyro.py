@@ -45,4 +45,29 @@ log_prob = gs.GumbelSoftmax(0.5, logits=jnp.array(logits)).log_prob(jnp.array(y)
 expected = reference.gumbel_softmax_log_prob(0.5, logits, np.log(y))
 assert abs(log_prob.item() - expected) < 1e-5, (log_prob, expected)
 
+# compare, and its table, need no other extra; pictures and data sets say which one they want.
+
+
+def program():
+    with numpyro.plate("data", len(DATA)):
+        z = numpyro.sample("z", gs.OneHotCategorical(logits=jnp.zeros(2)))
+        numpyro.sample("x", numpyro.distributions.Normal(gs.select(MEANS, z), 1.0), obs=DATA)
+
+
+comparison = gs.compare(
+    program, gs.AutoGumbelSoftmax(program), temperatures=[0.5], num_samples=20, progress_bar=False
+)
+table = str(comparison)
+print(table)
+assert "log evidence" in table, table
+assert comparison.evidence.mean > comparison.elbo.mean
+for absent, show in (("matplotlib", comparison.plot), ("xarray", comparison.to_dataset)):
+    assert find_spec(absent) is None, absent
+    message = ""
+    try:
+        show()
+    except ImportError as error:
+        message = str(error)
+    assert "gs-ppl[compare]" in message, (absent, message)
+
 print(f"gs_ppl {gs_ppl.__version__} with NumPyro alone: loss {losses[0]:.2f} to {losses[-1]:.2f}")

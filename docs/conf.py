@@ -1,0 +1,86 @@
+"""Builds the site: `make docs`."""
+
+import inspect
+from pathlib import Path
+
+import gs_ppl
+import gs_ppl.numpyro
+import gs_ppl.pyro
+
+project = "gs_ppl"
+author = "The gs_ppl authors"
+copyright = author
+version = release = gs_ppl.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "myst_nb",
+]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+html_theme = "furo"
+html_title = f"gs_ppl {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+# Pages that hold code are executed once; a change of the page executes it again.
+nb_execution_mode = "cache"
+nb_execution_cache_path = "_build/jupyter_cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autosummary_imported_members = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the Args say it
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Shapes", "Source"]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def kind(module: object, name: str) -> str:
+    """Under which heading of the reference a public name stands."""
+    value = getattr(module, name)
+    if inspect.ismodule(value):
+        return "Modules"
+    if not inspect.isclass(value):
+        return "Functions and handlers"
+    if name.endswith("_ELBO"):
+        return "Estimators of the gradient"
+    if hasattr(value, "log_prob"):
+        return "Distributions"
+    return "Guides, training, reparameterization"
+
+
+def write_reference() -> None:
+    """One page a side, from its public list: what is public is on it."""
+    for side, shown in (("pyro", "Pyro"), ("numpyro", "NumPyro")):
+        module = getattr(gs_ppl, side)
+        lines = [f"# {shown}: `gs_ppl.{side}`", "", f"    import gs_ppl.{side} as gs", ""]
+        headings: dict[str, list[str]] = {}
+        for name in module.__all__:
+            headings.setdefault(kind(module, name), []).append(name)
+        for heading in sorted(headings):
+            names = "\n".join(sorted(headings[heading], key=str.lower))
+            lines += [f"## {heading}", "", "```{eval-rst}", f".. currentmodule:: gs_ppl.{side}", ""]
+            lines += [".. autosummary::", "   :toctree: api", "   :nosignatures:", ""]
+            lines += [f"   {name}" for name in names.splitlines()]
+            lines += ["```", ""]
+        page = Path(__file__).parent / "reference" / f"{side}_side.md"
+        text = "\n".join(lines)
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
+
+
+write_reference()  # before Sphinx looks for pages
