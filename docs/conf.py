@@ -1,6 +1,7 @@
 """Builds the site: `make docs`."""
 
 import inspect
+import re
 from pathlib import Path
 
 import gs_ppl
@@ -84,3 +85,23 @@ def write_reference() -> None:
 
 
 write_reference()  # before Sphinx looks for pages
+
+
+def escape_formulas(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Docstrings write |a|, x**2 and noise_ as they are; reStructuredText reads marks in them."""
+    in_example = False
+    for i, line in enumerate(lines):
+        in_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
+        if not in_example:
+            parts = line.split("`")
+            parts[::2] = [
+                re.sub(r"\||\*(?=\*)|(?<=\*)\*|(?<=\w)_(?!\w)", r"\\\g<0>", part)
+                for part in parts[::2]
+            ]
+            lines[i] = "`".join(parts)
+
+
+def setup(app: object) -> None:
+    app.connect("autodoc-process-docstring", escape_formulas, priority=100)  # napoleon's is 500
