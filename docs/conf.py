@@ -33,7 +33,7 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = "_build/jupyter_cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
-nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars, and their complaint that there is no widget
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
