@@ -9,8 +9,11 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from jax import lax
 from jax.nn import one_hot
+from numpyro import distributions as dist
+from numpyro.contrib.control_flow import scan
 from numpyro.ops.indexing import Vindex, vindex
 
 from gs_ppl.numpyro.soft_index import soft_index
@@ -148,3 +151,103 @@ REFUSED = {
         "derivative",
     ),
 }
+
+
+# programs with control flow: get(i) gives the class of step i of 3, shape (2,), and get(None) all
+
+
+def first_order(get, t):
+    """An integer carry that begins with zeros."""
+
+    def step(c, i):
+        z = get(i)
+        return z, (t.T[c, z] * t.X3[i]).sum()
+
+    c, out = lax.scan(step, jnp.zeros(2, int), jnp.arange(3))
+    return out.sum() + t.locs[c].sum()
+
+
+def second_order(get, t):
+    def step(carry, i):
+        p, q = carry
+        z = get(i)
+        return (q, z), (t.A2[p, q, z] * t.X3[i]).sum()
+
+    zeros = jnp.zeros(2, int)
+    (p, q), out = lax.scan(step, (zeros, zeros), jnp.arange(3))
+    return out.sum() + t.T[p, q].sum()
+
+
+def lengths(get, t):
+    """A state that is held from some step on."""
+
+    def step(c, i):
+        z = jnp.where(i < jnp.array([2, 3]), get(i), c)
+        return z, (t.locs[z] * t.X3[i]).sum()
+
+    c, out = lax.scan(step, jnp.zeros(2, int), jnp.arange(3))
+    return out.sum() + t.locs[c].sum()
+
+
+def traced_start(get, t):
+    """A carry that begins with an integer that only the running program knows."""
+
+    def step(c, i):
+        z = get(i)
+        return z, (t.T[c, z] * t.X3[i]).sum()
+
+    return lax.scan(step, (t.X3[0] > 9).astype(int), jnp.arange(3))[1].sum()
+
+
+def returned(get, t):
+    def step(c, i):
+        z = get(i)
+        return z, z
+
+    _, zs = lax.scan(step, jnp.zeros(2, int), jnp.arange(3))
+    return (t.locs[zs] * t.X3).sum()
+
+
+def over_draws(get, t):
+    def step(c, z):
+        return z, t.T[c, z].sum()
+
+    return lax.scan(step, jnp.zeros(2, int), get(None))[1].sum()
+
+
+def branches(get, t):
+    z = get(0)
+    two = lax.cond(z[0] == 1, lambda a: a * 2, lambda a: a + 1, 3.5)
+    three = lax.switch(z[1], [lambda: 1.0, lambda: 4.0, lambda: 9.0])
+    plain = lax.cond(t.X3[0, 0] > 0, lambda a: t.locs[a], lambda a: -t.locs[a], z)
+    return two + three + plain.sum()
+
+
+def ppl_scan(get, t):
+    def step(c, i):
+        z = get(i)
+        with numpyro.plate("rows", 2):
+            numpyro.sample("x", dist.Normal(t.T[c, z], 1.0), obs=t.X3[i])
+        return z, t.locs[z]
+
+    with numpyro.handlers.seed(rng_seed=0):
+        _, out = scan(step, jnp.zeros(2, int), jnp.arange(3))
+    return (out * t.X3).sum()
+
+
+FLOW = [first_order, second_order, lengths, traced_start, returned, over_draws, branches, ppl_scan]
+
+# what scan refuses: draws that a carry would hold twice
+
+
+def twice(get, t):
+    z = get(0)
+    return lax.scan(lambda c, i: ((c[1], get(i)), t.T[c].sum()), (z, z), jnp.arange(3))[1].sum()
+
+
+def besides(get, t):
+    z = get(0)
+    return lax.scan(lambda c, i: (get(i), t.T[c, z].sum()), z, jnp.arange(3))[1].sum()
+
+
+CARRIES = [twice, besides]

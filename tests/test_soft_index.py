@@ -280,8 +280,8 @@ def test_ids_are_those_of_both_sides(side):
     assert side.forms.FORMS.keys() == FORMS.keys()
 
 
-REFUSED = """bool range int float item numpy pickle assign mask_index reduce sort index_of_index
-    mixed product""".split()
+REFUSED = ["bool", "range", "int", "float", "item", "numpy", "pickle", "assign", "mask_index"]
+REFUSED += ["reduce", "sort", "index_of_index", "mixed", "product"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -290,7 +290,7 @@ def test_refusal_names_site_operation_and_cure(backend, side, name):
     ys = {n: backend.array(given(n, WEIGHTS[n])) for n in "zwg"}
     if name == "product":  # of 30 bits
         ys |= {f"b{i}": backend.array(0.5) for i in range(30)}
-    with pytest.raises(side.module.SoftIndexError, match="^sites? '") as error:
+    with pytest.raises(side.module.SoftIndexError, match=r"^sites? '") as error:
         side.make(form)(**ys)
     found, cure = str(error.value).split(" is not defined for a soft index; ")
     assert operation in found
@@ -304,3 +304,133 @@ def test_refusal_names_site_operation_and_cure(backend, side, name):
 )
 def test_refusal_of_jax(backend, side, name):
     test_refusal_names_site_operation_and_cure(backend, side, name)
+
+
+# --- control flow, which only JAX has -------------------------------------------------------------
+
+STEPS = RNG.dirichlet(np.ones(3), size=(3, 2))
+FLOW = ["first_order", "second_order", "lengths", "traced_start", "returned", "over_draws"]
+FLOW += ["branches", "ppl_scan"]
+
+
+def flow_tables(jnp, dtype="float64"):
+    tables = {"A2": (3, 3, 3), "T": (3, 3), "locs": (3,), "X3": (3, 2)}
+    rng = np.random.default_rng(2)
+    return {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in tables.items()}
+
+
+def steps(module, y):
+    return lambda i: module.soft_index("z", y if i is None else y[i])
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("name", FLOW)
+def test_flow(backend, side, name):
+    """The mean over all paths of the integer program, and its gradient."""
+    jax, jnp = backend.jax, backend.jnp
+    form, tables = getattr(side.forms, name), flow_tables(jnp)
+    paths = jnp.asarray(list(itertools.product(range(3), repeat=6))).reshape(-1, 3, 2)
+
+    def integer(z, t):
+        return form(lambda i: z if i is None else z[i], t)
+
+    def total(y, t):
+        t = SimpleNamespace(**t)
+        return side.module.interpret(lambda: form(steps(side.module, y), t))()
+
+    def brute(y, t):
+        t = SimpleNamespace(**t)
+        chance = jnp.take_along_axis(y[None], paths[..., None], -1).prod((1, 2, 3))
+        return chance @ jax.vmap(lambda z: integer(z, t))(paths)
+
+    value, gradient = jax.jit(jax.value_and_grad(total, (0, 1)))(STEPS, tables)
+    expected, slope = jax.jit(jax.value_and_grad(brute, (0, 1)))(STEPS, tables)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12)
+    ys = [along("z", np.asarray(g[0])) for g in (gradient, slope)]
+    np.testing.assert_allclose(*ys, rtol=0, atol=1e-12)
+    for key in tables:
+        np.testing.assert_allclose(gradient[1][key], slope[1][key], rtol=0, atol=1e-12)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("name", ["twice", "besides"])
+def test_carry_of_one_draw_twice(backend, side, name):
+    t = SimpleNamespace(**flow_tables(backend.jnp))
+    form = getattr(side.forms, name)
+    with pytest.raises(side.module.SoftIndexError, match="site 'z': a carry that holds one draw"):
+        side.module.interpret(lambda: form(steps(side.module, backend.array(STEPS)), t))()
+
+
+@pytest.mark.only("numpyro")
+def test_under_transformations(backend, side):
+    """Particles by vmap, jit, gradients, float32."""
+    jax, jnp = backend.jax, backend.jnp
+    t = SimpleNamespace(**flow_tables(jnp, "float32"))
+    form = side.forms.second_order
+
+    def total(y):
+        return side.module.interpret(lambda: form(steps(side.module, y), t))()
+
+    ys = jnp.stack([jnp.asarray(STEPS, "float32"), jnp.asarray(STEPS[::-1], "float32")])
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(total)))(ys)
+    assert values.dtype == gradients.dtype == "float32"
+    for y, value, gradient in zip(ys, values, gradients, strict=True):
+        one, slope = jax.value_and_grad(total)(y)
+        np.testing.assert_allclose(value, one, rtol=1e-5)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.only("numpyro")
+def test_nothing_leaks(backend, side):
+    t = SimpleNamespace(**flow_tables(backend.jnp))
+
+    def total(y):
+        return side.module.interpret(lambda: side.forms.first_order(steps(side.module, y), t))()
+
+    with backend.jax.checking_leaks():
+        backend.jax.make_jaxpr(total)(STEPS)
+
+
+def test_minus_infinity_at_weight_zero(backend, side):
+    """A class of weight 0 takes no part, whatever its value."""
+    log = backend.array([0.5, -np.inf, 1.0])
+
+    def total(y):
+        value = side.module.interpret(lambda: log[side.module.soft_index("z", y)])()
+        return value.sum(), value
+
+    value_and_grad = backend.value_and_grad(total)
+    value, (gradient,) = value_and_grad(backend.array([[1.0, 0, 0], [0, 0, 1.0], [0.5, 0, 0.5]]))
+    np.testing.assert_allclose(value, [0.5, 1.0, 0.75])
+    assert np.isfinite(gradient).all()
+    value, _ = value_and_grad(backend.array([[0.5, 0.25, 0.25]] * 3))
+    assert (value == -np.inf).all()
+
+
+def test_what_leaves(backend, side):
+    """A returned class leaves as its weights, a bit and a condition as their chance of 1."""
+    m, y = side.module, backend.array(WEIGHTS["z"])
+    p = y[:, 0]
+
+    def program():
+        z = m.soft_index("z", y)
+        return {
+            "z": z,
+            "bit": m.soft_bit("b", p),
+            "is": z == 0,
+            "sum": z + z,
+            "hard": m.hardened(z),
+        }
+
+    left = {name: backend.numpy(x) for name, x in m.interpret(program)().items()}
+    np.testing.assert_allclose(left["z"], WEIGHTS["z"])
+    np.testing.assert_allclose(left["bit"], WEIGHTS["z"][:, 0])
+    np.testing.assert_allclose(left["is"], WEIGHTS["z"][:, 0])
+    np.testing.assert_array_equal(left["hard"], WEIGHTS["z"].argmax(-1))
+
+
+def test_repr_names_the_site(backend, side):
+    m, y = side.module, backend.array(WEIGHTS["z"])
+    seen = []
+    m.interpret(lambda: seen.append(f"{m.soft_index('z', y)}"))()
+    assert "site 'z'" in seen[0]

@@ -60,7 +60,7 @@ INDEX_CURE = "index a table with it, compare it, or use jnp.where"
 DRAWS_CURE = "turn it into a float first, as in z.astype(float) or one_hot(z)"
 
 
-# --- versions of JAX: the names that have moved -----------------------------------------------------
+# --- versions of JAX: the names that have moved ---------------------------------------------------
 
 _home = jex if hasattr(jex, "set_current_trace") else jax.core  # jax.core before 0.8.2
 set_current_trace, take_current_trace = _home.set_current_trace, _home.take_current_trace
@@ -90,7 +90,7 @@ def scan_parts(params: dict[str, Any], args: Any) -> tuple[list, list, list]:
     return list(args[:n]), list(args[n:m]), list(args[m:])
 
 
-# --- values -----------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 class Axis(NamedTuple):
@@ -299,7 +299,7 @@ def _align(operation: str, xs: Sequence[Any], ndim: int) -> tuple[list[Axis], li
     return axes, tables
 
 
-# --- the primitive: weights -> an integer, which traces of JAX can stage ----------------------------
+# --- the primitive: weights -> an integer, which traces of JAX can stage --------------------------
 
 soft_index_p = jex.Primitive("soft_index")
 
@@ -378,14 +378,14 @@ def soft_one_hot(site: str, y: Any) -> jax.Array:
     return soft_index_p.bind(y, law=Law(site, "one_hot", (), y.dtype, None))
 
 
-# --- the trace --------------------------------------------------------------------------------------
+# --- the trace ------------------------------------------------------------------------------------
 
 
 class Book:
     """What one reading remembers: constants of the program, and draws that it gets again."""
 
-    def __init__(self) -> None:
-        self.known: dict[int, tuple[Any, np.ndarray, bool]] = {}
+    def __init__(self, outer: "Book | None" = None) -> None:
+        self.known: dict[int, tuple[Any, np.ndarray, bool]] = dict(outer.known) if outer else {}
         self.draws: dict[Any, np.ndarray] = {}
         self.contains: dict[int, tuple[Any, bool]] = {}
         self.asked: Soft | None = None
@@ -516,7 +516,7 @@ def _call(params: dict[str, Any], args: Any) -> Any:
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 
 
-# --- rules ------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 def _spec(x: Any) -> jax.ShapeDtypeStruct:
@@ -1247,7 +1247,7 @@ def _scan(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[A
 
     def body(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
         with take_current_trace() as below:
-            inner = SoftTrace(below, trace.book)
+            inner = SoftTrace(below, Book(trace.book))
         arrays = iter(carry)
         values = [
             slot.soft(inner, arrays, list(map(_fresh, slot.tails))) if slot else next(arrays)
@@ -1259,7 +1259,9 @@ def _scan(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[A
         after = [_fitted(inner, slot, x) for slot, x in zip(slots, outs[: len(init)], strict=True)]
         ys = outs[len(init) :]
         seen["after"] = list(map(_slot, after))
-        seen["axes"] = [a for x in after if isinstance(x, Soft) for a in x.axes]
+        seen["axes"] = [
+            a._replace(weights=None) for x in after if isinstance(x, Soft) for a in x.axes
+        ]
         seen["ys"] = [
             (Slot.of(y), [a.ids for a in y.axes]) if isinstance(y, Soft) else None for y in ys
         ]
@@ -1450,7 +1452,7 @@ RULES: dict[str, Callable] = {
 LAZY = {"gather", "scatter-add", "scatter_add", "concatenate", "stack"}
 
 
-# --- what runs a program ----------------------------------------------------------------------------
+# --- what runs a program --------------------------------------------------------------------------
 
 
 @contextmanager
