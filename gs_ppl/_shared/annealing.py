@@ -29,22 +29,24 @@ def temperature_at(site: str, explicit: Any) -> Any:
     return temperature
 
 
-def takes_temperature(fn: Callable) -> bool:
-    """Whether the program declares an argument called temperature."""
-    return "temperature" in inspect.signature(getattr(fn, "forward", fn)).parameters
-
-
 def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn: fn) -> Callable:
     """`fn` with the temperature as a first positional argument, which handlers and guides see.
 
+    A program that declares an argument `temperature` gets it there, wherever it stands.
     `innermost` finds the program inside of handlers that hide its signature.
     """
-    declared = takes_temperature(innermost(fn))
+    inside = innermost(fn)
+    parameters = inspect.signature(getattr(inside, "forward", inside)).parameters
+    declared = "temperature" in parameters
+    position = list(parameters).index("temperature") if declared else 0
+    by_keyword = declared and parameters["temperature"].kind is inspect.Parameter.KEYWORD_ONLY
 
     def program(temperature: Any, *args: Any, **kwargs: Any) -> Any:
         with at_temperature(temperature):
-            if declared:
+            if not declared:
+                return fn(*args, **kwargs)
+            if by_keyword or position > len(args):
                 return fn(*args, temperature=temperature, **kwargs)
-            return fn(*args, **kwargs)
+            return fn(*args[:position], temperature, *args[position:], **kwargs)
 
     return program

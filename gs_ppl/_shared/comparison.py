@@ -222,10 +222,12 @@ class _Exact:
         _, self.guide = self._session.marginals("guide", self._draws)
 
     def _try(self, side: str, what: str, enumerate_: Callable[[], None]) -> None:
-        """What the size of the tables, or the PPL, has against it becomes a note."""
+        """The reason why enumeration was not possible becomes a note."""
         try:
             self._check_size(side)
             enumerate_()
+        except KeyError as error:  # whose text is a name alone
+            self.notes.append(f"{what}: not enumerated: the PPL's enumeration found no {error}")
         except (ValueError, NotImplementedError) as error:
             self.notes.append(f"{what}: not enumerated: {error}")
 

@@ -102,6 +102,11 @@ class Names:
             for dim, size in zip(names[name], shape, strict=True):
                 if sizes.setdefault(dim, size) != size:
                     raise ValueError(f"dims: {dim!r} would have sizes {sizes[dim]} and {size}")
+        for dim in {"chain", "draw"} & {*sizes}:
+            raise ValueError(
+                f"dims: {dim!r} is ArviZ's own dimension: name that of the plate otherwise, as in"
+                f" dims={{site: ['rows']}}"
+            )
         for name in {*layout.sites} & {*sizes}:
             raise ValueError(f"dims: {name!r} is a site and a dimension: rename the latter")
         _refuse_unknown("coords", "dimension", coords, sizes)
@@ -130,7 +135,7 @@ def build(layout: Layout, names: Names, groups: Mapping[str, Group], attrs: dict
     else:
         tree = arviz.from_dict(shown, coords=names.coords, dims=names.dims)
     library = {"inference_library": "gs_ppl", "inference_library_version": gs_ppl.__version__}
-    for part in (tree, tree["posterior"]):
+    for part in [tree, *(tree[group] for group in ("posterior",) if group in shown)]:
         part.attrs.update(library | attrs)
     return tree
 

@@ -25,7 +25,8 @@ from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.distributions import GumbelSoftmax
-from gs_ppl.numpyro.handlers import config_enumerate, discretize, event_dims, relax, select
+from gs_ppl.numpyro.enumeration import config_enumerate
+from gs_ppl.numpyro.handlers import discretize, event_dims, relax, select
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 
@@ -289,7 +290,7 @@ class Session(comparison.Session):
 
         fixed = programs(temperature, lambda fn: handlers.substitute(fn, data=self.values))
         check(*fixed, self.loss)
-        entries = sum(node["value"].size for node in self.model.sites.values())
+        entries = sum(jnp.size(node["value"]) for node in self.model.sites.values())
         return jax.jit(self._map(elbo, draws, entries))
 
     def discrete(
@@ -304,7 +305,7 @@ class Session(comparison.Session):
 
         fixed = (handlers.substitute(p, data=self.values) for p in (self.model, guide))
         check(*fixed, elbo)
-        entries = sum(node["value"].size for node in self.model.sites.values())
+        entries = sum(jnp.size(node["value"]) for node in self.model.sites.values())
         draw, parameters = jax.jit(self._map(score, draws, entries)), self.guide.parameters
         return _flat(parameters, *draw(parameters))
 

@@ -1,5 +1,6 @@
 """Draws of a guide, or of the exact posterior, as ArviZ groups."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,9 @@ from gs_ppl._shared import inference_data
 from gs_ppl._shared.annealing import annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.numpyro.handlers import config_enumerate, discretize, event_dims, reach_into_scan
+from gs_ppl.numpyro.control_flow import reach_into_bodies
+from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class
+from gs_ppl.numpyro.handlers import discretize, event_dims
 
 __all__ = ["to_inference_data"]
 
@@ -104,7 +107,7 @@ class Unscaled(Messenger):
     """Undoes scale: a draw has a law, a scaled density has none."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_scan(self, msg)
+        reach_into_bodies(self, msg)
         if msg["type"] == "sample":
             msg["scale"] = None
 
@@ -113,7 +116,7 @@ class Uncondition(handlers.uncondition):
     """NumPyro's, inside of scan too."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_scan(self, msg)
+        reach_into_bodies(self, msg)
         super().process_message(msg)
 
 
@@ -125,9 +128,10 @@ class _Sampler:
         self._trace = _run(model, key)
         self.layout = _layout(self._trace)
         guide_trace = _run(self._guide, key)
+        self._fixed: dict[str, Array] = {}  # the latents of one class
         self._enumerated = self._find_enumerated(key) if infer_discrete else []
         in_guide = _layout(guide_trace).named("latent") if guide else None
-        self.layout.check(in_guide, self._enumerated)
+        self.layout.check(in_guide, [*self._enumerated, *self._fixed])
         self._infer_discrete = infer_discrete
         self.method = "infer_discrete" if infer_discrete else "guide"
         self.method += ", guide" if infer_discrete and guide else ""
@@ -137,7 +141,10 @@ class _Sampler:
         sites = _run(config_enumerate(self._model), key).items()
         frames = [f.dim for site in self._trace.values() for f in site.get("cond_indep_stack", ())]
         self._plates = -min(frames, default=0)
-        return [name for name, site in sites if site.get("infer", {}).get("enumerate")]
+        latents = {n: s for n, s in sites if s["type"] == "sample" and not s["is_observed"]}
+        alone = [name for name, site in latents.items() if has_one_class(site["fn"])]
+        self._fixed = {name: jnp.asarray(self.layout.sites[name].value) for name in alone}
+        return [name for name, site in latents.items() if site["infer"].get("enumerate")]
 
     def draw(self, key: Array) -> dict[str, dict[str, Array]]:
         """One draw of each group."""
@@ -165,11 +172,12 @@ class _Sampler:
     def _draw_latents(self, key: Array) -> tuple[dict[str, Array], Array | None, Array | None]:
         """Latents by site, and the log density of the draw, or else its log weight."""
         key, own = jax.random.split(key)
-        guide = handlers.block(handlers.seed(self._guide, own), hide=self._enumerated)
+        summed = {*self._enumerated, *self._fixed}
+        guide = handlers.block(handlers.seed(self._guide, own), hide=list(summed))
         log_q, trace = log_density(guide, (), {}, {})
-        rest = [name for name in self.layout.named("latent") if name not in self._enumerated]
-        latents = _values(trace, rest)
-        if not self._infer_discrete:
+        rest = [name for name in self.layout.named("latent") if name not in summed]
+        latents = _values(trace, rest) | self._fixed
+        if not self._enumerated:
             return latents, log_q, None
         conditioned = handlers.condition(self._model, latents)
         elbo = TraceEnum_ELBO(max_plate_nesting=self._plates)
@@ -184,7 +192,8 @@ class _Sampler:
             return _values(handlers.trace(model).get_trace(), self._enumerated)
 
         draw = infer_discrete(config_enumerate(one_hot_vectors), -1 - self._plates, rng_key=key)
-        return handlers.seed(draw, key)()
+        drawn, sites = handlers.seed(draw, key)(), self.layout.sites
+        return {name: _unpacked(x, sites[name].value.shape) for name, x in drawn.items()}
 
 
 def _bound(fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array) -> Callable:
@@ -224,6 +233,13 @@ def _layout(trace: Mapping[str, Any]) -> Layout:
 
 def _values(trace: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Array]:
     return {name: trace[name]["value"] for name in sites}
+
+
+def _unpacked(value: Array, shape: tuple[int, ...]) -> Array:
+    """What enumeration drew: it drops and adds axes of one row, and repeats no single class."""
+    if value.size == math.prod(shape):
+        return value.reshape(shape)
+    return jnp.broadcast_to(value.reshape(value.shape[value.ndim - len(shape) :]), shape)
 
 
 def _pointwise(site: dict[str, Any]) -> Array:

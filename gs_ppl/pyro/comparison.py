@@ -214,7 +214,8 @@ class Program(comparison.Program):
         return tilts
 
     def upstream(self) -> Any:
-        return get_dependencies(self)["prior_dependencies"]
+        without_parameters = poutine.block(self, hide_types=["param"])
+        return get_dependencies(without_parameters)["prior_dependencies"]
 
 
 class Session(comparison.Session):

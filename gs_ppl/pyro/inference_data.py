@@ -1,5 +1,6 @@
 """Draws of a guide, or of the exact posterior, as ArviZ groups."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -146,7 +147,10 @@ class _Sampler:
         nodes = poutine.trace(config_enumerate(self._model)).get_trace().nodes
         names = [n for n, node in nodes.items() if node.get("infer", {}).get("enumerate")]
         frames = [f.dim for n in self._trace.nodes.values() for f in n.get("cond_indep_stack", ())]
-        self._elbo = TraceEnumSample_ELBO(max_plate_nesting=-min(filter(None, frames), default=0))
+        self._elbo = TraceEnumSample_ELBO(
+            max_plate_nesting=-min(filter(None, frames), default=0),
+            strict_enumeration_warning=False,  # a program may have nothing to sum
+        )
         self._recorded = poutine.trace(self._model)  # what the model sees: one-hot vectors
         self._enumerated = config_enumerate(self._recorded)
         self._guide = poutine.block(self._guide, hide=names)
@@ -159,7 +163,12 @@ class _Sampler:
             return _values(trace, self.layout.named("latent")), trace.log_prob_sum(), None
         log_weight = -self._elbo.loss(self._enumerated, self._guide)
         self._elbo.sample_saved()
-        return _values(self._recorded.trace, self.layout.named("latent")), None, log_weight
+        latents = _values(self._recorded.trace, self.layout.named("latent"))
+        return (
+            {n: _unpacked(x, self.layout.sites[n].value.shape) for n, x in latents.items()},
+            None,
+            log_weight,
+        )
 
     def draw(self) -> dict[str, dict[str, Tensor]]:
         """One draw of each group."""
@@ -220,6 +229,13 @@ def _is_auxiliary(node: dict[str, Any]) -> bool:
 
 def _values(trace: Any, sites: Sequence[str]) -> dict[str, Tensor]:
     return {name: trace.nodes[name]["value"] for name in sites}
+
+
+def _unpacked(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """What enumeration drew: it drops and adds axes of one row, and repeats no single class."""
+    if value.numel() == math.prod(shape):
+        return value.reshape(shape)
+    return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)
 
 
 def _pointwise(node: dict[str, Any]) -> Tensor:
