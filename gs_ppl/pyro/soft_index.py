@@ -82,7 +82,9 @@ class SoftIndex(Tensor):
     _mean: Tensor | None
 
     @staticmethod
-    def __new__(cls, form: Any, mean: Tensor | None = None, like: Tensor | None = None) -> Any:
+    def __new__(
+        cls: type, form: Any, mean: Tensor | None = None, like: Tensor | None = None
+    ) -> Any:
         like = like if like is not None else form.table
         shape = _shape(mean) if isinstance(form, Callable) else form.shape
         z = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
@@ -121,7 +123,7 @@ class SoftIndex(Tensor):
         cls, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         rule = RULES.get(func, _rest)
-        with ignore_jit_warnings() if torch._C._get_tracing_state() else nullcontext():
+        with _quiet():
             return rule(func, *args, **(kwargs or {}))
 
     @classmethod
@@ -131,8 +133,16 @@ class SoftIndex(Tensor):
         raise _refusal(str(func).removeprefix("aten.").split(".")[0], (args, kwargs))
 
 
+def _quiet() -> Any:
+    """Tracing warns of every size that is read; those of soft values are constants."""
+    return ignore_jit_warnings() if torch._C._get_tracing_state() else nullcontext()
+
+
 def _shape(x: Tensor) -> torch.Size:
-    return torch.Size(int(size) for size in x.shape)  # tracing hands out tensors
+    if not torch._C._get_tracing_state():
+        return x.shape
+    with ignore_jit_warnings():
+        return torch.Size(int(size) for size in x.shape)
 
 
 def _soft(*args: Any) -> list[SoftIndex]:
@@ -213,7 +223,7 @@ def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
     """A relaxed one-hot vector: the float y that also stands for the K one-hot vectors."""
 
     def form() -> Form:
-        shape, K = _shape(y), y.shape[-1]
+        shape, K = _shape(y), _shape(y)[-1]
         table = torch.eye(K, dtype=y.dtype, device=y.device)
         axis = _axis(site, y.movedim(-1, 0)[..., None], torch.Size([*shape[:-1], 1]))
         return Form(table.reshape(K, *[1] * (len(shape) - 1), K), (axis,), shape)
@@ -253,7 +263,8 @@ def as_float(value: Any) -> Any:
     if not isinstance(value, SoftIndex):
         return value
     if value._mean is None:
-        value._mean = _mean(value.form)
+        with _quiet():
+            value._mean = _mean(value.form)
     return value._mean
 
 
@@ -592,11 +603,8 @@ def _joined_form(func: Callable, tensors: Any, soft: Any, args: Any, kwargs: Any
         axes.append(Axis(sites, _taken(weights, 1, p), _taken(ids, 0, p), *ends))
     p, m = positions([form.compact for form in forms]), len(classes)
     table = torch.cat([form.table.flatten(m) for form in forms], m)
-    ordinal = all(form.ordinal for form in forms)
-    if ordinal:  # the same at every element
-        table = first.table.reshape(*classes, *[1] * p.ndim)
-    else:
-        table = _taken(table, m, p)
+    ordinal = all(form.ordinal for form in forms)  # then the table is the same at every element
+    table = first.table.reshape(-1, *[1] * p.ndim) if ordinal else _taken(table, m, p)
     return Form(table, tuple(axes), _shape(p), ordinal)
 
 
