@@ -183,25 +183,41 @@ def _lift(x: Any, lead: int, ndim: int) -> Any:
 
 
 def mean(x: Soft) -> jax.Array:
-    """sum_k w_k table_k, one contraction over the classes of all draws."""
-    table, axes, shape, m = x.table, x.axes, x.aval.shape, len(x.axes)
-    plain = _indicator(x)
-    if plain is None:
-        finite = isinstance(table, np.ndarray) and bool(np.isfinite(table).all())
-        finite = finite or not jnp.issubdtype(table.dtype, jnp.floating)
-        weights = [axis.weights for axis in axes]
-        dtype = jnp.result_type(x.aval.dtype, *weights) if x.is_float else jnp.result_type(*weights)
-        table = jnp.asarray(table, dtype)
-        if finite:
-            plain = _contract(table, weights, shape, m)
-        else:  # 0 * inf is NaN at hard weights: what is not finite counts where its weight is not 0
-            rest = lax.stop_gradient(jnp.where(jnp.isfinite(table), 0, jnp.sign(table)))
-            hit = _contract(
-                rest, [(lax.stop_gradient(w) != 0).astype(dtype) for w in weights], shape, m
+    """sum_k w_k table_k, one contraction over the classes of all draws.
+
+    0 * inf is NaN: what is not finite counts where its weight is not 0.
+    """
+    shape, m, weights = x.aval.shape, len(x.axes), [axis.weights for axis in x.axes]
+    value = _indicator(x)
+    if value is None:
+        dtypes = [w.dtype for w in weights] + [x.aval.dtype] * x.is_float
+        table = jnp.asarray(x.table, jnp.result_type(*dtypes))
+        finite = isinstance(x.table, np.ndarray) and bool(np.isfinite(x.table).all())
+        finite = finite or not jnp.issubdtype(x.table.dtype, jnp.floating)
+        if m == 1 and np.broadcast_shapes(table.shape, weights[0].shape) == table.shape:
+            (w,) = weights
+            if not finite:
+                table = jnp.where((w == 0) & ~jnp.isfinite(table), 0, table)
+            value = (w * table).sum(0)
+        elif finite:
+            value = _contract(table, weights, shape, m)
+        else:
+            value = _contract(jnp.where(jnp.isfinite(table), table, 0), weights, shape, m)
+            args = lax.stop_gradient((table, weights))
+            value = value + lax.cond(
+                jnp.isfinite(args[0]).all(),
+                lambda table, weights: jnp.zeros_like(value),
+                lambda table, weights: _infinite(table, weights, shape, m),
+                *args,
             )
-            plain = _contract(jnp.where(jnp.isfinite(table), table, 0), weights, shape, m)
-            plain = plain + jnp.where(hit != 0, hit * jnp.inf, 0)
-    return jnp.broadcast_to(plain.astype(x.aval.dtype) if x.is_float else plain, shape)
+    return jnp.broadcast_to(value.astype(x.aval.dtype) if x.is_float else value, shape)
+
+
+def _infinite(table: Any, weights: Sequence[Any], shape: tuple[int, ...], m: int) -> jax.Array:
+    """What to add for the entries that are not finite: 0, or one of them."""
+    rest = jnp.where(jnp.isfinite(table), 0, jnp.sign(table))
+    hit = _contract(rest, [(w != 0).astype(table.dtype) for w in weights], shape, m)
+    return jnp.where(hit != 0, hit * jnp.inf, 0)
 
 
 def _indicator(x: Soft) -> Any:
@@ -359,7 +375,7 @@ def soft_index(site: str, weights: Any, values: Any = None, draw: Any = None) ->
     values = np.arange(k) if values is None else np.asarray(values)
     if values.shape != (k,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"site {site!r}: values must be {k} integers, got {values.dtype} of shape {values.shape}"
+            f"site {site!r}: values must be {k} integers, got {values.dtype}, shape {values.shape}"
         )
     law = Law(site, "index", tuple(values.tolist()), jnp.arange(1).dtype, draw)
     return soft_index_p.bind(weights, law=law)
@@ -549,7 +565,15 @@ CONSTANT: dict[str, Callable] = {
     "clamp": lambda p, low, x, high: np.clip(x, low, high),
     "select_n": lambda p, which, *cases: np.choose(which.astype(int), cases),
 }
-ELEMENTWISE = {*CONSTANT, *["pow", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "cbrt", "logistic", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2", "erf", "erfc", "erf_inv", "lgamma", "digamma", "floor", "ceil", "round", "nextafter", "is_finite", "shift_left", "shift_right_arithmetic", "shift_right_logical", "population_count", "reduce_precision"]}  # fmt: skip
+# fmt: off
+ELEMENTWISE = {
+    *CONSTANT, "pow", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "cbrt", "logistic",
+    "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh",
+    "atan2", "erf", "erfc", "erf_inv", "lgamma", "digamma", "floor", "ceil", "round", "nextafter",
+    "is_finite", "shift_left", "shift_right_arithmetic", "shift_right_logical",
+    "population_count", "reduce_precision",
+}
+# fmt: on
 
 
 def _compute(primitive: Any, params: dict[str, Any], tables: list[Any]) -> Any:
@@ -763,7 +787,7 @@ def _join(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[A
     out = _result(primitive, params, args)
     dim = params["dimension"] if "dimension" in params else params["axis"]
     if primitive.name == "stack":
-        shape = out.shape[:dim] + (1,) + out.shape[dim + 1 :]
+        shape = (*out.shape[:dim], 1, *out.shape[dim + 1 :])
         args = [
             _moved(
                 trace,
@@ -775,13 +799,9 @@ def _join(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[A
             else jnp.reshape(x, shape)
             for x in args
         ]
-    axes = [axis for x in args if isinstance(x, Soft) for axis in _axes(x)]
+    axes = [axis for x in args if isinstance(x, Soft) for axis in x.axes]
     aval = jax.core.ShapedArray(out.shape, out.dtype, weak_type=out.weak_type)
     return Soft(trace, aval, None, axes, (dim, args))
-
-
-def _axes(x: Soft) -> tuple[Axis, ...]:
-    return x.axes
 
 
 def _whole(trace: SoftTrace, x: Any) -> Any:
@@ -805,11 +825,11 @@ def _concatenate(parts: list[Soft], dim: int, shape: tuple[int, ...]) -> tuple[A
 
     def along(xs: list[Any], lead: int) -> Any:
         tails = np.broadcast_shapes(
-            *(_tail(x, lead)[:dim] + (1,) + _tail(x, lead)[dim + 1 :] for x in xs)
+            *((*_tail(x, lead)[:dim], 1, *_tail(x, lead)[dim + 1 :]) for x in xs)
         )
         sizes = [part.aval.shape[dim] for part in parts]
         xs = [
-            _full(x, lead, tails[:dim] + (n,) + tails[dim + 1 :])
+            _full(x, lead, (*tails[:dim], n, *tails[dim + 1 :]))
             for x, n in zip(xs, sizes, strict=True)
         ]
         library = np if all(isinstance(x, np.ndarray) for x in xs) else jnp
@@ -956,115 +976,85 @@ def _columns(trace: SoftTrace, index: Any) -> list[Any]:
     return columns
 
 
-def _is_range(x: Any, n: int, uses: int) -> bool:
-    """A column that goes through all of a dimension, class by class, on an axis of its own."""
-    return (
-        isinstance(x, Soft)
-        and len(x.axes) == uses == 1
-        and isinstance(x.table, np.ndarray)
-        and x.table.size == n
-        and (x.table.ravel() == np.arange(n)).all()
-    )
-
-
 def _gather(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """t[z]: the plain indices first, then the tables as indices, with the class axes leading."""
+    """t[z]: the tables as indices, with the class axes leading; the mean if t is of floats."""
     t, index = args
     if isinstance(t, Soft):
         if isinstance(index, Soft):
-            refuse(
-                t.sites | index.sites,
-                "indexing a soft index by a soft index",
-                "index a table, as in t[z]",
-            )
+            what = "indexing a soft index by a soft index"
+            refuse(t.sites | index.sites, what, "index a table, as in t[z]")
         return _take(trace, primitive, params, [_whole(trace, t), index])
     out, dims = _result(primitive, params, args), params["dimension_numbers"]
-    columns, sizes = _columns(trace, index), list(params["slice_sizes"])
-    batch = len(columns[0].shape)
+    columns = _columns(trace, index)
+    batch = np.ndim(columns[0])
     axes, tables = _align("indexing", columns, batch)
-    m = len(axes)
-    draws = [id(a.ids) for c in columns if isinstance(c, Soft) for a in c.axes]
-    # class axis -> dimension of t that it goes through whole
-    whole: dict[int, int] = {}
-    for column, table, d in zip(columns, tables, dims.start_index_map, strict=True):
-        lead = [i for i in range(m) if table.ndim > batch and table.shape[i] != 1]
-        if len(lead) == 1 and sizes[d] == 1 and d in dims.collapsed_slice_dims:
-            shared = sum(lead[0] in _leads(other, m, batch) for other in tables)
-            if _is_range(column, t.shape[d], shared):
-                whole[lead[0]] = d
-    del draws
-    kept = [
-        (x, d) for x, d in zip(tables, dims.start_index_map, strict=True) if d not in whole.values()
-    ]
-    places = [i for i in range(len(out.shape)) if i not in dims.offset_dims]  # of the batch in out
-    offsets = [
-        d
-        for d in range(t.ndim)
-        if d not in dims.collapsed_slice_dims and d not in dims.operand_batching_dims
-    ]
-    lead = tuple(axes[i].weights.shape[0] if i not in whole else 1 for i in range(m))
-    shape = list(np.broadcast_shapes((1,) * (m + batch), *(np.shape(x) for x, _ in kept)))
-    for i in range(m):
-        shape[i] = max(shape[i], 1)
+    m, whole = len(axes), _whole_dimensions(t, columns, tables, params, len(axes))
+    kept = [d not in whole.values() for d in dims.start_index_map]
+    tables = list(itertools.compress(tables, kept))
+    shape = list(np.broadcast_shapes((1,) * (m + batch), *map(np.shape, tables)))
     for d, b in zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True):
         shape[m + b] = t.shape[d]
-    del lead
-    if kept:
-        indices = jnp.stack([jnp.broadcast_to(x, shape) for x, _ in kept], -1)
-        for d in whole.values():
-            sizes[d] = t.shape[d]
-        through = sorted([*offsets, *whole.values()])
+    inside = {*dims.collapsed_slice_dims, *dims.operand_batching_dims}
+    through = [d for d in range(t.ndim) if d not in inside or d in whole.values()]
+    sizes = [
+        n if d in whole.values() else k
+        for d, (n, k) in enumerate(zip(t.shape, params["slice_sizes"], strict=True))
+    ]
+    if tables:
         numbers = lax.GatherDimensionNumbers(
-            offset_dims=tuple(range(m + batch, m + batch + len(through))),
-            collapsed_slice_dims=tuple(
-                d for d in dims.collapsed_slice_dims if d not in whole.values()
-            ),
-            start_index_map=tuple(d for _, d in kept),
-            operand_batching_dims=dims.operand_batching_dims,
-            start_indices_batching_dims=tuple(m + b for b in dims.start_indices_batching_dims),
+            tuple(range(m + batch, m + batch + len(through))),
+            tuple(d for d in dims.collapsed_slice_dims if d not in whole.values()),
+            tuple(itertools.compress(dims.start_index_map, kept)),
+            dims.operand_batching_dims,
+            tuple(m + b for b in dims.start_indices_batching_dims),
         )
-        rest = {
-            **params,
-            "dimension_numbers": numbers,
-            "slice_sizes": tuple(sizes),
-            "unique_indices": False,
-            "indices_are_sorted": False,
-        }
-        g = primitive.bind(t, indices, **rest)
+        changed = {"dimension_numbers": numbers, "slice_sizes": tuple(sizes)}
+        changed |= {"unique_indices": False, "indices_are_sorted": False}
+        indices = jnp.stack([jnp.broadcast_to(x, shape) for x in tables], -1)
+        g = primitive.bind(t, indices, **(params | changed))
     else:  # no index is left: a transposition
-        through = [d for d in range(t.ndim) if d not in dims.operand_batching_dims]
         pairs = sorted(
             zip(dims.start_indices_batching_dims, dims.operand_batching_dims, strict=True)
         )
-        t = lax.slice(
-            t, [0] * t.ndim, [sizes[d] if d in offsets else n for d, n in enumerate(t.shape)]
-        )
-        g = t.transpose(*(d for _, d in pairs), *through).reshape(
-            *shape, *(t.shape[d] for d in through)
-        )
-    # g has (classes, batch, through): the class axes that went through t come first, then out's order
+        t = t[tuple(slice(k) if d in through else slice(None) for d, k in enumerate(sizes))]
+        g = t.transpose(*(d for _, d in sorted(pairs)), *through)
+        g = g.reshape(*shape, *(t.shape[d] for d in through))
+    # from (classes, batch, through) to (classes, as in out)
     position = {d: m + batch + i for i, d in enumerate(through)}
     order = [position[whole[i]] if i in whole else i for i in range(m)]
-    place = iter(range(m, m + batch))
-    offset = iter(position[d] for d in offsets)
-    order += [next(place) if i in places else next(offset) for i in range(len(out.shape))]
-    drop = [i for i in range(m) if i in whole]
-    g = g.transpose(*order, *drop).reshape([g.shape[i] for i in order])
-
-    def spread(a: Any, lead: int) -> Any:
-        tail = iter(_tail(a, lead))
-        return a.reshape(
-            np.shape(a)[:lead]
-            + tuple(next(tail) if i in places else 1 for i in range(len(out.shape)))
-        )
-
-    axes = [a._replace(weights=spread(a.weights, 1), ids=spread(a.ids, 0)) for a in axes]
+    rows, offsets = iter(range(m, m + batch)), iter(d for d in through if d not in whole.values())
+    is_row = [i not in dims.offset_dims for i in range(len(out.shape))]
+    order += [next(rows) if row else position[next(offsets)] for row in is_row]
+    g = g.transpose(*order, *whole).reshape([g.shape[i] for i in order])
+    axes = [
+        a._replace(weights=_among(a.weights, 1, is_row), ids=_among(a.ids, 0, is_row)) for a in axes
+    ]
     result = trace.make(g, axes, out.shape, out.dtype)
     return mean(result) if result.is_float else result
 
 
-def _leads(table: Any, m: int, batch: int) -> list[int]:
-    return [i for i in range(m) if np.ndim(table) > batch and table.shape[i] != 1]
+def _among(x: Any, lead: int, is_row: list[bool]) -> Any:
+    """The dimensions of the batch where they stand in the result, 1 in the others."""
+    tail = iter(_tail(x, lead))
+    return x.reshape(np.shape(x)[:lead] + tuple(next(tail) if row else 1 for row in is_row))
+
+
+def _whole_dimensions(t: Any, columns: Any, tables: Any, params: Any, m: int) -> dict[int, int]:
+    """Class axes that go through a dimension of t, class by class: no index is needed there."""
+    dims, found = params["dimension_numbers"], {}
+    uses = [[i for i in range(m) if np.ndim(x) >= m and np.shape(x)[i] != 1] for x in tables]
+    for column, table, used, d in zip(columns, tables, uses, dims.start_index_map, strict=True):
+        if (
+            isinstance(column, Soft)
+            and isinstance(table, np.ndarray)
+            and len(used) == 1
+            and sum(used[0] in others for others in uses) == 1
+            and d in dims.collapsed_slice_dims
+            and table.size == t.shape[d]
+            and (table.ravel() == np.arange(table.size)).all()
+        ):
+            found[used[0]] = d
+    return found
 
 
 def _take(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
@@ -1089,11 +1079,14 @@ def _take(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[A
                         primitive.bind(jnp.asarray(where), rows, **(params | {"fill_value": None}))
                     )
                 ]
-        a = jnp.asarray(_full(a, lead, shape))
+        # classes last: so the weights lie in memory, and a row of them is taken at once
+        first, last = range(lead), range(-lead, 0)
         f = take
-        for _ in range(lead):
-            f = jax.vmap(f)
-        return f(a)
+        for _ in first:
+            f = jax.vmap(f, -1, -1)
+        return jnp.moveaxis(
+            f(jnp.moveaxis(jnp.asarray(_full(a, lead, shape)), first, last)), last, first
+        )
 
     return _moved(trace, x, move, out.shape, None if concrete else next(_counter))
 
@@ -1114,8 +1107,7 @@ def _scatter_add(trace: SoftTrace, primitive: Any, params: dict[str, Any], args:
     indices = jnp.stack([jnp.broadcast_to(x, shape) for x in tables], -1)
     places = [i for i in range(updates.ndim) if i not in dims.update_window_dims]
     for i, axis in enumerate(axes):
-        w = jnp.expand_dims(axis.weights, [1 + j for j in range(m - 1)]).swapaxes(0, 0)
-        w = jnp.moveaxis(w, 0, i) if m > 1 else w
+        w = jnp.moveaxis(jnp.expand_dims(axis.weights, range(1, m)), 0, i)
         tail = iter(w.shape[m:])
         w = w.reshape(
             w.shape[:m] + tuple(next(tail) if j in places else 1 for j in range(updates.ndim))
