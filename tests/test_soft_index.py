@@ -434,3 +434,30 @@ def test_repr_names_the_site(backend, side):
     seen = []
     m.interpret(lambda: seen.append(f"{m.soft_index('z', y)}"))()
     assert "site 'z'" in seen[0]
+
+
+OWN = {  # log-probabilities of a class, and products of bits with floats, are linear in the weights
+    "categorical": (lambda d, b, z, x: d.Categorical(probs=x).log_prob(z), "z"),
+    "bernoulli_probs": (lambda d, b, z, x: d.Bernoulli(probs=x[0]).log_prob(b), "b"),
+    "bernoulli_logits": (lambda d, b, z, x: d.Bernoulli(logits=x[0]).log_prob(b), "b"),
+    "dot": (lambda d, b, z, x: b @ x[:2], "b"),
+}
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("name", OWN)
+def test_linear_in_the_weights(backend, side, name):
+    form, site = OWN[name]
+    x, y = backend.array([0.2, 0.3, 0.5]), backend.array(WEIGHTS["z"])
+
+    def program():
+        b, z = side.module.soft_bit("b", y[:, 0]), side.module.soft_index("z", y)
+        return form(backend.native, b, z, x)
+
+    cells = [form(backend.native, *(backend.jnp.full(2, k),) * 2, x) for k in range(3)]
+    w = WEIGHTS["z"]
+    weights = w.T if site == "z" else np.stack([1 - w[:, 0], w[:, 0]])
+    expected = sum(p * c for p, c in zip(weights, cells, strict=False))
+    if name == "dot":
+        expected = w[:, 0] @ np.asarray(x[:2])
+    np.testing.assert_allclose(side.module.interpret(program)(), expected, rtol=0, atol=1e-12)

@@ -166,6 +166,7 @@ for _method, _operation, _cure in [
     ("__array__", "a NumPy function", "use jax.numpy"),
     ("item", "item()", INDEX_CURE),
     ("tolist", "tolist()", INDEX_CURE),
+    ("__hash__", "use as a key (of a dict or a set)", INDEX_CURE),
     ("__reduce__", "pickle", "store the weights that the trace holds"),
     ("__deepcopy__", "deepcopy", "store the weights that the trace holds"),
 ]:
@@ -507,20 +508,12 @@ class SoftTrace(jax.core.Trace):
         return self.custom(primitive, (fun, fwd, bwd), args, kw)
 
     def custom(self, primitive: Any, funs: tuple, args: Any, kw: dict[str, Any]) -> Any:
-        """A function with a derivative of its own gets floats as their means."""
-        args = self.values(args)
-        if any(isinstance(x, Soft) for x in args):
-            with set_current_trace(self):
-                return funs[0].call_wrapped(*args)
+        """A function with a derivative of its own: cell by cell, if it goes element by element."""
         with set_current_trace(self.below):
-            return bind_custom(primitive, funs, args, kw)
-
-    def values(self, args: Any) -> list[Any]:
-        """Floats as their means: a rule of differentiation is for ordinary floats."""
-        with set_current_trace(self.below):
-            return [
-                mean(_whole(self, x)) if isinstance(x, Soft) and x.is_float else x for x in args
-            ]
+            args = [_whole(self, x) for x in args]
+            if any(isinstance(x, Soft) and not x.is_float for x in args):
+                return _by_cells(self, partial(bind_custom, primitive, funs, kw=kw), args)
+            return bind_custom(primitive, funs, list(map(as_float, args)), kw)
 
 
 def _call(params: dict[str, Any], args: Any) -> Any:
@@ -603,19 +596,37 @@ def _elementwise(trace: SoftTrace, primitive: Any, params: dict[str, Any], args:
     if ends and linear and len(soft) == 1:
         args[soft[0]] = mean(args[soft[0]])
         return primitive.bind(*args, **params)
-    if (
-        name == "select_n"
-        and 0 not in soft
-        and (chosen := _chosen(trace, *args, out=out)) is not None
-    ):
-        return chosen
     if name == "select_n" and soft == [0] and args[0].aval.dtype == bool:
         args[0] = _of_two(trace, args[0])
     args = [x if fact is None else _typed(fact[0], x) for x, fact in zip(args, facts, strict=True)]
     axes, tables = _align(name, args, len(out.shape))
+    if name == "select_n" and 0 not in soft and len(axes) > 1:
+        chosen = _chosen(trace, *args, out=out)
+        if chosen is not None:
+            return chosen
     table = _compute(primitive, params, tables)
     result = trace.make(table, axes, out.shape, out.dtype, out.weak_type)
     return mean(result) if ends and result.is_float else result
+
+
+def _by_cells(trace: SoftTrace, call: Callable, args: list[Any]) -> list[Any]:
+    shape = np.broadcast_shapes(*map(np.shape, args))
+    axes, tables = _align("a function", args, len(shape))
+    m = len(axes)
+    lead = np.broadcast_shapes(*(np.shape(t)[:m] for t in tables if np.ndim(t) >= m))
+    full = [
+        jnp.broadcast_to(t, lead + np.shape(x)).astype(_spec(x).dtype)
+        for t, x in zip(tables, args, strict=True)
+    ]
+    f: Callable = lambda *xs: call(xs)  # noqa: E731
+    for _ in range(m):
+        f = jax.vmap(f)
+    outs = f(*full)
+    if any(out.shape[m:] != shape for out in outs):
+        sites = frozenset().union(*(a.sites for a in axes))
+        refuse(sites, "a function that is not element by element", DRAWS_CURE)
+    results = [trace.make(out, axes, shape, out.dtype) for out in outs]
+    return [mean(x) if x.is_float else x for x in results]
 
 
 def _typed(value: np.ndarray, x: Any) -> np.ndarray:
@@ -1404,6 +1415,11 @@ def _others(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list
             f"a site inside of {primitive.name}",
             "use scan or a Python loop",
         )
+    if primitive.name == "dot_general":  # b @ x may have both kinds; it is linear
+        floats = [as_float(x) for x in args]
+        if any(jnp.issubdtype(_spec(x).dtype, jnp.floating) for x in args):
+            dtype = jnp.result_type(*(x for x in args if _is_float(_spec(x))))
+            return primitive.bind(*(x.astype(dtype) for x in floats), **params)
     if all(x.is_float for x in soft):
         means = [mean(x) if isinstance(x, Soft) else x for x in args]
         out = _result(primitive, params, means)
