@@ -454,7 +454,10 @@ def test_linear_in_the_weights(backend, side, name):
         b, z = side.module.soft_bit("b", y[:, 0]), side.module.soft_index("z", y)
         return form(backend.native, b, z, x)
 
-    cells = [form(backend.native, *(backend.jnp.full(2, k),) * 2, x) for k in range(3)]
+    cells = [
+        form(backend.native, *(backend.jnp.full(2, k),) * 2, x)
+        for k in range(3 if site == "z" else 2)
+    ]
     w = WEIGHTS["z"]
     weights = w.T if site == "z" else np.stack([1 - w[:, 0], w[:, 0]])
     expected = sum(p * c for p, c in zip(weights, cells, strict=False))
