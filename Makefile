@@ -18,9 +18,12 @@ test: $(INSTALLED)
 	$(PYTEST) --dist loadfile
 	$(MAKE) doctest lint
 
-# What `make test` leaves out: the marker "long".
+# What `make test` leaves out: the marker "long", and numbers as JAX compiles them for a user.
+AS_USED := JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=
 test-long: $(INSTALLED)
 	$(PYTEST) --long
+	$(AS_USED) $(PYTEST) --dist loadfile --backend numpyro $(patsubst %,tests/test_%.py,\
+	    densities dtypes own_samples sampling)
 
 doctest: $(INSTALLED)
 	$(BIN)/pytest --doctest-modules --doctest-glob=README.md gs_ppl models README.md

@@ -2,6 +2,7 @@
 tests marked `long`, and those alone."""
 
 import functools
+import os
 import sys
 from collections.abc import Iterator
 
@@ -14,7 +15,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="only the tests marked long")
 
 
+# Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
+# generator, a test takes a third of the time. The tests marked long have what a user has.
+QUICK = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+}
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("long"):
+        for name, value in QUICK.items():  # before JAX is imported; what is set stays
+            os.environ.setdefault(name, value)
     config.addinivalue_line("markers", "only(side): about a thing that only this side has")
 
 
