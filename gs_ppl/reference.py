@@ -269,7 +269,7 @@ def exp_gumbel_softmax_entropy(temperature: ArrayLike, num_categories: ArrayLike
     """
     tau, K = _temperature(temperature), np.asarray(num_categories)
     if not (np.issubdtype(K.dtype, np.integer) and (K >= 1).all()):
-        raise ValueError(f"num_categories must be integers >= 1, got {num_categories}")
+        raise ValueError(f"num_categories must be integers >= 1, got {num_categories!r}")
     return -_lgamma(K) - (K - 1) * np.log(tau) + K * _harmonic(K - 1)
 
 
@@ -437,7 +437,7 @@ def _log_softmax(x: Array) -> Array:
 def _temperature(temperature: ArrayLike) -> Array:
     tau = np.asarray(temperature, np.float64)
     if not (np.isfinite(tau) & (tau > 0)).all():
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
     return tau
 
 
@@ -453,7 +453,7 @@ def _logits(logits: ArrayLike) -> Array:
     if a.ndim == 0 or a.shape[-1] == 0:
         raise ValueError(f"logits must have a last axis of categories, got shape {a.shape}")
     if not (a < np.inf).all() or np.isneginf(a).all(-1).any():
-        raise ValueError(f"logits must be finite or -inf, not all of them -inf, got {logits}")
+        raise ValueError(f"logits must be finite or -inf, not all of them -inf, got {logits!r}")
     return a
 
 
@@ -461,7 +461,7 @@ def _align_logits(p_logits: ArrayLike, q_logits: ArrayLike) -> list[Array]:
     a, b = _logits(p_logits), _logits(q_logits)
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"p and q must have equally many categories, got {a.shape}, {b.shape}")
-    return np.broadcast_arrays(a, b)
+    return list(np.broadcast_arrays(a, b))
 
 
 def _align(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
 
 from gs_ppl._extras import require
 
@@ -124,7 +126,9 @@ class Marginal:
         K = self.exact.shape[-1]
         exact, approximate = self.exact.reshape(-1, K), self.approximate.reshape(-1, K)
         cost = np.nansum(np.abs(exact[:, :, None] - approximate[:, None, :]), 0)
-        _, order = require("scipy.optimize").linear_sum_assignment(cost)
+        from scipy.optimize import linear_sum_assignment  # slow to import
+
+        _, order = linear_sum_assignment(cost)
         relabelled = tuple(int(k) for k in order)
         return Marginal(self.exact, self.approximate[..., order], self.plates, relabelled)
 
@@ -174,7 +178,7 @@ class Comparison:
 
 def to_text(comparison: Comparison) -> str:
     """The table as plain text."""
-    console = require("rich.console").Console(width=120, color_system=None)
+    console = Console(width=120, color_system=None)
     with console.capture() as capture:
         console.print(to_table(comparison))
     return capture.get()
@@ -182,7 +186,6 @@ def to_text(comparison: Comparison) -> str:
 
 def to_table(comparison: Comparison) -> Any:
     """The table that rich prints."""
-    Table = require("rich.table").Table
     summary = Table(title="Exact, by enumeration")
     summary.add_column("nats")
     summary.add_column("", justify="right")
@@ -196,17 +199,17 @@ def to_table(comparison: Comparison) -> Any:
     for column in ("site", "classes", "mean", "largest"):
         marginals.add_column(column, justify="left" if column == "site" else "right")
     for site, marginal in comparison.marginals.items():
-        shown = marginal.exact if marginal.exact is not None else marginal.approximate
-        classes = "" if shown is None else str(shown.shape[-1])
+        probs = marginal.exact if marginal.exact is not None else marginal.approximate
+        classes = "" if probs is None else str(probs.shape[-1])
         name = f"{site} (relabelled)" if marginal.relabelled else site
         distance = marginal.distance[np.isfinite(marginal.distance)]
         shown = [f"{distance.mean():.4f}", f"{distance.max():.4f}"] if distance.size else ["", ""]
         marginals.add_row(name, classes, *shown)
-    estimates = _estimates(comparison, Table)
-    return require("rich.console").Group(summary, estimates, marginals, *comparison.notes)
+    estimates = _estimates(comparison)
+    return Group(summary, estimates, marginals, *comparison.notes)
 
 
-def _estimates(comparison: Comparison, Table: Any) -> Any:
+def _estimates(comparison: Comparison) -> Any:
     n = comparison.num_samples
     table = Table(title=f"Relaxed, {n} samples each; gradient in all parameters of the guide")
     gaps = any(row.gap for row in comparison.estimates)
@@ -320,7 +323,10 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
                 value.mean, color="black", ls="-" if name == "exact ELBO" else ":", lw=1, label=name
             )
     for (family, objective), rows in _series(comparison).items():
-        style = {"color": _color(comparison, family), "label": _label(family, objective)}
+        style: dict[str, Any] = {
+            "color": _color(comparison, family),
+            "label": _label(family, objective),
+        }
         if _is_level(rows):
             ax.axhline(rows[0].elbo.mean, ls="-.", **style)
             continue
@@ -341,19 +347,18 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
 def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> None:
     for (family, objective), rows in _series(comparison).items():
         rows = [row for row in rows if row.gradient]
-        values = [getattr(row.gradient, what) for row in rows]
+        gradients = [row.gradient for row in rows if row.gradient]
+        values = [getattr(gradient, what) for gradient in gradients]
         if not np.isfinite(values).any():
             continue
         taus, color = [row.temperature for row in rows], _color(comparison, family)
-        style = {"color": color, "label": _label(family, objective)}
+        style: dict[str, Any] = {"color": color, "label": _label(family, objective)}
         if _is_level(rows):
             ax.axhline(values[0], ls="-.", **style)
             continue
         ax.plot(taus, values, marker="o", ms=4, ls=STYLES[objective], **style)
         if what == "bias":
-            ax.fill_between(
-                taus, 0, [row.gradient.floor for row in rows], color=color, alpha=0.12, lw=0
-            )
+            ax.fill_between(taus, 0, [g.floor for g in gradients], color=color, alpha=0.12, lw=0)
     ax.set(title=title, xlabel="temperature", xscale="log")
     if what == "bias":
         ax.set_ylim(bottom=0)
@@ -365,8 +370,8 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
 
 def _draw_marginal(ax: Axes, site: str, marginal: Marginal) -> None:
     """Side by side for one row of the plates; exact against approximate for many."""
-    sides = [("exact posterior", marginal.exact), ("guide", marginal.approximate)]
-    sides = [(label, array) for label, array in sides if array is not None]
+    both = [("exact posterior", marginal.exact), ("guide", marginal.approximate)]
+    sides = [(label, array) for label, array in both if array is not None]
     K = sides[0][1].shape[-1]
     if len(sides) == 2 and sides[0][1].size > K:
         ax.plot([0, 1], [0, 1], color="black", lw=0.8)

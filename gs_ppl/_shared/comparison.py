@@ -170,7 +170,7 @@ def run(session: Session, options: Options) -> Comparison:
     if unknown:
         raise ValueError(f"relabel: no enumerated site is called {', '.join(map(repr, unknown))}")
     rows = list_rows(options.families, options.objectives, options.temperatures)
-    relaxed = cache(partial(_draw, session, draws, options.adaptation_steps))
+    relaxed: Any = cache(partial(_draw, session, draws, options.adaptation_steps))
     estimates = [
         _estimate(relaxed, exact.gradients, *row)
         for row in tqdm(rows, desc="compare", disable=not options.progress_bar)
@@ -193,7 +193,7 @@ def _draw(
     objective: str,
     temperature: float,
 ) -> tuple[np.ndarray, Gradients]:
-    if isinstance(family, Family):
+    if isinstance(family, type | partial):
         return session.relaxed(family, objective, temperature, draws)
     return session.discrete(family, draws, adaptation_steps)
 

@@ -88,7 +88,9 @@ def _check_rows(
     for name in sorted(table.latents):
         plates = frozenset(latents[name]) - table.plates
         if plates:
-            entries = table.size(sizes) * sizes[name] ** (math.prod(map(sizes.get, plates)) - 1)
+            entries = table.size(sizes) * sizes[name] ** (
+                math.prod(sizes[plate] for plate in plates) - 1
+            )
             raise ValueError(
                 f"{table.site!r} depends on all rows of {name!r} along plate"
                 f" {', '.join(map(repr, sorted(plates)))} at once, {shown(entries)} entries: write"

@@ -1,6 +1,7 @@
 """Which class relaxes a site, and what is said where there is none."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,23 +10,23 @@ from gs_ppl._shared.annealing import temperature_at
 
 OBJECTIVES = ("categorical", "relaxed")
 
-Family = type | partial  # a class, or partial(GumbelRao, num_samples=100)
+Family = type[Any] | partial[Any]  # a class, or partial(GumbelRao, num_samples=100)
 
 
-def bare(family: Family) -> type:
+def bare(family: Family) -> Any:
     """The class without its options."""
     return family.func if isinstance(family, partial) else family
 
 
 def is_family(family: Any) -> bool:
     """Whether it is a class that relaxes, with options or without."""
-    return isinstance(family, Family) and getattr(bare(family), "has_temperature", False)
+    return isinstance(family, type | partial) and getattr(bare(family), "has_temperature", False)
 
 
 def check_family(argument: str, family: Any) -> None:
     """Refuses what is no family: a name, a distribution, a discrete law, an ELBO."""
     if not is_family(family):
-        is_class = isinstance(family, Family) and isinstance(bare(family), type)
+        is_class = isinstance(family, type | partial) and isinstance(bare(family), type)
         got = f"the class {bare(family).__name__}" if is_class else repr(family)
         raise TypeError(
             f"{argument} must be a class that relaxes, such as GumbelSoftmax or STGumbelSoftmax, or"
@@ -59,8 +60,8 @@ class Relaxation:
         if self.objective not in OBJECTIVES:
             wanted = ", ".join(OBJECTIVES)
             raise ValueError(f"objective must be one of {wanted}, got {self.objective!r}")
-        by_name = isinstance(self.family, Mapping)
-        for family in self.family.values() if by_name else [self.family]:
+        families = self.family.values() if isinstance(self.family, Mapping) else [self.family]
+        for family in families:
             check_family("family", family)
 
     @property
@@ -70,10 +71,17 @@ class Relaxation:
 
     def law(self, site: str, event_dims: int) -> Callable[..., Any]:
         """Makes the law of a site from its parameters."""
-        by_name = isinstance(self.family, Mapping)
-        family = self.family.get(site, self.default) if by_name else self.family
+        family = self.family
+        if isinstance(family, Mapping):
+            family = family.get(site, self.default)
         make = counterpart(family, event_dims, self.objective, site)
-        return partial(make, temperature_at(site, self.temperature))
+        temperature = temperature_at(site, self.temperature)
+
+        def law(**parameters: Any) -> Any:
+            with at_site(site):
+                return make(temperature, **parameters)
+
+        return law
 
 
 def named(option: Any) -> set[str]:
@@ -81,7 +89,7 @@ def named(option: Any) -> set[str]:
     return set(option) if isinstance(option, Mapping) else set()
 
 
-def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Family:
+def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Any:
     """The class that stands at a site: binary at a bit, scored as the objective says.
 
     It keeps the options of the family.
@@ -92,7 +100,11 @@ def counterpart(family: Family, event_dims: int, objective: str, site: str) -> F
     if isinstance(family, partial):
         if family.args:
             raise ValueError(f"site {site!r}: the options of {family_label(family)} go by keyword")
-        return partial(counterpart(family.func, event_dims, objective, site), **family.keywords)
+        return partial(counterpart(bare(family), event_dims, objective, site), **family.keywords)
+    return _class_at(family, event_dims, objective, site)
+
+
+def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
     if event_dims == 0 and family.event_dims == 1:
         if family.binary is None:
             raise ValueError(f"site {site!r} is a bit, and {family.__name__} has no binary class")
@@ -139,3 +151,22 @@ def check_sites(wanted: set[str], discrete: set[str]) -> None:
             f"no discrete latent site is called {', '.join(map(repr, missing))}; the program has"
             f" {', '.join(map(repr, sorted(discrete))) or 'none'}"
         )
+
+
+def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> None:
+    """The divergence of a soft site is analytic only where no parent of it is summed out."""
+    raise ValueError(
+        f"site {site!r}: its law depends on a site that the model enumerates, over which its"
+        " divergence is not analytic: enumerate it too, or relax its parents"
+    ) from cause
+
+
+@contextmanager
+def at_site(site: str) -> Iterator[None]:
+    """Bad parameters are refused with the name of the site that has them."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("site "):
+            raise
+        raise ValueError(f"site {site!r}: {error}") from error

@@ -90,7 +90,8 @@ class Names:
         """
         coords, dims = coords or {}, dims or {}
         _refuse_unknown("dims", "site", dims, layout.sites)
-        names, sizes = {}, {}
+        names: dict[str, list[str]] = {}
+        sizes: dict[str, int] = {}
         for name, site in layout.sites.items():
             shape = site.indices(site.value).shape
             own = list(dims.get(name, site.plates))

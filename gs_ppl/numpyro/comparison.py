@@ -213,6 +213,9 @@ BATCH = 2**22  # entries of the tables of those draws that are made at once
 class Session(comparison.Session):
     """What comparison.run asks for, by NumPyro's own ELBOs."""
 
+    model: Program
+    guide: Program
+
     def __init__(
         self,
         model: Callable,
@@ -235,7 +238,7 @@ class Session(comparison.Session):
         self.stochastic = bool(self.model.continuous) or subsampled
         frames = [f.dim for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         self.exact = TraceEnum_ELBO(max_plate_nesting=-min(frames, default=0))
-        self._relaxed: dict[tuple[type, str], Callable] = {}
+        self._relaxed: dict[tuple[Family, str], Callable] = {}
 
     def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         program = self.model if side == "model" else self.guide
@@ -260,7 +263,7 @@ class Session(comparison.Session):
         return _flat(self.guide.parameters, *draw(self.guide.parameters))
 
     def relaxed(
-        self, family: type, objective: str, temperature: float, draws: int
+        self, family: Family, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
         compiled = self._relaxed.get((family, objective))
         if compiled is None:
@@ -269,7 +272,7 @@ class Session(comparison.Session):
         parameters = self.guide.parameters
         return _flat(parameters, *compiled(parameters, jnp.asarray(temperature, float)))
 
-    def _compile(self, family: type, objective: str, temperature: float, draws: int) -> Callable:
+    def _compile(self, family: Family, objective: str, temperature: float, draws: int) -> Callable:
         """Draws at any temperature, which is traced; the pairing is checked at this one."""
         # a straight-through family is scored by its mass under either objective
         scoring = "categorical" if objective == "discrete" else objective

@@ -93,8 +93,9 @@ def to_inference_data(
         -2.97
     """
     key, first = jax.random.split(jax.random.key(0) if rng_key is None else rng_key)
-    model, guide = (fn and _bound(fn, args, kwargs, params or {}, first) for fn in (model, guide))
-    sampler = _Sampler(model, guide, first, infer_discrete or guide is None)
+    bind = partial(_bound, args=args, kwargs=kwargs, params=params or {}, key=first)
+    exact = infer_discrete or guide is None
+    sampler = _Sampler(bind(model), bind(guide) if guide else None, first, exact)
     names = Names.of(sampler.layout, coords, dims)
     # in turn rather than in one batch, which would hold all tables of enumeration at once
     draws = jax.jit(partial(jax.lax.map, sampler.draw))(jax.random.split(key, num_samples))
@@ -158,13 +159,13 @@ class _Sampler:
             log_q = lp - log_weight
         predictive = _run(handlers.substitute(Uncondition(self._model), latents), of_predictive)
         prior = _run(Uncondition(self._model), of_prior)
-        latents = self.layout.named("latent") + self.layout.named("deterministic")
+        shown = self.layout.named("latent") + self.layout.named("deterministic")
         observed = self.layout.named("observed")
         return {
-            "posterior": _values(joint, latents),
+            "posterior": _values(joint, shown),
             "log_likelihood": {n: _pointwise(joint[n]) for n in observed},
             "posterior_predictive": _values(predictive, observed),
-            "prior": _values(prior, latents),
+            "prior": _values(prior, shown),
             "prior_predictive": _values(prior, observed),
             "sample_stats": {"lp": lp, "log_q": log_q, "log_weight": log_weight},
         }

@@ -221,6 +221,9 @@ class Program(comparison.Program):
 class Session(comparison.Session):
     """What comparison.run asks for, by Pyro's own ELBOs."""
 
+    model: Program
+    guide: Program
+
     def __init__(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, loss: ELBO, seed: int
     ) -> None:
@@ -252,7 +255,7 @@ class Session(comparison.Session):
         return self._values(self.exact, *pair, draws, self.guide.parameters)
 
     def relaxed(
-        self, family: type, objective: str, temperature: float, draws: int
+        self, family: Family, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
         # a straight-through family is scored by its mass under either objective
         scoring = "categorical" if objective == "discrete" else objective
@@ -311,7 +314,8 @@ class Session(comparison.Session):
     ) -> tuple[np.ndarray, Gradients]:
         """ELBO, and its gradient in the variables, draw by draw."""
         leaves = list(variables.values())
-        values, gradients = [], {name: [] for name in variables}
+        values: list[float] = []
+        gradients: dict[str, list[np.ndarray]] = {name: [] for name in variables}
         for draw in range(draws):
             with SeedBySite(self.seed, draw):
                 value, slopes = _value_and_gradient(elbo, model, guide, leaves)

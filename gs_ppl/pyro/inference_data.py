@@ -182,13 +182,13 @@ class _Sampler:
             log_q = lp - log_weight
         predictive = poutine.trace(poutine.condition(self._prior, data=latents)).get_trace()
         prior = poutine.trace(self._prior).get_trace()
-        latents = self.layout.named("latent") + self.layout.named("deterministic")
+        shown = self.layout.named("latent") + self.layout.named("deterministic")
         observed = self.layout.named("observed")
         return {
-            "posterior": _values(joint, latents),
+            "posterior": _values(joint, shown),
             "log_likelihood": {n: _pointwise(joint.nodes[n]) for n in observed},
             "posterior_predictive": _values(predictive, observed),
-            "prior": _values(prior, latents),
+            "prior": _values(prior, shown),
             "prior_predictive": _values(prior, observed),
             "sample_stats": {
                 name: torch.as_tensor(value, dtype=lp.dtype)
