@@ -146,7 +146,13 @@ def _shape(x: Tensor) -> torch.Size:
 
 
 def _soft(*args: Any) -> list[SoftIndex]:
-    return [x for x in tree_leaves(args) if isinstance(x, SoftIndex)]
+    found = []
+    for x in args:
+        if isinstance(x, SoftIndex):
+            found.append(x)
+        elif isinstance(x, tuple | list | dict):
+            found += _soft(*(x.values() if isinstance(x, dict) else x))
+    return found
 
 
 OTHERWISE = "index a table with it, compare it, or take one_hot(z, K) or z.float() first"
@@ -309,21 +315,31 @@ def _mean(form: Form) -> Tensor:
     table, weights = form.table, [axis.weights for axis in form.axes]
     dtype = table.dtype if table.is_floating_point() else weights[0].dtype
     work = reduce(torch.promote_types, [w.dtype for w in weights], dtype)
-    if _is_finite(table):
+    ahead = next((d for d, size in enumerate(form.compact) if size > 1), len(form.shape))
+    if not _is_finite(table):
+        mean = _elementwise_mean(form, work)
+    elif len(weights) == 1 and math.prod(weights[0].shape[1 + ahead :]) == 1:
+        flat = weights[0].to(work).reshape(weights[0].shape[0], -1)
+        mean = flat.T @ table.to(work).reshape(flat.shape[0], -1)
+        mean = mean.reshape(weights[0].shape[1 : 1 + ahead] + table.shape[1 + ahead :])
+    else:
         letters = "abcdefghijklmnopqrstuvw"[: len(weights)]
         terms = ",".join(f"{letter}..." for letter in letters)
         mean = torch.einsum(
             f"{letters}...,{terms}->...", table.to(work), *[w.to(work) for w in weights]
         )
-    else:
-        n, m = len(form.shape), len(weights)
-        spread = [
-            w.to(work).reshape([-1 if j == i else 1 for j in range(m)] + list(w.shape[1:]))
-            for i, w in enumerate(weights)
-        ]
-        product = math.prod(spread[1:], start=spread[0])
-        mean = _weighted(product, table.to(work)).sum(tuple(range(-n - m, -n)))
     return mean.to(dtype).expand(form.shape)
+
+
+def _elementwise_mean(form: Form, dtype: torch.dtype) -> Tensor:
+    n, m = len(form.shape), len(form.axes)
+    product = math.prod(
+        axis.weights.to(dtype).reshape(
+            [-1 if j == i else 1 for j in range(m)] + list(axis.ids.shape)
+        )
+        for i, axis in enumerate(form.axes)
+    )
+    return _weighted(product, form.table.to(dtype)).sum(tuple(range(-n - m, -n)))
 
 
 def _weighted(weights: Tensor, x: Any) -> Tensor:
@@ -445,7 +461,8 @@ def _has_float_array(values: Iterable[Any]) -> bool:
 
 
 def _cast(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
-    args, kwargs = tree_map(_stand_in, (args, kwargs))  # type_as
+    if _soft(args, kwargs):  # type_as
+        args, kwargs = tree_map(_stand_in, (args, kwargs))
     if not isinstance(x, SoftIndex):
         return func(x, *args, **kwargs)
     if x._mean is not None:
@@ -541,7 +558,8 @@ def _structural(func: Callable, z: Any, *args: Any, **kwargs: Any) -> Any:
     """A view, a copy or a selection of elements."""
     if func is GETITEM and _soft(args):
         return _index(func, z, args[0])
-    args, kwargs = tree_map(_stand_in, (args, kwargs))  # expand_as, view_as
+    if _soft(args, kwargs):  # expand_as, view_as
+        args, kwargs = tree_map(_stand_in, (args, kwargs))
     if not isinstance(z, SoftIndex):
         return func(z, *args, **kwargs)
     if z.dtype.is_floating_point and z._mean is not None:
