@@ -294,7 +294,7 @@ class PyroBackend:
         losses = []
         for step in range(steps):
             self.ppl.set_rng_seed(step)
-            expected = elbo.loss(svi.model, svi.guide, svi.temperature)
+            expected = elbo.loss(svi.model, svi.guide, svi.temperature())
             self.ppl.set_rng_seed(step)
             losses.append((svi.step(), expected))
         return tuple(np.array(losses).T)

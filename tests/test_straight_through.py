@@ -386,7 +386,7 @@ def test_families_of_a_program(backend, vector, bit, options):
     """relax and AutoGumbelSoftmax take the class at vectors and its binary one at bits."""
     gs, family = backend.gs, make(backend, vector, options)
     program = plain(backend, by_name("factorial"))
-    model, guide = gs.relax(program, 0.7, family), gs.AutoGumbelSoftmax(program, 0.7, family)
+    model, guide = (f(program, 0.7, family=family) for f in (gs.relax, gs.AutoGumbelSoftmax))
     for fn in (model, guide):
         laws = backend.sites(fn, 0)
         for site, name in {"a": vector, "b": vector, "c": bit}.items():
@@ -405,7 +405,7 @@ def test_families_of_a_program(backend, vector, bit, options):
 def test_families_with_options_by_site(backend):
     gs = backend.gs
     family = {"b": partial(gs.GumbelRao, num_samples=4), "c": partial(gs.GappedST, gap=2.0)}
-    model = gs.relax(plain(backend, by_name("factorial")), 0.5, family)
+    model = gs.relax(plain(backend, by_name("factorial")), 0.5, family=family)
     laws = {site: law for site, (law, _) in backend.sites(model, 0).items()}
     assert type(laws["a"]) is gs.SoftOneHotCategorical
     assert (type(laws["b"]), laws["b"].num_samples) == (gs.GumbelRao, 4)
@@ -421,7 +421,7 @@ def test_families_with_options_by_site(backend):
     ids=["positional", "bit"],
 )
 def test_refused_families(backend, family, message):
-    model = backend.gs.relax(plain(backend, by_name("factorial")), 0.5, family(backend.gs))
+    model = backend.gs.relax(plain(backend, by_name("factorial")), 0.5, family=family(backend.gs))
     with pytest.raises(ValueError, match=message):
         backend.trace(model, 0)
 

@@ -147,10 +147,10 @@ class AutoGumbelSoftmax(SiteLogits):
         self,
         model: Callable,
         temperature: Temperature | None = None,
+        *,
         family: Family | Mapping[str, Family] = GumbelSoftmax,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
-        *,
         prefix: str = "auto",
         create_plates: Callable | None = None,
     ) -> None:

@@ -154,7 +154,7 @@ class RLOO_ELBO(ScoreFunctionELBO):
         [0.0, 1.0]
     """
 
-    def __init__(self, num_particles: int = 2, vectorize_particles: Any = True) -> None:
+    def __init__(self, num_particles: int = 2, *, vectorize_particles: Any = True) -> None:
         if num_particles < 2:
             raise ValueError(
                 f"RLOO_ELBO: num_particles must be at least 2, got {num_particles}: each takes its"
@@ -181,9 +181,10 @@ class NVIL_ELBO(ScoreFunctionELBO):
     guide: hand SVI `elbo.wrap(guide)`.
 
     Args:
-        num_particles, vectorize_particles: as in numpyro.infer.Trace_ELBO.
+        num_particles: as in numpyro.infer.Trace_ELBO.
         decay: weight of the past in the running moments, in [0, 1).
         normalize: divide by the standard deviation where that is above 1 nat.
+        vectorize_particles: as in numpyro.infer.Trace_ELBO.
 
     Raises:
         ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
@@ -207,9 +208,10 @@ class NVIL_ELBO(ScoreFunctionELBO):
     def __init__(
         self,
         num_particles: int = 1,
-        vectorize_particles: Any = True,
+        *,
         decay: float = 0.9,
         normalize: bool = True,
+        vectorize_particles: Any = True,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")

@@ -24,8 +24,9 @@ from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import LogitsDistribution
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, samples, with_state
+from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.numpyro.handlers import event_dims, is_latent, reach_into_scan, relax
+from gs_ppl.numpyro.handlers import event_dims, is_latent, relax
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
@@ -132,7 +133,7 @@ class _AtValues(Messenger):
         self.values: dict[str, Array] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_scan(_RefuseScan(self.estimator), msg)
+        reach_into_bodies(_RefuseScan(self.estimator), msg)
         if not is_latent(msg):
             return
         name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
@@ -257,6 +258,9 @@ class SubstitutingELBO(ELBO):
 
     can_infer_discrete = True
 
+    def __init__(self, num_particles: int = 1, *, vectorize_particles: Any = True) -> None:
+        super().__init__(num_particles, vectorize_particles)
+
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Array]:
         """G by the logits of each site, from the run at the samples."""
         raise NotImplementedError
@@ -374,13 +378,14 @@ class REBAR_ELBO(SubstitutingELBO):
     def __init__(
         self,
         num_particles: int = 1,
-        vectorize_particles: Any = True,
+        *,
         temperature: float = 0.5,
         scale: float = 1.0,
+        vectorize_particles: Any = True,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"REBAR_ELBO: temperature must be positive, got {temperature}")
-        super().__init__(num_particles, vectorize_particles)
+        super().__init__(num_particles, vectorize_particles=vectorize_particles)
         self.temperature, self.scale = temperature, scale
 
     def wrap(self, guide: Callable) -> Callable:

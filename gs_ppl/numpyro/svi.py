@@ -8,9 +8,12 @@ from jax import Array
 from numpyro.infer import SVI
 
 from gs_ppl._shared.annealing import annealed
+from gs_ppl._shared.pairings import shapes
 from gs_ppl.numpyro.checks import check
 
 __all__ = ["AnnealedSVI"]
+
+OPTIONS = ("forward_mode_differentiation",)  # of update, which the programs do not see
 
 
 class AnnealedSVI(SVI):
@@ -48,27 +51,41 @@ class AnnealedSVI(SVI):
         optim: Any,
         loss: Any,
         schedule: Callable[[Any], Any],
-        **static_kwargs: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(annealed(model), annealed(guide), optim, loss, **static_kwargs)
+        super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
+        self._checked: set[Any] = set()
 
     def temperature(self, svi_state: Any) -> Array:
         """The temperature of the coming step."""
         return jnp.asarray(self.schedule(svi_state.optim_state[0]), jnp.result_type(float))
 
+    def _check(self, temperature: Array, *args: Any, **kwargs: Any) -> None:
+        """Once for each combination of shapes of the arguments."""
+        programs = kwargs | self.static_kwargs
+        signature = shapes((args, programs))
+        if signature not in self._checked:
+            check(self.model, self.guide, self.loss, temperature, *args, **programs)
+            self._checked.add(signature)
+
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
         first = jnp.asarray(self.schedule(0), jnp.result_type(float))
         state = super().init(rng_key, first, *args, **kwargs)
-        programs = {k: v for k, v in kwargs.items() if k != "init_params"} | self.static_kwargs
-        check(self.model, self.guide, self.loss, first, *args, **programs)
+        self._check(first, *args, **{k: v for k, v in kwargs.items() if k != "init_params"})
         return state
 
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
-        return super().update(svi_state, self.temperature(svi_state), *args, **kwargs)
+        temperature = self.temperature(svi_state)
+        self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
+        return super().update(svi_state, temperature, *args, **kwargs)
 
     def stable_update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
-        return super().stable_update(svi_state, self.temperature(svi_state), *args, **kwargs)
+        temperature = self.temperature(svi_state)
+        self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
+        return super().stable_update(svi_state, temperature, *args, **kwargs)
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Array:
-        return super().evaluate(svi_state, self.temperature(svi_state), *args, **kwargs)
+        temperature = self.temperature(svi_state)
+        self._check(temperature, *args, **kwargs)
+        return super().evaluate(svi_state, temperature, *args, **kwargs)

@@ -78,6 +78,11 @@ def with_state(guide: Callable, register: Callable[[str], Any]) -> Callable:
 class SurrogateELBO(Trace_ELBO):
     """An ELBO whose gradient is that of its differentiable loss."""
 
+    def __init__(
+        self, num_particles: int = 1, *, vectorize_particles: bool = False, **options: Any
+    ) -> None:
+        super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
+
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:

@@ -66,23 +66,25 @@ class SiteLogits(AutoGuide):
         return init.broadcast_to(torch.broadcast_shapes(init.shape, value.shape)).clone()
 
     @torch.no_grad()
-    def probs(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def probs(self) -> dict[str, Tensor]:
         """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
         logits = {name: attrgetter(name)(self.logits) for name in self._sites}
         return {
             name: a.softmax(-1) if self._sites[name] else a.sigmoid() for name, a in logits.items()
         }
 
-    def mode(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def mode(self) -> dict[str, Tensor]:
         """The most probable value of each site: a one-hot vector, or a bit."""
         return {
             name: F.one_hot_argmax(p) if self._sites[name] else (p > 0.5).to(p.dtype)
             for name, p in self.probs().items()
         }
 
-    median = mode  # what AutoGuideList asks its parts for
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The mode, which is what AutoGuideList asks its parts for."""
+        return self.mode()
 
-    def sample_posterior(self, sample_shape: Size = Size()) -> dict[str, Tensor]:
+    def sample_posterior(self, *, sample_shape: Size = Size()) -> dict[str, Tensor]:
         """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
         return {
             name: (OneHotCategorical(probs=p) if self._sites[name] else Bernoulli(p)).sample(
@@ -122,10 +124,10 @@ class AutoGumbelSoftmax(SiteLogits):
         self,
         model: Callable,
         temperature: Temperature | None = None,
+        *,
         family: Family | Mapping[str, Family] = GumbelSoftmax,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
-        *,
         create_plates: Callable | None = None,
     ) -> None:
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)

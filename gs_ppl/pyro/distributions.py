@@ -172,6 +172,7 @@ class OneHotCategorical(CategoricalScored):
         self,
         probs: Tensor | None = None,
         logits: Tensor | None = None,
+        *,
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(None, probs, logits, validate_args)

@@ -116,7 +116,7 @@ class RLOO_ELBO(ScoreFunctionELBO):
 
     Args:
         num_particles: at least 2.
-        **options: as in pyro.infer.Trace_ELBO: vectorize_particles, max_plate_nesting, ...
+        vectorize_particles, **options: as in pyro.infer.Trace_ELBO: max_plate_nesting, ...
 
     Raises:
         ValueError: for fewer particles.
@@ -141,13 +141,15 @@ class RLOO_ELBO(ScoreFunctionELBO):
         [0.0, 1.0]
     """
 
-    def __init__(self, num_particles: int = 2, **options: Any) -> None:
+    def __init__(
+        self, num_particles: int = 2, *, vectorize_particles: bool = False, **options: Any
+    ) -> None:
         if num_particles < 2:
             raise ValueError(
                 f"RLOO_ELBO: num_particles must be at least 2, got {num_particles}: each takes its"
                 " baseline from the others"
             )
-        super().__init__(num_particles, **options)
+        super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
 
     def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
         n = self.num_particles
@@ -171,7 +173,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         num_particles: as in pyro.infer.Trace_ELBO.
         decay: weight of the past in the running moments, in [0, 1).
         normalize: divide by the standard deviation where that is above 1 nat.
-        **options: as in pyro.infer.Trace_ELBO.
+        vectorize_particles, **options: as in pyro.infer.Trace_ELBO.
 
     Raises:
         ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
@@ -194,11 +196,17 @@ class NVIL_ELBO(ScoreFunctionELBO):
     """
 
     def __init__(
-        self, num_particles: int = 1, decay: float = 0.9, normalize: bool = True, **options: Any
+        self,
+        num_particles: int = 1,
+        *,
+        decay: float = 0.9,
+        normalize: bool = True,
+        vectorize_particles: bool = False,
+        **options: Any,
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")
-        super().__init__(num_particles, **options)
+        super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
         self.decay, self.normalize = decay, normalize
 
     def wrap(self, guide: Callable) -> Callable:

@@ -292,7 +292,7 @@ class MuProp_ELBO(SubstitutingELBO):
     m: the values where each site takes its mean, given those before it.
 
     Args:
-        num_particles, **options: as in pyro.infer.Trace_ELBO.
+        num_particles, vectorize_particles, **options: as in pyro.infer.Trace_ELBO.
 
     Raises:
         ValueError: naming the site: one that is not discrete, or is relaxed.
@@ -355,7 +355,7 @@ class REBAR_ELBO(SubstitutingELBO):
         num_particles: as in pyro.infer.Trace_ELBO.
         temperature: tau > 0, or its start.
         scale: eta, or its start.
-        **options: as in pyro.infer.Trace_ELBO.
+        vectorize_particles, **options: as in pyro.infer.Trace_ELBO.
 
     Raises:
         ValueError: as MuProp_ELBO; a temperature that is not positive.
@@ -366,11 +366,17 @@ class REBAR_ELBO(SubstitutingELBO):
     """
 
     def __init__(
-        self, num_particles: int = 1, temperature: float = 0.5, scale: float = 1.0, **options: Any
+        self,
+        num_particles: int = 1,
+        *,
+        temperature: float = 0.5,
+        scale: float = 1.0,
+        vectorize_particles: bool = False,
+        **options: Any,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"REBAR_ELBO: temperature must be positive, got {temperature}")
-        super().__init__(num_particles, **options)
+        super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
         self.temperature, self.scale = temperature, scale
 
     def wrap(self, guide: Callable) -> Callable:

@@ -9,14 +9,14 @@ from pyro import infer, poutine
 from pyro.infer import SVI
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
-from pyro.poutine import unwrap
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gs_ppl._shared.pairings import shapes
 from gs_ppl.pyro.checks import check
-from gs_ppl.pyro.handlers import annealed
+from gs_ppl.pyro.handlers import annealed, program_inside
 
 __all__ = ["AnnealedSVI"]  # the rest is what only torch needs
 
@@ -112,7 +112,7 @@ class TraceMeanField_ELBO(infer.TraceMeanField_ELBO):
     """
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple:
-        if is_validation_enabled() or isinstance(unwrap(guide), Messenger):
+        if is_validation_enabled() or isinstance(program_inside(guide), Messenger):
             return super()._get_trace(model, guide, args, kwargs)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
@@ -182,23 +182,28 @@ class AnnealedSVI(SVI):
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self.num_steps = 0
-        self._elbo, self._checked = loss, False
+        self._elbo, self._checked = loss, set()
 
-    @property
     def temperature(self) -> torch.Tensor:
         """The temperature of the coming step."""
         return torch.as_tensor(self.schedule(self.num_steps), dtype=torch.get_default_dtype())
 
+    def _check(self, *args: Any, **kwargs: Any) -> None:
+        """Once for each combination of shapes of the arguments."""
+        signature = shapes((args, kwargs))
+        if signature not in self._checked:
+            check(self.model, self.guide, self._elbo, *args, **kwargs)
+            self._checked.add(signature)
+
     def step(self, *args: Any, **kwargs: Any) -> float:
-        if not self._checked:
-            check(self.model, self.guide, self._elbo, self.temperature, *args, **kwargs)
-            self._checked = True
-        loss = super().step(self.temperature, *args, **kwargs)
+        self._check(self.temperature(), *args, **kwargs)
+        loss = super().step(self.temperature(), *args, **kwargs)
         self.num_steps += 1
         return loss
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        return super().evaluate_loss(self.temperature, *args, **kwargs)
+        self._check(self.temperature(), *args, **kwargs)
+        return super().evaluate_loss(self.temperature(), *args, **kwargs)
 
     def get_state(self) -> dict[str, Any]:
         """Step, parameters and optimizer: what set_state resumes from in mid-schedule."""
