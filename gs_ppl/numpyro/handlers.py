@@ -148,6 +148,7 @@ class RelaxMessenger(carry_log_values):
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
+    *,
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
     objective: str = "categorical",

@@ -118,6 +118,7 @@ class RelaxMessenger(Messenger):
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
+    *,
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
     objective: str = "categorical",
