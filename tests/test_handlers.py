@@ -297,5 +297,5 @@ def test_select(backend):
     )
     whole = backend.numpy(select(pair, array(np.array([0, 1, 0, 1]), "int64"), binary=True))
     np.testing.assert_array_equal(whole, table[:, 0] + [0, 1, 0, 1])
-    with pytest.raises(ValueError, match="select: the last axes of table and z must agree"):
+    with pytest.raises(ValueError, match="select: axis -1 of the table and the classes of z must agree"):
         select(array(LOCS), array(DATA))

@@ -170,3 +170,11 @@ def at_site(site: str) -> Iterator[None]:
         if str(error).startswith("site "):
             raise
         raise ValueError(f"site {site!r}: {error}") from error
+
+
+def refuse_straight_through(site: str, law: str) -> None:
+    """Pyro's own classes score a relaxed tensor that stands behind the hard sample."""
+    raise ValueError(
+        f"site {site!r}: {law} is not scored at its value, so that no ELBO of it is right: use"
+        " STGumbelSoftmax or STGumbelSigmoid"
+    )

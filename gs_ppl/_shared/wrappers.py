@@ -1,12 +1,15 @@
-"""The law inside of its wrappers: to_event, mask, expand."""
+"""The law inside of its wrappers: to_event, mask, expand. All that has a base else is its own."""
 
 from collections.abc import Callable
 from typing import Any
 
+# by name, which torch, Pyro and NumPyro share; ZeroInflatedDistribution has a base and is a law
+WRAPPERS = {"Independent", "MaskedDistribution", "ExpandedDistribution"}
+
 
 def is_wrapper(fn: Any) -> bool:
-    """Whether this is to_event, mask or expand; a transformed law has a base and is none."""
-    return hasattr(fn, "base_dist") and not hasattr(fn, "transforms")
+    """Whether this is to_event, mask or expand."""
+    return any(kind.__name__ in WRAPPERS for kind in type(fn).__mro__)
 
 
 def innermost(fn: Any) -> Any:
@@ -28,6 +31,20 @@ def rewrap(fn: Any, make: Callable[[Any], Any]) -> Any:
     return inner.mask(fn._mask) if hasattr(fn, "_mask") else inner.expand(fn.batch_shape)
 
 
+def unmasked(fn: Any) -> Any:
+    """`fn` without the masks around the law."""
+    if not is_wrapper(fn):
+        return fn
+    if hasattr(fn, "_mask"):
+        return unmasked(fn.base_dist).expand(fn.batch_shape)
+    inner = unmasked(fn.base_dist)
+    if inner is fn.base_dist:
+        return fn
+    if hasattr(fn, "reinterpreted_batch_ndims"):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.expand(fn.batch_shape)
+
+
 def is_masked(fn: Any) -> bool:
     """Whether a mask stands anywhere around the law."""
     while is_wrapper(fn):
@@ -37,13 +54,13 @@ def is_masked(fn: Any) -> bool:
     return False
 
 
-def unmasked(fn: Any) -> Any:
-    """`fn` without its masks."""
-    if not is_wrapper(fn):
-        return fn
-    inner = unmasked(fn.base_dist)
-    if hasattr(fn, "_mask"):
-        return inner
-    if hasattr(fn, "reinterpreted_batch_ndims"):
-        return inner.to_event(fn.reinterpreted_batch_ndims)
-    return inner.expand(fn.batch_shape)
+def refuse_composed(site: str, law: Any, is_discrete: Callable[[Any], bool]) -> None:
+    """Refuses a law of its own that is made of a discrete one, such as ZeroInflatedDistribution."""
+    base = None if is_discrete(law) else getattr(law, "base_dist", None)
+    while base is not None and not is_discrete(base):
+        base = getattr(base, "base_dist", None)
+    if base is not None:
+        raise ValueError(
+            f"site {site!r}: {type(law).__name__} over {type(base).__name__} is a law of its own,"
+            " which is neither relaxed nor enumerated: write the two parts as sites"
+        )

@@ -1,10 +1,9 @@
-"""Handlers that relax, discretize and exactly enumerate the discrete latents of a program."""
+"""Handlers that relax and discretize the latents of a program; select, for tables of classes."""
 
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import (
@@ -13,12 +12,14 @@ from numpyro.distributions import (
     BernoulliProbs,
     CategoricalLogits,
     CategoricalProbs,
+    RelaxedBernoulliLogits,
 )
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
-from gs_ppl._shared.wrappers import innermost, rewrap
-from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, read
+from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
+from gs_ppl.numpyro._base import LogitsDistribution, OwnSample
+from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
     GumbelSoftmax,
@@ -26,19 +27,38 @@ from gs_ppl.numpyro.distributions import (
 )
 from gs_ppl.numpyro.functional import Temperature
 
-__all__ = ["config_enumerate", "discretize", "relax", "select"]
+__all__ = ["discretize", "relax", "select"]
 
 
-def _parameters(law: Any) -> dict[str, Array]:
-    """Probs where a native law was given them, so that a zero stays a masked category."""
-    return {"probs": law.probs} if isinstance(law, BernoulliProbs) else {"logits": law.logits}
+def parameters(law: Any) -> dict[str, Array]:
+    """Parameters of a discrete law as arrays, which NumPyro takes as numbers too.
+
+    Probs where a native law was given them, so that a zero stays a zero.
+    """
+    what, given = (
+        ("probs", law.probs) if isinstance(law, BernoulliProbs) else ("logits", law.logits)
+    )
+    given = jnp.asarray(given)
+    return {what: given if jnp.issubdtype(given.dtype, jnp.floating) else given.astype(float)}
 
 
 def event_dims(law: Any) -> int | None:
     """1 for a one-hot law, 0 for a bit, None for any other."""
     if isinstance(law, LogitsDistribution):
         return law.event_dims
-    return 0 if isinstance(law, BernoulliLogits | BernoulliProbs) else None
+    bits = BernoulliLogits | BernoulliProbs | RelaxedBernoulliLogits
+    return 0 if isinstance(law, bits) else None
+
+
+def is_relaxed(law: Any) -> bool:
+    """Relaxed and straight-through laws, NumPyro's relaxed bit among them."""
+    ours = isinstance(law, LogitsDistribution) and law.has_temperature
+    return ours or isinstance(law, RelaxedBernoulliLogits)
+
+
+def has_classes(law: Any) -> bool:
+    """Whether its values stand for classes: one-hot vectors, bits, relaxed ones."""
+    return event_dims(law) is not None
 
 
 def _is_discrete(law: Any) -> bool:
@@ -48,27 +68,6 @@ def _is_discrete(law: Any) -> bool:
 
 def is_latent(msg: dict[str, Any]) -> bool:
     return msg["type"] == "sample" and not msg["is_observed"]
-
-
-class Within(Messenger):
-    """Applies another handler to the body of a scan, whose sites it would see too late."""
-
-    def __init__(self, outer: Messenger, body: Callable) -> None:
-        super().__init__(body)
-        self.outer = outer
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        self.outer.process_message(msg)
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        self.outer.postprocess_message(msg)
-
-
-def reach_into_scan(outer: Messenger, msg: dict[str, Any]) -> None:
-    """Wraps the body that a control_flow message carries."""
-    if msg["type"] == "control_flow":
-        body, *rest = msg["args"]
-        msg["args"] = (Within(outer, body), *rest)
 
 
 # --- relax ----------------------------------------------------------------------------------------
@@ -84,7 +83,7 @@ class carry_log_values(Messenger):
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_scan(self, msg)
+        reach_into_bodies(self, msg)
         if is_latent(msg) and isinstance(innermost(msg["fn"]), DensityScored):
             # a copy of the user's dict, without what an earlier draw has left in it
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != LOG_VALUE}
@@ -137,12 +136,13 @@ class RelaxMessenger(carry_log_values):
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
+        refuse_composed(name, law, has_classes)
         integer = isinstance(law, CategoricalLogits | CategoricalProbs)
         if integer and "enumerate" not in msg["infer"]:
             refuse_integer(name)
         if _is_discrete(law):
             make = self.relaxation.law(name, event_dims(law))
-            msg["fn"] = rewrap(msg["fn"], lambda law: make(**_parameters(law)))
+            msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
 
 def relax(
@@ -207,132 +207,71 @@ class discretize(Messenger):
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_scan(self, msg)
+        reach_into_bodies(self, msg)
         if is_latent(msg):
+            refuse_composed(msg["name"], innermost(msg["fn"]), has_classes)
             msg["fn"] = rewrap(msg["fn"], _discretized)
 
 
 def _discretized(law: Any) -> Any:
-    if not isinstance(law, LogitsDistribution):
+    if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
-    return OneHotCategorical(logits=law.a) if law.event_dims else Bernoulli(logits=law.a)
+    return OneHotCategorical(logits=law.a) if event_dims(law) else Bernoulli(logits=logits_of(law))
 
 
-# --- enumerate ------------------------------------------------------------------------------------
-
-
-class OneHotIndex(CategoricalLogits):
-    """The integer law that a one-hot site is lowered to; scores one-hot vectors as well."""
-
-    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
-        if jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            values = read(value)
-            if values is not None and not (
-                ((values == 0) | (values == 1)).all() and (values.sum(-1) == 1).all()
-            ):
-                raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
-            value = jnp.asarray(value).argmax(-1)
-        return super().log_prob(value)
-
-
-class _Refuse(Messenger):
-    """Stands around the body of a scan under enumeration."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if is_latent(msg) and isinstance(innermost(msg["fn"]), LogitsDistribution):
-            raise ValueError(
-                f"site {msg['name']!r}: one-hot and relaxed sites inside of scan are not"
-                " enumerated: write a Python loop over numpyro.contrib.funsor.markov(range(n))"
-            )
-
-
-class config_enumerate(Messenger):
-    """Marks every discrete latent site for exact enumeration under TraceEnum_ELBO.
-
-    One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
-    with the same parameters (class indices in traces and samples), the program its one-hot vector.
-    Condition and substitute accept indices and one-hot vectors alike; inside of plates vectors
-    are for handlers within: config_enumerate(condition(model, ...)).
-
-    Raises:
-        ValueError: naming the site, where to_event has joined several discrete variables, for
-            one-hot sites inside of scan, and for vectors from without inside of a plate.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, numpyro
-        >>> from gs_ppl.numpyro import OneHotCategorical, config_enumerate
-        >>> def model():
-        ...     z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
-        ...     loc = (z * jnp.array([-1.0, 1.0])).sum(-1)
-        ...     numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=jnp.array(0.0))
-        >>> elbo = numpyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
-        >>> loss = elbo.loss(jax.random.key(0), {}, config_enumerate(model), lambda: None)
-        >>> round(float(loss), 4)
-        1.4189
-    """
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_scan(_Refuse(), msg)
-        if not is_latent(msg):
-            return
-        dims = event_dims(innermost(msg["fn"]))
-        if dims is not None and msg["fn"].event_dim > dims:
-            raise ValueError(
-                f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
-                " into one, whose joint support is not enumerated: use a plate instead, and stay"
-                " inside of it with all that depends on the site"
-            )
-        msg["fn"] = rewrap(msg["fn"], _lowered)
-        if msg["fn"].has_enumerate_support:
-            msg["infer"] = {"enumerate": "parallel", **msg["infer"]}
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # after an outer trace has recorded the integer, and the same infer dict
-        if msg["type"] != "sample":
-            return
-        law, value = innermost(msg["fn"]), msg["value"]
-        if not isinstance(law, OneHotIndex):
-            return
-        is_vector = jnp.issubdtype(value.dtype, jnp.floating)
-        if msg["is_observed"]:
-            msg["infer"].pop("enumerate", None)  # an outer condition has fixed it since
-            if is_vector and msg["cond_indep_stack"]:
-                raise ValueError(
-                    f"site {msg['name']!r}: inside of a plate, a handler around config_enumerate"
-                    " must give class indices, since NumPyro reads the last axis as a plate's;"
-                    " one-hot vectors go inside, as in config_enumerate(condition(model, ...))"
-                )
-        if not is_vector:
-            msg["value"] = jax.nn.one_hot(value, law.logits.shape[-1], dtype=law.logits.dtype)
-
-
-def _lowered(law: Any) -> Any:
-    if not isinstance(law, LogitsDistribution):
-        return law
-    return OneHotIndex(law.a) if law.event_dims else Bernoulli(logits=law.a)
+def logits_of(law: Any) -> Array:
+    """In at least float32."""
+    return law.a if isinstance(law, LogitsDistribution) else law.logits
 
 
 # --- select ---------------------------------------------------------------------------------------
 
 
-def select(table: Array, z: Array, binary: bool = False) -> Array:
-    """Entry of the last axis of a table that z stands for, whatever the mode.
+def select(table: Array, z: Array, binary: bool = False, *, axis: int = -1) -> Array:
+    """Entry of a table that z stands for, whatever the mode: the mean of the entries under z.
 
-    sum_k table_k z_k for a one-hot or soft z, table[..., z] for an integer one, and for a bit
-    (`binary`) table_0 (1 - z) + table_1 z. One model source serves all modes.
+    Along the last axis (-1) the other axes of the table go with the batch of z, row by row:
+    sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer one, and for a bit
+    (`binary`) table_0 (1 - z) + table_1 z. Along the first axis (0) it is table[z], the other axes
+    after the batch of z. For a vector both are the same. One model source serves all modes.
 
     Args:
-        table: shape (..., K); K = 2 where binary.
+        table: shape (..., K), or (K, ...) along axis 0; K = 2 where binary.
         z: floating with last axis K; or integer, or a bit, of the batch shape.
         binary: whether a floating z is a bit.
+        axis: -1 or 0, the axis of the classes.
+
+    Shapes: along -1 the batch of z broadcast with (...); along 0 the batch of z + (...).
+
+    Raises:
+        ValueError: for another axis, and where table and z differ in K.
 
     Example:
         >>> import jax.numpy as jnp
         >>> table = jnp.array([1.0, 2.0, 4.0])
         >>> float(select(table, jnp.array([0.5, 0.5, 0.0]))), float(select(table, jnp.array(2)))
         (1.5, 4.0)
+        >>> transition = jnp.array([[0.9, 0.1], [0.2, 0.8]])
+        >>> select(transition, jnp.array([1, 1, 0]), axis=0).shape
+        (3, 2)
     """
     table, z = jnp.asarray(table), jnp.asarray(z)
+    if axis not in (-1, 0) or table.ndim == 0:
+        raise ValueError(
+            "select: axis must be -1 or 0, the last or the first of the table's, got axis"
+            f" {axis!r} and a table of shape {table.shape}"
+        )
+    is_vector = jnp.issubdtype(z.dtype, jnp.floating) and not binary
+    classes = z.shape[-1:] if is_vector else (2,) if binary else table.shape[axis:][:1]
+    if (table.shape[axis],) != classes:
+        raise ValueError(
+            f"select: axis {axis} of the table and the classes of z must agree, got shapes"
+            f" {table.shape} and {z.shape}; pass binary=True for a soft bit"
+        )
+    if axis == 0:
+        batch = z.shape[:-1] if is_vector else z.shape
+        table = jnp.moveaxis(table, 0, -1)  # the classes last, and z before the other axes
+        z = z.reshape(batch + (1,) * (table.ndim - 1) + z.shape[len(batch) :])
     if not jnp.issubdtype(z.dtype, jnp.floating):
         shape = jnp.broadcast_shapes(table.shape[:-1], z.shape)
         table = jnp.broadcast_to(table, (*shape, table.shape[-1]))
@@ -340,9 +279,4 @@ def select(table: Array, z: Array, binary: bool = False) -> Array:
         return jnp.take_along_axis(table, index, -1)[..., 0]
     if binary:
         return table[..., 0] * (1 - z) + table[..., 1] * z
-    if z.shape[-1:] != table.shape[-1:]:
-        raise ValueError(
-            f"select: the last axes of table and z must agree, got shapes {table.shape} and"
-            f" {z.shape}; pass binary=True for a soft bit"
-        )
     return (table * z).sum(-1)

@@ -21,7 +21,8 @@ from gs_ppl.pyro.distributions import (
     SoftBernoulli,
     SoftOneHotCategorical,
 )
-from gs_ppl.pyro.handlers import config_enumerate, discretize, relax, select
+from gs_ppl.pyro.enumeration import config_enumerate
+from gs_ppl.pyro.handlers import discretize, relax, select
 from gs_ppl.pyro.inference_data import to_inference_data
 from gs_ppl.pyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.pyro.score_function import NVIL_ELBO, RLOO_ELBO
@@ -39,6 +40,7 @@ from gs_ppl.pyro.straight_through import (
 )
 from gs_ppl.pyro.substitution import DARN_ELBO, REBAR_ELBO, DisARM_ELBO, MuProp_ELBO
 from gs_ppl.pyro.svi import AnnealedSVI
+from gs_ppl.pyro.trace_enum import TraceEnum_ELBO
 
 __all__ = [
     "DARN_ELBO",
@@ -67,6 +69,7 @@ __all__ = [
     "SoftBernoulli",
     "SoftOneHotCategorical",
     "StraightThrough",
+    "TraceEnum_ELBO",
     "check",
     "compare",
     "config_enumerate",

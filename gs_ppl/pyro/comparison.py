@@ -23,9 +23,9 @@ from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.distributions import GumbelSoftmax
+from gs_ppl.pyro.enumeration import config_enumerate
 from gs_ppl.pyro.handlers import (
     annealed,
-    config_enumerate,
     discretize,
     event_dims,
     random_state,

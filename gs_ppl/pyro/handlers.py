@@ -1,35 +1,43 @@
-"""Handlers that relax, discretize and exactly enumerate the discrete latents of a program."""
+"""Handlers that relax and discretize the latents of a program; select, for tables of classes."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from pyro.distributions import Bernoulli, Categorical
+from pyro.distributions import (
+    Bernoulli,
+    RelaxedBernoulliStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+)
 from pyro.ops.indexing import Vindex
-from pyro.poutine import unwrap
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
-from torch.distributions import constraints
+from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical
 
 from gs_ppl._shared import annealing
-from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
-from gs_ppl._shared.wrappers import innermost, rewrap
+from gs_ppl._shared.families import (
+    Family,
+    Relaxation,
+    check_sites,
+    refuse_integer,
+    refuse_straight_through,
+)
+from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 
-__all__ = ["config_enumerate", "discretize", "relax", "select"]
+__all__ = ["discretize", "relax", "select"]
 
 
-def _parameters(law: Any) -> dict[str, Tensor]:
+def parameters(law: Any) -> dict[str, Tensor]:
     """Probs where a native law was given them, so that a zero stays a masked category."""
     source = getattr(law, "_categorical", law)
     if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
@@ -41,9 +49,20 @@ def event_dims(law: Any) -> int | None:
     """1 for a one-hot law, 0 for a bit, None for any other."""
     if isinstance(law, LogitsDistribution):
         return law.event_dims
-    if isinstance(law, TorchOneHotCategorical):
+    if isinstance(law, TorchOneHotCategorical | RelaxedOneHotCategorical):
         return 1
-    return 0 if isinstance(law, TorchBernoulli) else None
+    return 0 if isinstance(law, TorchBernoulli | RelaxedBernoulli) else None
+
+
+def is_relaxed(law: Any) -> bool:
+    """Relaxed and straight-through laws, torch's and Pyro's among them."""
+    ours = isinstance(law, LogitsDistribution) and law.has_temperature
+    return ours or isinstance(law, RelaxedOneHotCategorical | RelaxedBernoulli)
+
+
+def has_classes(law: Any) -> bool:
+    """Whether its values stand for classes: one-hot vectors, bits, relaxed ones."""
+    return event_dims(law) is not None
 
 
 def _is_discrete(law: Any) -> bool:
@@ -67,7 +86,21 @@ def random_state() -> Iterator[None]:
 
 def annealed(fn: Callable) -> Callable:
     """`fn` with the temperature as a first positional argument, which handlers and guides see."""
-    return annealing.annealed(fn, unwrap)
+    return annealing.annealed(fn, program_inside)
+
+
+def program_inside(fn: Callable) -> Callable:
+    """The program inside of Pyro's handlers; a partial of the user's own stays whole.
+
+    Pyro's `unwrap` takes the second argument of any partial for a program.
+    """
+    while True:
+        if isinstance(fn, _bound_partial):
+            fn = fn.func
+        elif isinstance(fn, partial) and fn.func is _context_wrap:
+            fn = fn.args[1]
+        else:
+            return fn
 
 
 def _wrap(messenger: Messenger, fn: Callable | None) -> Any:
@@ -108,11 +141,15 @@ class RelaxMessenger(Messenger):
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
+        refuse_composed(name, law, has_classes)
+        straight = RelaxedOneHotCategoricalStraightThrough | RelaxedBernoulliStraightThrough
+        if isinstance(law, straight):
+            refuse_straight_through(name, type(law).__name__)
         if isinstance(law, TorchCategorical) and "enumerate" not in msg["infer"]:
             refuse_integer(name)
         if _is_discrete(law):
             make = self.relaxation.law(name, event_dims(law))
-            msg["fn"] = rewrap(msg["fn"], lambda law: make(**_parameters(law)))
+            msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
 
 def relax(
@@ -165,13 +202,24 @@ class DiscretizeMessenger(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_latent(msg):
+            refuse_composed(msg["name"], innermost(msg["fn"]), has_classes)
             msg["fn"] = rewrap(msg["fn"], _discretized)
 
 
 def _discretized(law: Any) -> Any:
-    if not isinstance(law, LogitsDistribution):
+    if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
-    return OneHotCategorical(logits=law.a) if law.event_dims else Bernoulli(logits=law.a)
+    return OneHotCategorical(logits=logits_of(law)) if event_dims(law) else bit(law)
+
+
+def bit(law: Any) -> Bernoulli:
+    """Pyro's law of a relaxed bit's class."""
+    return Bernoulli(logits=logits_of(law))
+
+
+def logits_of(law: Any) -> Tensor:
+    """In at least float32."""
+    return law.a if isinstance(law, LogitsDistribution) else law.logits
 
 
 def discretize(fn: Callable | None = None) -> Any:
@@ -190,103 +238,55 @@ def discretize(fn: Callable | None = None) -> Any:
     return _wrap(DiscretizeMessenger(), fn)
 
 
-# --- enumerate ------------------------------------------------------------------------------------
-
-
-class OneHotIndex(Categorical):
-    """The integer law that a one-hot site is lowered to; scores one-hot vectors as well."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if value.is_floating_point():
-            if self._validate_args and not constraints.one_hot.check(value).all():
-                raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
-            value = value.argmax(-1)
-        return super().log_prob(value)
-
-
-class EnumerateMessenger(Messenger):
-    """Lowers one-hot sites to integers, and hands the program the one-hot vector."""
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not is_latent(msg):
-            return
-        dims = event_dims(innermost(msg["fn"]))
-        if dims is not None and msg["fn"].event_dim > dims:
-            raise ValueError(
-                f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
-                " into one, whose joint support is not enumerated: use a plate instead, and stay"
-                " inside of it with all that depends on the site"
-            )
-        msg["fn"] = rewrap(msg["fn"], _lowered)
-        if getattr(msg["fn"], "has_enumerate_support", False):
-            msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
-
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        # after an outer trace has recorded the integer
-        law, value = innermost(msg["fn"]), msg["value"]
-        if isinstance(law, OneHotIndex) and not value.is_floating_point():
-            K = law.logits.shape[-1]
-            msg["value"] = torch.nn.functional.one_hot(value, K).to(law.logits.dtype)
-
-
-def _lowered(law: Any) -> Any:
-    dims = event_dims(law)
-    if dims is None or isinstance(law, TorchBernoulli):
-        return law
-    return OneHotIndex(**_parameters(law)) if dims else Bernoulli(logits=law.a)
-
-
-def config_enumerate(fn: Callable | None = None) -> Any:
-    """Marks every discrete latent site for exact enumeration under TraceEnum_ELBO.
-
-    One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
-    with the same parameters (class indices in traces and samples), the program its one-hot vector.
-    Condition and substitute accept indices and one-hot vectors alike.
-
-    Raises:
-        ValueError: naming the site, where to_event has joined several discrete variables.
-
-    Example:
-        >>> import pyro, torch
-        >>> from gs_ppl.pyro import OneHotCategorical, config_enumerate
-        >>> def model():
-        ...     z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
-        ...     loc = (z * torch.tensor([-1.0, 1.0])).sum(-1)
-        ...     pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.tensor(0.0))
-        >>> elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
-        >>> round(elbo.loss(config_enumerate(model), lambda: None), 4)
-        1.4189
-    """
-    return _wrap(EnumerateMessenger(), fn)
-
-
 # --- select ---------------------------------------------------------------------------------------
 
 
-def select(table: Tensor, z: Tensor, binary: bool = False) -> Tensor:
-    """Entry of the last axis of a table that z stands for, whatever the mode.
+def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) -> Tensor:
+    """Entry of a table that z stands for, whatever the mode: the mean of the entries under z.
 
-    sum_k table_k z_k for a one-hot or soft z, table[..., z] for an integer one, and for a bit
-    (`binary`) table_0 (1 - z) + table_1 z. One model source serves all modes.
+    Along the last axis (-1) the other axes of the table go with the batch of z, row by row:
+    sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer one, and for a bit
+    (`binary`) table_0 (1 - z) + table_1 z. Along the first axis (0) it is table[z], the other axes
+    after the batch of z. For a vector both are the same. One model source serves all modes.
 
     Args:
-        table: shape (..., K); K = 2 where binary.
+        table: shape (..., K), or (K, ...) along axis 0; K = 2 where binary.
         z: floating with last axis K; or integer, or a bit, of the batch shape.
         binary: whether a floating z is a bit.
+        axis: -1 or 0, the axis of the classes.
+
+    Shapes: along -1 the batch of z broadcast with (...); along 0 the batch of z + (...).
+
+    Raises:
+        ValueError: for another axis, and where table and z differ in K.
 
     Example:
         >>> import torch
         >>> table = torch.tensor([1.0, 2.0, 4.0])
         >>> select(table, torch.tensor([0.5, 0.5, 0.0])), select(table, torch.tensor(2))
         (tensor(1.5000), tensor(4.))
+        >>> transition = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> select(transition, torch.tensor([1, 1, 0]), axis=0).shape
+        torch.Size([3, 2])
     """
+    if axis not in (-1, 0) or table.dim() == 0:
+        raise ValueError(
+            "select: axis must be -1 or 0, the last or the first of the table's, got axis"
+            f" {axis!r} and a table of shape {tuple(table.shape)}"
+        )
+    is_vector = z.is_floating_point() and not binary
+    classes = z.shape[-1:] if is_vector else (2,) if binary else (table.shape[axis],)
+    if (table.shape[axis],) != tuple(classes):
+        raise ValueError(
+            f"select: axis {axis} of the table and the classes of z must agree, got shapes"
+            f" {tuple(table.shape)} and {tuple(z.shape)}; pass binary=True for a soft bit"
+        )
+    if axis == 0:
+        batch = z.shape[:-1] if is_vector else z.shape
+        table = table.movedim(0, -1)  # the classes last, and z before the other axes
+        z = z.reshape(batch + (1,) * (table.dim() - 1) + z.shape[len(batch) :])
     if not z.is_floating_point():
         return Vindex(table)[..., z.long()]
     if binary:
         return table[..., 0] * (1 - z) + table[..., 1] * z
-    if z.shape[-1:] != table.shape[-1:]:
-        raise ValueError(
-            f"select: the last axes of table and z must agree, got shapes {tuple(table.shape)} and"
-            f" {tuple(z.shape)}; pass binary=True for a soft bit"
-        )
     return (table * z).sum(-1)

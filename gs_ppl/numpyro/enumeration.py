@@ -1,0 +1,290 @@
+"""Exact enumeration: discrete sites are lowered to integers, inside of scan too."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from numbers import Real
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger
+
+from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
+from gs_ppl.numpyro._base import LogitsDistribution, read
+from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
+from gs_ppl.numpyro.handlers import event_dims, has_classes, is_latent, is_relaxed, logits_of
+
+__all__ = ["config_enumerate"]
+
+# --- lowered sites --------------------------------------------------------------------------------
+
+
+class OneHotIndex(CategoricalLogits):
+    """The integer law that a one-hot site is lowered to; scores one-hot vectors as well."""
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        if jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            values = read(value)
+            if values is not None and not (
+                ((values == 0) | (values == 1)).all() and (values.sum(-1) == 1).all()
+            ):
+                raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
+            value = jnp.asarray(value).argmax(-1)
+        return super().log_prob(value)
+
+
+def _lowered(law: Any) -> Any:
+    if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
+        return law
+    logits = logits_of(law)
+    return OneHotIndex(logits, validate_args=False) if event_dims(law) else Bernoulli(logits=logits)
+
+
+def has_one_class(fn: Any) -> bool:
+    """Whether there is nothing to sum, of which funsor makes no table."""
+    law = innermost(fn)
+    return isinstance(law, CategoricalLogits | CategoricalProbs) and law.probs.shape[-1] == 1
+
+
+class config_enumerate(Messenger):
+    """Marks every discrete latent site for exact enumeration under TraceEnum_ELBO.
+
+    One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
+    with the same parameters (class indices in traces and samples), the program its one-hot vector.
+    Condition and substitute accept indices and one-hot vectors alike; inside of plates vectors
+    are for handlers within: config_enumerate(condition(model, ...)).
+
+    Inside of scan, where TraceEnum_ELBO is wrong by itself, the latents that the guide leaves out
+    are summed out step by step, and inference sees the factor `{site}_summed` in their place.
+
+    Raises:
+        ValueError: naming the site, where to_event or sample_shape has joined several discrete
+            variables, for vectors from without inside of a plate, for sites inside of cond; inside
+            of scan for sites that the guide enumerates, and for what is computed from sites that
+            are summed out.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import OneHotCategorical, config_enumerate
+        >>> def model():
+        ...     z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
+        ...     loc = (z * jnp.array([-1.0, 1.0])).sum(-1)
+        ...     numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=jnp.array(0.0))
+        >>> elbo = numpyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
+        >>> loss = elbo.loss(jax.random.key(0), {}, config_enumerate(model), lambda: None)
+        >>> round(float(loss), 4)
+        1.4189
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            reach_into_bodies(self, msg)
+            msg["fn"] = partial(_scan if is_scan(msg) else _cond, msg, msg["fn"])
+        if not is_latent(msg):
+            return
+        refuse_composed(msg["name"], innermost(msg["fn"]), has_classes)
+        dims = event_dims(innermost(msg["fn"]))
+        if dims is not None and msg["fn"].event_dim > dims:
+            _refuse_joined(msg["name"], f"to_event joins {msg['fn'].event_shape}")
+        msg["fn"] = rewrap(msg["fn"], _lowered)
+        if msg["fn"].has_enumerate_support and not has_one_class(msg["fn"]):
+            if sample_shape := msg["kwargs"].get("sample_shape"):
+                _refuse_joined(msg["name"], f"sample_shape joins {sample_shape}")
+            msg["infer"] = {"enumerate": "parallel", **msg["infer"]}
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        # after an outer trace has recorded the integer, and the same infer dict
+        if msg["type"] != "sample":
+            return
+        law, value = innermost(msg["fn"]), msg["value"]
+        if not isinstance(law, OneHotIndex):
+            return
+        is_vector = jnp.issubdtype(value.dtype, jnp.floating)
+        if msg["is_observed"]:
+            msg["infer"].pop("enumerate", None)  # an outer condition has fixed it since
+            if is_vector and msg["cond_indep_stack"]:
+                raise ValueError(
+                    f"site {msg['name']!r}: inside of a plate, a handler around config_enumerate"
+                    " must give class indices, since NumPyro reads the last axis as a plate's;"
+                    " one-hot vectors go inside, as in config_enumerate(condition(model, ...))"
+                )
+        if not is_vector:
+            msg["value"] = jax.nn.one_hot(value, law.logits.shape[-1], dtype=law.logits.dtype)
+
+
+def _refuse_joined(site: str, what: str) -> NoReturn:
+    raise ValueError(
+        f"site {site!r}: {what} discrete variables into one, whose joint support is not enumerated:"
+        " use a plate instead, and stay inside of it with all that depends on the site"
+    )
+
+
+# --- cond and scan --------------------------------------------------------------------------------
+
+
+def _enumerated(sites: Mapping[str, Any]) -> list[str]:
+    """Names of the latents that are marked."""
+    return [
+        name
+        for name, site in sites.items()
+        if is_latent(site) and site["infer"].get("enumerate") == "parallel"
+    ]
+
+
+def _run_apart(body: Callable, *args: Any) -> dict[str, Any]:
+    """The sites of a body, without their values."""
+    sites: dict[str, Any] = {}
+
+    def run() -> None:
+        with handlers.block(), handlers.seed(rng_seed=0), handlers.trace() as trace:
+            body(*args)
+        sites.update(trace)
+
+    jax.eval_shape(run)
+    return sites
+
+
+def _cond(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A branch is chosen, not summed over; a predicate of enumerated sites dies in lax.cond."""
+    if kwargs.get("enum"):
+        _, *branches, operand = args
+        for name in (n for branch in branches for n in _enumerated(_run_apart(branch, operand))):
+            raise ValueError(
+                f"site {name!r}: sites inside of cond are not enumerated: draw it before, and"
+                " choose by jnp.where"
+            )
+        msg["kwargs"]["enum"] = kwargs["enum"] = False
+    return run(*args, **kwargs)
+
+
+def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Sums out what the guide leaves out.
+
+    Where a guide is replayed this is an ELBO: NumPyro's TraceEnum_ELBO takes time for a plate, and
+    scan under enumeration does not replay. Without a guide NumPyro's own elimination is right.
+    """
+    body, init, xs, *_ = args
+    stack = kwargs["substitute_stack"]
+    guides = [trace for kind, trace in stack if kind == "replay"]
+    if not guides and not (kwargs.get("enum") and kwargs["history"] == 0):
+        return run(*args, **kwargs)
+    sites = _run_apart(body, init, jax.tree.map(lambda x: x[0], xs))
+    drawn = {name: site for trace in guides for name, site in trace.items() if name in sites}
+    names = [n for n in _enumerated(sites) if not _is_conditioned(sites[n], stack)]
+    for name in names:
+        if name in drawn and drawn[name]["infer"].get("enumerate") == "parallel":
+            raise ValueError(
+                f"site {name!r}: sites inside of scan are not enumerated in a guide: leave it to"
+                " the model, or write a Python loop over numpyro.contrib.funsor.markov(range(n))"
+            )
+    names = [name for name in names if name not in drawn]
+    if names and kwargs["history"] == 0:
+        raise ValueError(
+            f"site {names[0]!r}: sites inside of scan with history=0 are not enumerated: use a"
+            " plate"
+        )
+    if not names:
+        msg["kwargs"]["enum"] = False
+        return run(*args, **{**kwargs, "enum": False})
+    given = [entry for entry in stack if entry[0] != "replay"]
+    given += [("condition", latent_values(trace)) for trace in guides]
+    _factor(names, sites, args, {**kwargs, "substitute_stack": given})
+    output = jax.eval_shape(lambda: run(*args, **kwargs | {"enum": False}))
+    (length, _, carry), (_, ys) = output
+    summed = jax.tree.map(lambda _: SummedOut(names[0]), (carry, ys))
+    return (length, None, summed[0]), (PytreeTrace({}), summed[1])
+
+
+def _is_conditioned(site: dict[str, Any], stack: list[tuple[str, Any]]) -> bool:
+    data = [given for kind, given in stack if kind == "condition"]
+    return any(site["name"] in d if isinstance(d, Mapping) else d(site) is not None for d in data)
+
+
+class SummedOut:
+    """What scan returns, where its sites are summed out: nothing can be computed from it."""
+
+    def __init__(self, site: str) -> None:
+        self._site = site
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise ValueError(
+            f"site {self._site!r} is summed out inside of scan: what scan returns may depend on it,"
+            " and cannot be used after; write a Python loop over"
+            " numpyro.contrib.funsor.markov(range(n))"
+        )
+
+    __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __jax_array__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = _refuse
+    __rmatmul__ = __truediv__ = __rtruediv__ = __neg__ = __pow__ = __rpow__ = __eq__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __ne__ = _refuse
+    __hash__ = object.__hash__
+
+
+class _AsMeasure(Messenger):
+    """Takes masks off what is summed, so that a masked step is worth 1, and scales off all."""
+
+    def __init__(self, sites: list[str]) -> None:
+        super().__init__()
+        self.sites = sites
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample":
+            msg["scale"] = None
+            if msg["name"] in self.sites:
+                msg["fn"] = unmasked(msg["fn"])
+
+
+def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Puts the log evidence of a scan in the place of its sites."""
+    # imported here: they set the backend of funsor, for Pyro too
+    import funsor
+    from numpyro.contrib.funsor import enum, to_data
+    from numpyro.contrib.funsor.infer_util import _enum_log_density
+
+    body, *rest = args
+    measured = Within(_AsMeasure(names), body)
+
+    def program() -> None:
+        scan(measured, *rest, history=kwargs["history"])
+
+    for kind, data in kwargs["substitute_stack"]:
+        how = {"data": data} if isinstance(data, Mapping) else {f"{kind}_fn": data}
+        program = getattr(handlers, kind)(program, **how)
+    program = handlers.seed(program, kwargs["rng_key"])
+    depth = -min((f.dim for s in sites.values() for f in s["cond_indep_stack"]), default=0)
+    free = kwargs.get("first_available_dim") or -1 - depth
+    with handlers.block(), enum(first_available_dim=free), _plates_as_they_are():
+        operations = funsor.ops.logaddexp, funsor.ops.add
+        lazy, *_ = _enum_log_density(program, (), {}, {}, *operations, apply_optimizer=False)
+        evidence = to_data(funsor.optimizer.apply_optimizer(lazy))
+    evidence = evidence.reshape((1,) * (depth - jnp.ndim(evidence)) + jnp.shape(evidence))
+    with handlers.scale(scale=_common_scale(names[0], sites)):
+        numpyro.factor(f"{names[0]}_summed", evidence)
+
+
+def _common_scale(name: str, sites: Mapping[str, Any]) -> float:
+    scales = {1.0 if s["scale"] is None else s["scale"] for s in sites.values() if "scale" in s}
+    if len(scales) != 1 or not isinstance(scale := scales.pop(), Real):
+        raise ValueError(
+            f"site {name!r} is summed out inside of scan, where all sites must have one scale, a"
+            " number"
+        )
+    return float(scale)
+
+
+@contextmanager
+def _plates_as_they_are() -> Iterator[None]:
+    """Funsor's plates stand in for NumPyro's, which it takes back when it is done with them."""
+    plate = numpyro.plate
+    new = plate.__new__
+    try:
+        yield
+    finally:
+        plate.__new__ = new

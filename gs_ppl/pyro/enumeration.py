@@ -1,0 +1,86 @@
+"""Exact enumeration: discrete sites are lowered to integers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import Categorical
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import constraints
+
+from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
+from gs_ppl.pyro.handlers import _wrap, bit, event_dims, has_classes, is_latent, parameters
+
+__all__ = ["config_enumerate"]
+
+
+class OneHotIndex(Categorical):
+    """The integer law that a one-hot site is lowered to; scores one-hot vectors as well."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            if self._validate_args and not constraints.one_hot.check(value).all():
+                raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
+            value = value.argmax(-1)
+        return super().log_prob(value)
+
+
+class EnumerateMessenger(Messenger):
+    """Lowers one-hot sites to integers, and hands the program the one-hot vector."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not is_latent(msg):
+            return
+        refuse_composed(msg["name"], innermost(msg["fn"]), has_classes)
+        dims = event_dims(innermost(msg["fn"]))
+        if dims is not None and msg["fn"].event_dim > dims:
+            raise ValueError(
+                f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
+                " into one, whose joint support is not enumerated: use a plate instead, and stay"
+                " inside of it with all that depends on the site"
+            )
+        msg["fn"] = rewrap(msg["fn"], _lowered)
+        if getattr(msg["fn"], "has_enumerate_support", False):
+            msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        # after an outer trace has recorded the integer
+        law, value = innermost(msg["fn"]), msg["value"]
+        if value is None:  # sequential enumeration leaves the program here, and comes back
+            return
+        if isinstance(law, OneHotIndex) and not value.is_floating_point():
+            K = law.logits.shape[-1]
+            msg["value"] = torch.nn.functional.one_hot(value, K).to(law.logits.dtype)
+
+
+def _lowered(law: Any) -> Any:
+    dims = event_dims(law)
+    if dims is None or isinstance(law, TorchBernoulli):
+        return law
+    return OneHotIndex(**parameters(law)) if dims else bit(law)
+
+
+def config_enumerate(fn: Callable | None = None) -> Any:
+    """Marks every discrete latent site for exact enumeration under TraceEnum_ELBO.
+
+    One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
+    with the same parameters (class indices in traces and samples), the program its one-hot vector.
+    Condition and substitute accept indices and one-hot vectors alike.
+
+    Raises:
+        ValueError: naming the site, where to_event has joined several discrete variables.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import OneHotCategorical, config_enumerate
+        >>> def model():
+        ...     z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
+        ...     loc = (z * torch.tensor([-1.0, 1.0])).sum(-1)
+        ...     pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=torch.tensor(0.0))
+        >>> elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
+        >>> round(elbo.loss(config_enumerate(model), lambda: None), 4)
+        1.4189
+    """
+    return _wrap(EnumerateMessenger(), fn)
