@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from programs import BITS, DATA, LOCS, PRIOR, PROGRAMS, WEIGHTS, Program, normal
+from programs import BITS, DATA, LOCS, PRIOR, PROGRAMS, WEIGHTS, Program, laws, normal
 from scipy.special import log_expit, log_softmax
-from test_handlers import laws
 
 RNG = np.random.default_rng(4)
 
@@ -243,3 +242,46 @@ def rows(marginals, program):
     """One row for each variable, sites in order."""
     tables = (marginals[site] for site in program.sites)
     return [row for table in tables for row in table.reshape(-1, table.shape[-1])]
+
+
+# --- pairs whose gradients are known --------------------------------------------------------------
+
+
+def one_site(backend, prior, logits, temperature=0.5, x=0.4):
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        z = ppl.sample("z", gs.OneHotCategorical(logits=array(prior)))
+        ppl.sample("x", backend.native.Normal((z * array(LOCS)).sum(-1), 1.0), obs=array(x))
+
+    return model, gs.AutoGumbelSoftmax(model, temperature, init_logits={"z": array(logits)})
+
+
+def toy_net(backend, copies, scale=2.0):
+    """Four latents of eight classes below a net with one hidden layer, copied with common logits.
+
+    The copies' estimates add up: the relative bias is that of one, the noise falls.
+    """
+    rng = np.random.default_rng(0)
+    first, second = scale * rng.normal(size=(4, 8, 16)), scale * rng.normal(size=(16, 16))
+    x, logits = rng.random(16) < 0.5, rng.normal(size=(4, 8))
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        with ppl.plate("copies", copies):
+            layers = [
+                ppl.sample(f"z_{i}", gs.OneHotCategorical(logits=array(np.zeros(8))))
+                @ array(first[i])
+                for i in range(4)
+            ]
+            out = backend.tanh(sum(layers)) @ array(second)
+            pixels = backend.native.Bernoulli(logits=out).to_event(1)
+            ppl.sample("x", pixels, obs=array(np.tile(x, (copies, 1))))
+
+    def guide():
+        with ppl.plate("copies", copies):
+            for i in range(4):
+                law = gs.OneHotCategorical(logits=ppl.param(f"logits_{i}", array(logits[i])))
+                ppl.sample(f"z_{i}", law)
+
+    return model, guide

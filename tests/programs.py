@@ -1,4 +1,4 @@
-"""Programs for the handler tests, each with its log joint in NumPy for summation by hand.
+"""Programs of discrete latents, each with its log joint in NumPy for summation by hand.
 
 `law(kind, p)` makes the discrete law from probabilities: kind "one_hot" or "bit".
 """
@@ -145,3 +145,64 @@ PROGRAMS = [
         ("top", "h"),
     ),
 ]
+
+
+def by_name(name):
+    return next(program for program in PROGRAMS if program.name == name)
+
+
+# --- their laws -----------------------------------------------------------------------------------
+
+ONE_HOT = ["OneHotCategorical", "GumbelSoftmax", "SoftOneHotCategorical", "STGumbelSoftmax"]
+BIT_OF = {
+    "OneHotCategorical": "Bernoulli",
+    "GumbelSoftmax": "GumbelSigmoid",
+    "SoftOneHotCategorical": "SoftBernoulli",
+    "STGumbelSoftmax": "STGumbelSigmoid",
+    "ExpGumbelSoftmax": "GumbelSigmoid",
+}
+
+
+def laws(backend, family, dtype="float64"):
+    """kind, probabilities -> law of that family; discrete sites are what a plain program has."""
+
+    def law(kind, p):
+        name = family if kind == "one_hot" else BIT_OF[family]
+        p = backend.array(p, dtype) if isinstance(p, np.ndarray) else p
+        if name == "Bernoulli":
+            return backend.native.Bernoulli(probs=p)
+        make = getattr(backend.gs, name)
+        return make(probs=p) if name == "OneHotCategorical" else make(0.5, probs=p)
+
+    return law
+
+
+def plain(backend, program):
+    return program.build(backend, laws(backend, "OneHotCategorical"))
+
+
+def empty():
+    """A guide of nothing."""
+
+
+# --- one with a continuous latent -----------------------------------------------------------------
+
+
+def with_shift(backend, family, condition=None):
+    """A mixture whose locations share a normal shift: discrete latents beside a continuous one."""
+    ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
+    law = laws(backend, family)
+
+    def model():
+        shift = ppl.sample("shift", Normal(backend.array(0.0), 1.0))
+        with ppl.plate("data", 6):
+            z = ppl.sample("z", law("one_hot", PRIOR))
+            loc = gs.select(backend.array(LOCS), z) + shift
+            ppl.sample("x", Normal(loc, 1.0), obs=backend.array(DATA))
+
+    return model
+
+
+def log_joint_of_shift(shift):
+    points = [np.log((PRIOR * stats.norm(LOCS + shift).pdf(x)).sum()) for x in DATA]
+    return stats.norm.logpdf(shift) + np.sum(points)

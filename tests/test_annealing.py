@@ -3,9 +3,8 @@
 import numpy as np
 import optax
 import pytest
-from programs import PRIOR, PROGRAMS
+from programs import PRIOR, PROGRAMS, by_name, laws, plain
 from scipy import stats
-from test_handlers import by_name, laws, plain
 
 from gs_ppl import reference, temperature
 

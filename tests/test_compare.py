@@ -11,15 +11,16 @@ from enumerable import (
     by_name,
     log_joints,
     marginals_by_hand,
+    one_site,
     plain,
     rows,
     slopes,
+    toy_net,
 )
 from matplotlib.figure import Figure
 from numpy.polynomial.hermite_e import hermegauss
-from programs import BITS, DATA, LOCS, PRIOR, TRANSITION, normal
+from programs import BITS, DATA, LOCS, PRIOR, TRANSITION, laws, normal
 from scipy.special import log_softmax, softmax
-from test_handlers import laws
 
 from gs_ppl import reference
 from gs_ppl._shared import comparison
@@ -174,36 +175,6 @@ def test_a_row_that_no_draw_has_seen(backend):
 # --- estimates ------------------------------------------------------------------------------------
 
 
-def toy_net(backend, copies, scale=2.0):
-    """Four latents of eight classes below a net with one hidden layer, copied with common logits.
-
-    The copies' estimates add up: the relative bias is that of one, the noise falls.
-    """
-    rng = np.random.default_rng(0)
-    first, second = scale * rng.normal(size=(4, 8, 16)), scale * rng.normal(size=(16, 16))
-    x, logits = rng.random(16) < 0.5, rng.normal(size=(4, 8))
-    ppl, array, gs = backend.ppl, backend.array, backend.gs
-
-    def model():
-        with ppl.plate("copies", copies):
-            layers = [
-                ppl.sample(f"z_{i}", gs.OneHotCategorical(logits=array(np.zeros(8))))
-                @ array(first[i])
-                for i in range(4)
-            ]
-            out = backend.tanh(sum(layers)) @ array(second)
-            pixels = backend.native.Bernoulli(logits=out).to_event(1)
-            ppl.sample("x", pixels, obs=array(np.tile(x, (copies, 1))))
-
-    def guide():
-        with ppl.plate("copies", copies):
-            for i in range(4):
-                law = gs.OneHotCategorical(logits=ppl.param(f"logits_{i}", array(logits[i])))
-                ppl.sample(f"z_{i}", law)
-
-    return model, guide
-
-
 def test_bias_and_variance_of_straight_through(backend):
     """The ranges of the literature, about .3 at tau = .5 and .5 at tau = 1."""
     report = backend.compare(
@@ -234,16 +205,6 @@ def test_straight_through_has_the_discrete_objective(backend):
     assert abs(first.elbo.mean - report.elbo.mean) < 4.5 * first.elbo.error
     assert report.elbo.mean == pytest.approx(case.elbo(case.parameters))
     assert first.gradient.size == 9
-
-
-def one_site(backend, prior, logits, temperature=0.5, x=0.4):
-    ppl, array, gs = backend.ppl, backend.array, backend.gs
-
-    def model():
-        z = ppl.sample("z", gs.OneHotCategorical(logits=array(prior)))
-        ppl.sample("x", backend.native.Normal((z * array(LOCS)).sum(-1), 1.0), obs=array(x))
-
-    return model, gs.AutoGumbelSoftmax(model, temperature, init_logits={"z": array(logits)})
 
 
 def test_estimators_of_the_discrete_program(backend):

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from programs import DATA, LOCS, PRIOR
-from test_handlers import by_name, plain
+from programs import DATA, LOCS, PRIOR, by_name, plain
 
 SITES = {"a", "b", "c"}
 

@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
-from programs import DATA, LOCS, PRIOR, PROGRAMS
+from programs import (
+    LOCS,
+    ONE_HOT,
+    PRIOR,
+    PROGRAMS,
+    by_name,
+    empty,
+    laws,
+    log_joint_of_shift,
+    plain,
+    with_shift,
+)
 from scipy import integrate, stats
-from test_handlers import ONE_HOT, by_name, empty, laws, plain
 
 FAILURE_RATE = 1e-4
 
@@ -85,26 +95,6 @@ def test_compute_marginals(backend, name, family):
 
 
 # --- log density and NUTS -------------------------------------------------------------------------
-
-
-def with_shift(backend, family, condition=None):
-    """A mixture whose locations share a normal shift: discrete latents beside a continuous one."""
-    ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
-    law = laws(backend, family)
-
-    def model():
-        shift = ppl.sample("shift", Normal(backend.array(0.0), 1.0))
-        with ppl.plate("data", 6):
-            z = ppl.sample("z", law("one_hot", PRIOR))
-            loc = gs.select(backend.array(LOCS), z) + shift
-            ppl.sample("x", Normal(loc, 1.0), obs=backend.array(DATA))
-
-    return model
-
-
-def log_joint_of_shift(shift):
-    points = [np.log((PRIOR * stats.norm(LOCS + shift).pdf(x)).sum()) for x in DATA]
-    return stats.norm.logpdf(shift) + np.sum(points)
 
 
 @pytest.mark.only("numpyro")

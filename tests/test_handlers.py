@@ -3,44 +3,8 @@
 import numpy as np
 import programs
 import pytest
-from programs import DATA, LOCS, PRIOR, PROGRAMS
+from programs import DATA, LOCS, ONE_HOT, PRIOR, PROGRAMS, by_name, empty, laws, plain
 from scipy import stats
-
-ONE_HOT = ["OneHotCategorical", "GumbelSoftmax", "SoftOneHotCategorical", "STGumbelSoftmax"]
-BITS = {
-    "OneHotCategorical": "Bernoulli",
-    "GumbelSoftmax": "GumbelSigmoid",
-    "SoftOneHotCategorical": "SoftBernoulli",
-    "STGumbelSoftmax": "STGumbelSigmoid",
-    "ExpGumbelSoftmax": "GumbelSigmoid",
-}
-
-
-def laws(backend, family, dtype="float64"):
-    """kind, probabilities -> law of that family; discrete sites are what a plain program has."""
-
-    def law(kind, p):
-        name = family if kind == "one_hot" else BITS[family]
-        p = backend.array(p, dtype) if isinstance(p, np.ndarray) else p
-        if name == "Bernoulli":
-            return backend.native.Bernoulli(probs=p)
-        make = getattr(backend.gs, name)
-        return make(probs=p) if name == "OneHotCategorical" else make(0.5, probs=p)
-
-    return law
-
-
-def plain(backend, program):
-    return program.build(backend, laws(backend, "OneHotCategorical"))
-
-
-def by_name(name):
-    return next(program for program in PROGRAMS if program.name == name)
-
-
-def empty():
-    pass
-
 
 # --- exact enumeration ----------------------------------------------------------------------------
 
@@ -297,5 +261,7 @@ def test_select(backend):
     )
     whole = backend.numpy(select(pair, array(np.array([0, 1, 0, 1]), "int64"), binary=True))
     np.testing.assert_array_equal(whole, table[:, 0] + [0, 1, 0, 1])
-    with pytest.raises(ValueError, match="select: axis -1 of the table and the classes of z must agree"):
+    with pytest.raises(
+        ValueError, match="select: axis -1 of the table and the classes of z must agree"
+    ):
         select(array(LOCS), array(DATA))

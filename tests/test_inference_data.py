@@ -4,10 +4,20 @@ import functools
 
 import numpy as np
 import pytest
-from programs import BITS, DATA, LOCS, PRIOR, PROGRAMS, WEIGHTS, normal
+from programs import (
+    BITS,
+    DATA,
+    LOCS,
+    PRIOR,
+    PROGRAMS,
+    WEIGHTS,
+    by_name,
+    laws,
+    log_joint_of_shift,
+    normal,
+    with_shift,
+)
 from scipy import stats
-from test_enumeration import log_joint_of_shift, with_shift
-from test_handlers import by_name, laws
 
 from gs_ppl import _extras
 from gs_ppl._shared import inference_data

@@ -8,9 +8,8 @@ import functools
 
 import numpy as np
 import pytest
-from programs import DATA, LOCS, PRIOR, normal
+from programs import DATA, LOCS, PRIOR, by_name, normal, plain
 from scipy import optimize, stats
-from test_handlers import by_name, plain
 
 from gs_ppl import reference, temperature
 

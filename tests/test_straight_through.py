@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from enumerable import one_site, toy_net
+from programs import by_name, plain
 from scipy.integrate import quad
 from scipy.special import expit, softmax
 from scipy.stats import logistic
-from test_compare import one_site, toy_net
-from test_handlers import by_name, plain
 
 K, DRAWS, GAP = 4, 7, 1.5
 RNG = np.random.default_rng(0)
