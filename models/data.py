@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,10 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     if not found:
         raise FileNotFoundError(f"{folder / name}: no such file, nor {name}.gz beside it")
     (path, *_) = found
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (EOFError, OSError) as error:  # truncated; not gzip, or a wrong sum within
+    except (EOFError, OSError, zlib.error) as error:  # cut; no gzip, or a wrong sum; bad deflate
         raise ValueError(f"{path}: no whole gzip file of {name}: {error}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != MNIST_FILES[name]:
@@ -103,11 +104,16 @@ def binarize(images: np.ndarray, seed: int | np.random.Generator) -> np.ndarray:
 def split_labels(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows with a label, `per_class` of each class, and the other rows, both in random order.
 
+    Raises:
+        ValueError: if `per_class` is below 1 or a class has fewer rows.
+
     Example:
         >>> labelled, rest = split_labels(np.array([0, 1, 0, 1, 1]), per_class=1, seed=0)
         >>> len(labelled), len(rest)
         (2, 3)
     """
+    if per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
     rows = np.random.default_rng(seed).permutation(len(labels))
     classes = np.unique(labels)
     chosen = [rows[labels[rows] == k][:per_class] for k in classes]

@@ -1,12 +1,13 @@
 """One training run of a model, on either backend: settings, data, loop. Imports neither PPL."""
 
 import dataclasses
+import hashlib
 import importlib
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,49 @@ from tqdm import tqdm
 
 from gs_ppl import temperature
 from gs_ppl.models.data import binarize
+from gs_ppl.models.training_files import (
+    RunError,
+    Stored,
+    checkpoints,
+    newest_checkpoint,
+    remove,
+    resume,
+    save_checkpoint,
+)
+
+__all__ = [
+    "BACKENDS",
+    "FAMILIES",
+    "MODELS",
+    "RunError",
+    "SemiSupervisedSettings",
+    "Settings",
+    "Trainer",
+    "accuracy",
+    "augment",
+    "checkpoints",
+    "evaluate",
+    "fit",
+    "make_trainer",
+    "newest_checkpoint",
+    "remove",
+]
+
+BACKENDS = ("pyro", "numpyro")
 
 MODELS = {
     "vae": "VAE",
     "structured_output": "StructuredOutput",
     "semi_supervised": "SemiSupervised",
 }
-Curves = dict[str, list[list[float]]]  # points [step, nats per image]
+FAMILIES = (
+    *("GumbelSoftmax", "ExpGumbelSoftmax", "SoftOneHotCategorical", "STGumbelSoftmax"),
+    *("StraightThrough", "ReinMax", "GappedST", "GumbelRao"),
+    *("GumbelSigmoid", "SoftBernoulli", "STGumbelSigmoid"),  # of bits
+    *("STBernoulli", "ReinMaxBernoulli", "GappedSTBernoulli", "GumbelRaoBernoulli"),
+    *("RLOO_ELBO", "NVIL_ELBO", "MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO"),
+    "enumerated",
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +99,26 @@ class Settings:
     baseline: int = 0
 
     def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        check_choice("model", self.model, MODELS)
+        check_choice("family", self.family, FAMILIES)
+        check_choice("objective", self.objective, ("categorical", "relaxed"))
+        check_counts(variables=self.variables, steps=self.steps, batch=self.batch)
+        check_counts(**{} if self.classes is None else {"classes": self.classes})
+        check_counts(**{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
+        check_counts(least=0, seed=self.seed, baseline=self.baseline)
+        check_numbers(learning_rate=self.learning_rate)
+        check_numbers(least=0.0, weight_decay=self.weight_decay)
+        _ = self.schedule  # which checks its own
+        if self.seed >= 2**32 - 1:
+            raise ValueError(f"seed must be below 2**32 - 1, got {self.seed}")
+        if self.hidden and self.model == "structured_output":
+            raise ValueError(f"the model structured_output has no hidden layers, got {self.hidden}")
         if self.grey and self.model != "vae":
             raise ValueError(f"grey levels are for the model vae alone, got {self.model!r}")
         if self.baseline and self.family != "NVIL_ELBO":
             raise ValueError(f"a baseline is for the family NVIL_ELBO alone, got {self.family!r}")
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
+        if self.family == "DisARM_ELBO" and self.classes is not None:
+            raise ValueError(f"the family DisARM_ELBO is for bits, got {self.classes} classes")
 
     @property
     def enumerated(self) -> bool:
@@ -125,6 +174,17 @@ class SemiSupervisedSettings(Settings):
     labelled: int = 100
     shared: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("model", self.model, ("semi_supervised",))
+        if self.classes is None:
+            raise ValueError("the model semi_supervised needs a number of classes, got None")
+        if len(self.hidden) != 1:
+            raise ValueError(f"the model semi_supervised has one hidden width, got {self.hidden}")
+        check_counts(labelled=self.labelled)
+        check_counts(**{} if self.channels is None else {"channels": self.channels})
+        check_numbers(least=0.0, alpha=self.alpha)
+
     def network(self, images: np.ndarray) -> dict[str, Any]:
         (width,) = self.hidden
         sizes = {"classes": self.classes, "style": self.variables, "width": width}
@@ -136,18 +196,35 @@ class SemiSupervisedSettings(Settings):
         return (images,)
 
 
-class Trainer(Protocol):
-    """One run on one backend."""
+def check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
-    step: int
+
+def check_counts(least: int = 1, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_numbers(least: float | None = None, **values: float) -> None:
+    """Finite, and positive unless there is a least value."""
+    for name, value in values.items():
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        enough = value > 0 if least is None else value >= least
+        if not enough or not math.isfinite(value):
+            wanted = "positive" if least is None else f"at least {least:g}"
+            raise ValueError(f"{name} must be finite and {wanted}, got {value}")
+
+
+class Trainer(Stored, Protocol):
+    """One run on one backend."""
 
     def advance(self, steps: int) -> np.ndarray:
         """Takes that many steps; returns their losses, nats per image."""
-
-    def save(self, path: Path) -> None:
-        """Writes the state, all or nothing."""
-
-    def load(self, path: Path) -> None: ...
 
     def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
         """Negative importance-weighted bound of the discrete program by image, in nats."""
@@ -165,7 +242,12 @@ def make_trainer(
     images: np.ndarray,
     labelled: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Trainer:
-    """The trainer of a backend, at step 0."""
+    """The trainer of a backend, at step 0.
+
+    Raises:
+        ValueError, TypeError: if the library has no such pairing of model, family and objective.
+    """
+    check_choice("backend", backend, BACKENDS)
     make = importlib.import_module(f"gs_ppl.models.training_{backend}").Trainer
     if labelled is None:
         return make(settings, images)
@@ -210,10 +292,20 @@ def fit(
 
     Raises:
         FloatingPointError: at a loss that is not finite, with the step and the last checkpoint.
-        ValueError: if the folder has a run with other settings.
+        RunError: before the first step, if the settings do not go together or with the data, or if
+            the folder has another run or a damaged one; a damaged checkpoint is a warning if an
+            older one is whole.
+        OSError: if a file cannot be written, with its name, the step and the last checkpoint.
     """
-    trainer = make_trainer(backend, settings, images, labelled)
-    curves = resume(trainer, backend, settings, folder)
+    try:
+        check_options(settings, images, test_images, labelled, test_labels)
+        check_counts(samples=samples, checkpoint_every=checkpoint_every, chunk=chunk)
+        check_counts(**{} if evaluate_every is None else {"evaluate_every": evaluate_every})
+        trainer = make_trainer(backend, settings, images, labelled)
+    except (TypeError, ValueError) as error:
+        raise RunError(str(error).split("\n")[0]) from error
+    run = {"backend": backend, **dataclasses.asdict(settings)}
+    curves = resume(trainer, run | {"data": fingerprint(images, *labelled or ())}, folder)
     if bar is not None:
         bar.update(trainer.step)
     while trainer.step < settings.steps:
@@ -245,58 +337,45 @@ def crosses(began: int, ended: int, every: int) -> bool:
     return ended // every > began // every
 
 
-# --- checkpoints ----------------------------------------------------------------------------------
+def check_options(
+    settings: Settings,
+    images: np.ndarray,
+    test_images: np.ndarray,
+    labelled: tuple[np.ndarray, np.ndarray] | None,
+    test_labels: np.ndarray | None,
+) -> None:
+    """Refuses data that are not of the model's shape."""
+    if images.ndim != 2 or test_images.ndim != 2 or images.shape[1] != test_images.shape[1]:
+        shapes = f"{images.shape} and {test_images.shape}"
+        raise ValueError(f"images and test_images must be of shape (images, pixels), got {shapes}")
+    if len(images) < 1 or len(test_images) < 2:
+        sizes = f"{len(images)} and {len(test_images)}"
+        raise ValueError(f"an image to train on and two to test on are wanted, got {sizes}")
+    semi_supervised = isinstance(settings, SemiSupervisedSettings)
+    if semi_supervised == (labelled is None):
+        raise ValueError("labelled images are for the model semi_supervised, which needs them")
+    if semi_supervised and settings.channels and (images.shape[1] ** 0.5 % 4):
+        raise ValueError(
+            "convolutions are of square images whose side is a multiple of 4, got"
+            f" {images.shape[1]} pixels"
+        )
+    if settings.model == "structured_output" and images.shape[1] % 2:
+        raise ValueError(f"the model structured_output halves images, got {images.shape[1]} pixels")
+    for name, labels in (("labelled", labelled and labelled[1]), ("test_labels", test_labels)):
+        if labels is not None and not ((labels >= 0) & (labels < settings.classes)).all():
+            raise ValueError(
+                f"{name}: classes must be from 0 to {settings.classes - 1}, got"
+                f" {labels.min()} to {labels.max()}"
+            )
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, the newest last; one that was being written has another name."""
-    return sorted(folder.glob("step_" + "[0-9]" * 9), key=lambda path: path.name)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    return next(reversed(checkpoints(folder)), None)
-
-
-def save_checkpoint(trainer: Trainer, curves: Curves, folder: Path) -> None:
-    """Under its name at once, when all of it is written; older ones go."""
-    write_atomically(folder / "curves.json", json.dumps(curves))
-    path = folder / f"step_{trainer.step:09d}"
-    if not path.exists():
-        trainer.save(path)
-    for old in checkpoints(folder)[:-2]:
-        remove(old)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        for child in path.iterdir():
-            remove(child)
-        path.rmdir()
-    else:
-        path.unlink()
-
-
-def resume(trainer: Trainer, backend: str, settings: Settings, folder: Path) -> Curves:
-    """Loads the newest checkpoint, if there is one, and the curves up to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "settings.json"
-    wanted = json.loads(json.dumps({"backend": backend, **dataclasses.asdict(settings)}))
-    if path.exists() and json.loads(path.read_text()) != wanted:
-        raise ValueError(f"{folder} has a run with other settings: see {path.name}, or remove it")
-    write_atomically(path, json.dumps(wanted, indent=2) + "\n")
-    newest = newest_checkpoint(folder)
-    if newest is None:
-        return {"losses": [], "evaluations": []}
-    trainer.load(newest)
-    curves = json.loads((folder / "curves.json").read_text())
-    return {name: [p for p in curve if p[0] <= trainer.step] for name, curve in curves.items()}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Of what a run is trained on: another array, another text."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.shape} {array.dtype} ".encode())
+        total.update(np.ascontiguousarray(array))
+    return total.hexdigest()
 
 
 def augment(
@@ -311,12 +390,19 @@ def augment(
         shift: the most pixels that a copy moves, either way; what comes in is blank.
         seed: of shifts and draws.
 
+    Raises:
+        ValueError, TypeError: for less than one copy, a negative shift, images that are no squares.
+
     Example:
         >>> pixels, labels = augment(np.eye(4)[:2], np.array([7, 8]), copies=3, shift=0, seed=0)
         >>> bool((pixels == np.tile(np.eye(4)[:2], (3, 1))).all()), labels
         (True, array([7, 8, 7, 8, 7, 8]))
     """
+    check_counts(copies=copies)
+    check_counts(least=0, shift=shift, seed=seed)
     rng, side = np.random.default_rng(seed), math.isqrt(images.shape[-1])
+    if side**2 != images.shape[-1]:
+        raise ValueError(f"images must be squares, got {images.shape[-1]} pixels")
     squares = np.tile(images.reshape(-1, side, side), (copies, 1, 1))
     padded = np.pad(squares, ((0, 0), (shift, shift), (shift, shift)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2))

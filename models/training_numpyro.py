@@ -1,16 +1,14 @@
-"""Training and evaluation in NumPyro: many steps in one jitted scan, orbax for checkpoints."""
+"""Training and evaluation in NumPyro: many steps in one jitted scan, checkpoints in npz."""
 
 import importlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
 from numpyro import handlers
@@ -87,14 +85,13 @@ class Trainer:
 
         return jax.lax.scan(step, state, length=steps)
 
-    def save(self, path: Path) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path.absolute(), _without_keys(self.state))
+    def save(self, file: BinaryIO) -> None:
+        np.savez(file, *_without_keys(self.state))
 
-    def load(self, path: Path) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.restore(path.absolute(), _without_keys(self.state))
-        self.state = _with_keys(saved, self.state)
+    def load(self, file: BinaryIO) -> None:
+        with np.load(file, allow_pickle=False) as saved:
+            leaves = [saved[name] for name in saved.files]
+        self.state = _with_keys(leaves, self.state)
 
     def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
         key = jax.random.key(seed)
@@ -152,15 +149,20 @@ def _is_key(x: Any) -> bool:
     return isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _without_keys(state: Any) -> list[Array]:
+def _without_keys(state: Any) -> list[np.ndarray]:
     leaves = jax.tree.leaves(state)
-    return [jax.random.key_data(x) if _is_key(x) else jnp.asarray(x) for x in leaves]
+    return [np.asarray(jax.random.key_data(x) if _is_key(x) else x) for x in leaves]
 
 
-def _with_keys(saved: list[Array], like: Any) -> Any:
+def _with_keys(saved: list[np.ndarray], like: Any) -> Any:
+    """The state whose arrays these are, of the structure, shapes and types of another."""
+    kinds, wanted = ([(x.shape, x.dtype) for x in xs] for xs in (saved, _without_keys(like)))
+    if kinds != wanted:
+        raise ValueError(f"arrays of {wanted} are wanted, got {kinds}")
     leaves, tree = jax.tree.flatten(like)
     return tree.unflatten(
-        jax.random.wrap_key_data(x) if _is_key(y) else x for x, y in zip(saved, leaves, strict=True)
+        jax.random.wrap_key_data(x) if _is_key(y) else jnp.asarray(x)
+        for x, y in zip(saved, leaves, strict=True)
     )
 
 

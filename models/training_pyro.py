@@ -2,9 +2,8 @@
 
 import importlib
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyro
@@ -48,6 +47,8 @@ class Trainer:
             loss,
             settings.schedule,
         )
+        first = torch.tensor(settings.schedule(0)), *settings.inputs(self.images[: settings.batch])
+        gs.check(self.svi.model, self.svi.guide, loss, *first)
 
     def _handle(self, program: Callable) -> Callable:
         """With its discrete latents relaxed or enumerated."""
@@ -78,21 +79,20 @@ class Trainer:
                 self.svi.optim.step()  # of the learning rate
         return np.array(losses) / self.settings.batch
 
-    def save(self, path: Path) -> None:
-        state = {"svi": self.svi.get_state(), "random": get_rng_state()}
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    def save(self, file: BinaryIO) -> None:
+        state = self.svi.get_state()
+        state["params"] = state["params"]["params"]  # none is constrained
+        torch.save({**state, "random": _plain(get_rng_state())}, file)
 
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=False)
+    def load(self, file: BinaryIO) -> None:
+        state = torch.load(file, weights_only=True)  # tensors and numbers
         # registers the networks' parameters, which set_state then writes to
         self.svi.evaluate_loss(*self.settings.inputs(self.images[: self.settings.batch]))
-        self.svi.set_state(state["svi"])
-        set_rng_state(state["random"])
+        random, names = state.pop("random"), pyro.get_param_store().keys()
+        if state["params"].keys() != names:
+            raise ValueError(f"parameters {[*names]} are wanted, got {[*state['params']]}")
+        self.svi.set_state(state | {"params": {"params": state["params"], "constraints": {}}})
+        set_rng_state(random)
 
     @torch.no_grad()
     def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -137,6 +137,12 @@ class Trainer:
         model = poutine.replay(gs.discretize(self.network.model), trace=guide_trace)
         model_trace = poutine.trace(model).get_trace(*inputs)
         return _log_density(model_trace) - _log_density(guide_trace)
+
+
+def _plain(random_state: dict[str, Any]) -> dict[str, Any]:
+    """With a list for NumPy's array, which torch does not load without its class."""
+    name, words, *rest = random_state["numpy"]
+    return random_state | {"numpy": (name, words.tolist(), *rest)}
 
 
 def make_loss(settings: Settings) -> ELBO:
