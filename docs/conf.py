@@ -40,9 +40,12 @@ myst_heading_anchors = 3
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = False
+autodoc_inherit_docstrings = False  # the methods that the PPL describes are in its reference
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the Args say it
 autodoc_default_options = {"members": True, "show-inheritance": False}
+toc_object_entries_show_parents = "hide"
+add_module_names = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shapes", "Source"]
@@ -103,5 +106,21 @@ def escape_formulas(
             lines[i] = "`".join(parts)
 
 
+def open_sections(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """`Source: a line` becomes a section of its own, which napoleon wants on lines of its own."""
+    opened, inside = [], False
+    for line in lines:
+        heading = re.match(r"(Shapes|Source): (.+)", line)
+        inside = bool(heading) or (inside and bool(line.strip()))
+        if heading:
+            opened += [f"{heading[1]}:", f"    {heading[2]}"]
+        else:
+            opened.append(f"    {line}" if inside else line)
+    lines[:] = opened
+
+
 def setup(app: object) -> None:
+    app.connect("autodoc-process-docstring", open_sections, priority=90)
     app.connect("autodoc-process-docstring", escape_formulas, priority=100)  # napoleon's is 500
