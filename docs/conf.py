@@ -30,7 +30,7 @@ html_css_files = ["site.css"]
 
 # Pages that hold code are executed once; a change of the page executes it again.
 nb_execution_mode = "cache"
-nb_execution_cache_path = "_build/jupyter_cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build" / "jupyter_cache")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_output_stderr = "remove"  # progress bars, and their complaint that there is no widget
