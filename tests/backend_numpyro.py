@@ -215,6 +215,9 @@ class NumPyroBackend:
         sampled = infer(model, first_available_dim=-1 - plates, rng_key=self.jax.random.key(seed))
         return self.trace(sampled, seed)
 
+    def optimizer(self) -> Any:
+        return self.ppl.optim.Adam(0.05)
+
     def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05, decay=1.0) -> Any:
         adam = self.ppl.optim.Adam(lambda step: learning_rate * decay**step)
         return self.gs.AnnealedSVI(model, guide, adam, elbo, schedule)
@@ -235,7 +238,7 @@ class NumPyroBackend:
 
         guide = self.gs.AutoGumbelSoftmax(model)
         program = Record(model if relaxed else self.gs.relax(model))
-        svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
+        svi = self._annealed(program, guide, self.infer.TraceMeanField_ELBO(), schedule)
         state = svi.init(self.jax.random.key(0))
         self.jax.effects_barrier()
         recorded.clear()  # what initialisation has seen
@@ -254,7 +257,9 @@ class NumPyroBackend:
             return model()
 
         guide = self.gs.AutoGumbelSoftmax(model)
-        svi = self._annealed(self.gs.relax(counted), guide, self.infer.Trace_ELBO(), schedule)
+        svi = self._annealed(
+            self.gs.relax(counted), guide, self.infer.TraceMeanField_ELBO(), schedule
+        )
         state, update = svi.init(self.jax.random.key(0)), self.jax.jit(svi.update)
         for _ in range(steps):
             state, _ = update(state)
@@ -269,7 +274,9 @@ class NumPyroBackend:
             return model()
 
         guide = self.gs.AutoGumbelSoftmax(model)
-        svi = self._annealed(self.gs.relax(counted), guide, self.infer.Trace_ELBO(), schedule)
+        svi = self._annealed(
+            self.gs.relax(counted), guide, self.infer.TraceMeanField_ELBO(), schedule
+        )
         state = svi.init(jax.random.key(0))
         runs.clear()
         jax.make_jaxpr(svi.update)(state)
@@ -293,7 +300,7 @@ class NumPyroBackend:
             return model()
 
         guide = self.gs.AutoGumbelSoftmax(model)
-        elbo = self.infer.Trace_ELBO()
+        elbo = self.infer.TraceMeanField_ELBO()
         svi = self._annealed(self.gs.relax(program), guide, elbo, schedule)
         state, update = svi.init(self.jax.random.key(0)), self.jax.jit(svi.update)
         for _ in range(steps):
@@ -316,7 +323,9 @@ class NumPyroBackend:
     def whole_and_resumed(self, model, schedule, steps) -> tuple:
         def run():
             guide = self.gs.AutoGumbelSoftmax(model)
-            return self._annealed(self.gs.relax(model), guide, self.infer.Trace_ELBO(), schedule)
+            return self._annealed(
+                self.gs.relax(model), guide, self.infer.TraceMeanField_ELBO(), schedule
+            )
 
         def go_on(svi, state):
             losses = []

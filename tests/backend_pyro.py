@@ -241,6 +241,9 @@ class PyroBackend:
         trace = self.ppl.poutine.trace(sampled).get_trace()
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
 
+    def optimizer(self) -> Any:
+        return self.ppl.optim.Adam({"lr": 0.05})
+
     def _annealed(self, model, guide, elbo, schedule, learning_rate=0.05, decay=1.0) -> Any:
         self.ppl.clear_param_store()
         self.ppl.set_rng_seed(0)
@@ -264,7 +267,7 @@ class PyroBackend:
 
         guide = self.gs.AutoGumbelSoftmax(model)
         program = Record()(model if relaxed else self.gs.relax(model))
-        svi = self._annealed(program, guide, self.infer.Trace_ELBO(), schedule)
+        svi = self._annealed(program, guide, self.infer.TraceMeanField_ELBO(), schedule)
         for _ in range(steps):
             svi.step()
         return recorded[-steps:]  # the check before the first step has seen one too
@@ -277,9 +280,10 @@ class PyroBackend:
             runs.append(1)
             return model(*args, **kwargs)
 
-        guide = self.gs.AutoGumbelSoftmax(model)
+        family = self.gs.STGumbelSoftmax  # which every ELBO takes
+        guide = self.gs.AutoGumbelSoftmax(model, family=family)
         elbo = elbo or self.infer.JitTrace_ELBO(ignore_jit_warnings=True)
-        svi = self._annealed(self.gs.relax(counted), guide, elbo, schedule)
+        svi = self._annealed(self.gs.relax(counted, family=family), guide, elbo, schedule)
         svi.step()
         runs.clear()
         for _ in range(steps - 1):
@@ -288,8 +292,9 @@ class PyroBackend:
 
     def compiled_and_plain_losses(self, model, compiled, elbo, schedule, steps) -> tuple:
         """Losses of a run under a Jit ELBO, and of the plain one at the same state and seed."""
-        guide = self.gs.AutoGumbelSoftmax(model)
-        svi = self._annealed(self.gs.relax(model), guide, compiled, schedule)
+        family = self.gs.STGumbelSoftmax
+        guide = self.gs.AutoGumbelSoftmax(model, family=family)
+        svi = self._annealed(self.gs.relax(model, family=family), guide, compiled, schedule)
         svi.step()  # compiles, which draws too
         losses = []
         for step in range(steps):
@@ -308,7 +313,7 @@ class PyroBackend:
             return model()
 
         guide = self.gs.AutoGumbelSoftmax(model)
-        elbo = self.infer.Trace_ELBO()
+        elbo = self.infer.TraceMeanField_ELBO()
         svi = self._annealed(self.gs.relax(program), guide, elbo, schedule)
         for _ in range(steps):
             svi.step()
@@ -332,7 +337,9 @@ class PyroBackend:
 
         def run():
             guide = self.gs.AutoGumbelSoftmax(model)
-            return self._annealed(self.gs.relax(model), guide, self.infer.Trace_ELBO(), schedule)
+            return self._annealed(
+                self.gs.relax(model), guide, self.infer.TraceMeanField_ELBO(), schedule
+            )
 
         svi = run()
         for _ in range(steps // 2):

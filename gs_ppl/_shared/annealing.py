@@ -50,3 +50,27 @@ def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn
             return fn(*args[:position], temperature, *args[position:], **kwargs)
 
     return program
+
+
+def takes(fn: Any, count: int) -> bool:
+    """Whether it is a function that can be called with so many arguments first; no class."""
+    if not callable(fn) or isinstance(fn, type):
+        return False
+    try:
+        inspect.signature(fn).bind_partial(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # built in, without a signature
+        return True
+    return True
+
+
+def check_argument(argument: str, fits: bool, wanted: str, got: Any) -> None:
+    """Refuses what AnnealedSVI cannot take for its optimizer, loss or schedule."""
+    if not fits:
+        shown = f"the class {got.__name__}" if isinstance(got, type) else repr(got)
+        raise TypeError(f"AnnealedSVI: {argument} must be {wanted}, got {shown}")
+
+
+LOSS = "an ELBO"
+SCHEDULE = "a function from step to temperature, such as temperature.constant(0.5)"

@@ -5,15 +5,16 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from numpyro.infer import SVI
+from numpyro.infer import ELBO, SVI
 
-from gs_ppl._shared.annealing import annealed
+from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
 from gs_ppl._shared.pairings import shapes
 from gs_ppl.numpyro.checks import check
 
 __all__ = ["AnnealedSVI"]
 
 OPTIONS = ("forward_mode_differentiation",)  # of update, which the programs do not see
+OPTIMIZER = "an optimizer of NumPyro's, of optax or of jax.example_libraries"
 
 
 class AnnealedSVI(SVI):
@@ -53,6 +54,14 @@ class AnnealedSVI(SVI):
         schedule: Callable[[Any], Any],
         **kwargs: Any,
     ) -> None:
+        # NumPyro's own optimizers, optax's, and those of jax.example_libraries
+        kinds = ("init", "update"), ("init_fn", "update_fn")
+        is_optim = any(all(hasattr(optim, name) for name in names) for names in kinds)
+        check_argument("optim", is_optim and not isinstance(optim, type), OPTIMIZER, optim)
+        is_loss = hasattr(loss, "loss") and not isinstance(loss, type)
+        check_argument("loss", is_loss, LOSS, loss)
+        is_schedule = not isinstance(schedule, ELBO) and takes(schedule, 1)
+        check_argument("schedule", is_schedule, SCHEDULE, schedule)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self._checked: set[Any] = set()

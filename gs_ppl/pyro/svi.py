@@ -14,11 +14,16 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
 from gs_ppl._shared.pairings import shapes
 from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.handlers import annealed, program_inside
 
 __all__ = ["AnnealedSVI"]  # the rest is what only torch needs
+
+OPTIMIZER = (
+    "an optimizer of Pyro's or torch's, or a function that makes one of a list of parameters"
+)
 
 
 class TorchOptim(PyroOptim):
@@ -30,11 +35,10 @@ class TorchOptim(PyroOptim):
     """
 
     def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
-        if not (isinstance(optim, Optimizer) or callable(optim)):
-            raise TypeError(
-                "AnnealedSVI: optim must be an optimizer of Pyro's or torch's, or a function that"
-                f" makes one of a list of parameters, got {type(optim).__name__}"
-            )
+        is_class = isinstance(optim, type)
+        makes_one = issubclass(optim, Optimizer) if is_class else callable(optim)
+        is_optim = isinstance(optim, Optimizer) or (makes_one and not isinstance(optim, infer.ELBO))
+        check_argument("optim", is_optim, OPTIMIZER, optim)
         super().__init__(optim, {})
         self.make = None if isinstance(optim, Optimizer) else optim
         self.optimizer = None if self.make else optim
@@ -178,6 +182,12 @@ class AnnealedSVI(SVI):
         schedule: Callable[[int], Any],
         **kwargs: Any,
     ) -> None:
+        is_loss = isinstance(loss, infer.ELBO) or (
+            not isinstance(loss, PyroOptim | Optimizer) and takes(loss, 3)
+        )
+        check_argument("loss", is_loss, LOSS, loss)
+        is_schedule = not isinstance(schedule, infer.ELBO | PyroOptim | Optimizer)
+        check_argument("schedule", is_schedule and takes(schedule, 1), SCHEDULE, schedule)
         optim = optim if isinstance(optim, PyroOptim) else TorchOptim(optim)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule

@@ -1,0 +1,96 @@
+"""What stands in the place of another argument is refused at once, by the argument's name."""
+
+from functools import partial
+
+import pytest
+from programs import by_name, plain
+
+from gs_ppl import temperature
+
+# what is no family: by its words in the message
+NO_FAMILY = {
+    "string": (lambda gs, array: "GumbelSoftmax", "'GumbelSoftmax'"),
+    "instance": (
+        lambda gs, array: gs.GumbelSoftmax(0.5, logits=array([0.0, 1.0])),
+        "GumbelSoftmax",
+    ),
+    "discrete law": (lambda gs, array: gs.OneHotCategorical, "the class OneHotCategorical"),
+    "ELBO class": (lambda gs, array: gs.RLOO_ELBO, "the class RLOO_ELBO"),
+    "partial": (lambda gs, array: partial(gs.OneHotCategorical), "the class OneHotCategorical"),
+    "number": (lambda gs, array: 0.5, "0.5"),
+}
+TAKERS = {
+    "relax": lambda gs, model, family: gs.relax(model, 0.5, family=family),
+    "relax, by site": lambda gs, model, family: gs.relax(model, 0.5, family={"a": family}),
+    "AutoGumbelSoftmax": lambda gs, model, family: gs.AutoGumbelSoftmax(model, family=family),
+    "AutoGumbelSoftmax, by site": lambda gs, model, family: gs.AutoGumbelSoftmax(
+        model, family={"a": family}
+    ),
+}
+
+
+@pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+@pytest.mark.parametrize(("make", "got"), NO_FAMILY.values(), ids=NO_FAMILY)
+def test_no_family(backend, make, got, take):
+    model, family = plain(backend, by_name("factorial")), make(backend.gs, backend.array)
+    with pytest.raises(TypeError, match=rf"^family must be a class that relaxes.* got .*{got}"):
+        take(backend.gs, model, family)
+
+
+@pytest.mark.parametrize("name", ["string", "instance", "discrete law", "ELBO class", "partial"])
+def test_no_family_in_compare(backend, name):
+    make, got = NO_FAMILY[name]
+    model, gs = plain(backend, by_name("factorial")), backend.gs
+    elbo = "RLOO_ELBO is no family; an ELBO goes as an object"
+    wanted = elbo if name == "ELBO class" else f"each must be a class that relaxes.* got .*{got}"
+    families = [gs.GumbelSoftmax, make(gs, backend.array)]
+    with pytest.raises(TypeError, match=rf"^families: {wanted}"):
+        gs.compare(model, gs.AutoGumbelSoftmax(model), families=families, progress_bar=False)
+
+
+SCHEDULE = temperature.constant(0.5)
+# each argument of AnnealedSVI with what may come in its place
+MISPLACED = {
+    "loss": ["schedule", "function", "optim", "loss class", "number", "string"],
+    "schedule": ["loss", "optim", "loss class", "number", "string", "nothing"],
+    "optim": ["loss", "loss class", "number", "string", "nothing"],
+}
+
+
+@pytest.mark.parametrize(
+    ("argument", "other"), [(a, o) for a, others in MISPLACED.items() for o in others]
+)
+def test_misplaced_argument_of_annealed_svi(backend, argument, other):
+    fitting = {
+        "optim": backend.optimizer(),
+        "loss": backend.infer.Trace_ELBO(),
+        "schedule": SCHEDULE,
+    }
+    values = fitting | {
+        "function": lambda step: 0.5,
+        "loss class": backend.infer.Trace_ELBO,
+        "number": 0.5,
+        "string": "cosine",
+        "nothing": None,
+    }
+    got = "the class Trace_ELBO" if other == "loss class" else repr(values[other])[:10]
+    model = plain(backend, by_name("factorial"))
+    arguments = {**fitting, argument: values[other]}
+    with pytest.raises(TypeError) as error:
+        backend.gs.AnnealedSVI(model, model, *arguments.values())
+    message = str(error.value)
+    assert message.startswith(f"AnnealedSVI: {argument} must be ")
+    assert got in message
+
+
+def test_loss_and_schedule_swapped(backend):
+    model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()
+    with pytest.raises(TypeError, match="loss must be an ELBO, got functools"):
+        backend.gs.AnnealedSVI(model, model, backend.optimizer(), SCHEDULE, elbo)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, lambda step: 0.5], ids=["ours", "plain"])
+def test_fitting_arguments(backend, schedule):
+    model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()
+    svi = backend.gs.AnnealedSVI(model, model, backend.optimizer(), elbo, schedule)
+    assert svi.schedule is schedule
