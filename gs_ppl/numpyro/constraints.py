@@ -90,7 +90,7 @@ class _DifferentiableOneHot(_OneHot):
     is_discrete = False
 
 
-class _DifferentiableBoolean(type(constraints.boolean)):
+class _DifferentiableBoolean(type(constraints.boolean)):  # type: ignore[misc]
     """0 or 1, with a gradient."""
 
     is_discrete = False

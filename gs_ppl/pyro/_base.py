@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -40,7 +40,7 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
         raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
     what, given = ("probs", probs) if logits is None else ("logits", logits)
     if not isinstance(given, Tensor) or not given.is_floating_point():
-        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        got = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
         raise TypeError(f"{name}: {what} must be a floating-point torch.Tensor, got {got}")
     if event_dims and (given.dim() == 0 or given.shape[-1] == 0):
         raise ValueError(
@@ -49,9 +49,9 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
     if logits is not None:
         return logits
     if not event_dims:
-        return probs.log() - (-probs).log1p()
-    zero = probs == 0  # masked categories; log(1) in their place keeps the gradient finite
-    return probs.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf)
+        return given.log() - (-given).log1p()
+    zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
+    return given.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf)
 
 
 def check_logits(
@@ -68,8 +68,8 @@ def check_logits(
     if bad:
         raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
     if event_dims and low in (0.0, -math.inf):
-        (empty,) = read(logits.detach().amax(-1).isneginf().any())
-        if empty:
+        empty = read(logits.detach().amax(-1).isneginf().any())
+        if empty and empty[0]:
             lacking = "all-zero probs" if what == "probs" else "all logits -inf"
             raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
 
@@ -95,8 +95,8 @@ def check_temperature(
     elif isinstance(temperature, Real) and not isinstance(temperature, bool):
         shape, limits = batch_shape, [temperature, temperature]
     else:
-        got = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
-        raise TypeError(f"{name}: temperature must be a number or a floating tensor, got {got}")
+        what = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
+        raise TypeError(f"{name}: temperature must be a number or a floating tensor, got {what}")
     if limits is not None and not (limits[0] > 0 and limits[1] < math.inf):
         got = limits[0] if limits[0] == limits[1] else f"values from {limits[0]} to {limits[1]}"
         raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
@@ -112,6 +112,10 @@ class Parameters(TorchDistribution):
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
     has_temperature: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
+    temperature: Any  # a Temperature, or None
+    logits: Tensor
+    finite: Tensor | None
+    _validate_args: bool
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class Parameters(TorchDistribution):
         validate = self._validate_args if validate_args is None else validate_args
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         what, given = ("probs", probs) if logits is None else ("logits", logits)
+        assert given is not None  # or parse_logits had refused
         limits = self._limits(given.detach(), validate)
         if validate and limits is not None:
             check_logits(name, what, limits, self.logits, self.event_dims)
@@ -133,7 +138,7 @@ class Parameters(TorchDistribution):
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.dim() - self.event_dims]
         if self.has_temperature:
-            batch_shape = check_temperature(name, temperature, batch_shape, validate)
+            batch_shape = check_temperature(name, self.temperature, batch_shape, validate)
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
@@ -221,7 +226,8 @@ class OwnSample:
     def attach(
         value: Tensor, owner: LogitsDistribution, log_value: Tensor, residue: Tensor
     ) -> Tensor:
-        value._gs_ppl_draw = OwnSample(owner, log_value, residue, version_of(value))
+        draw = OwnSample(owner, log_value, residue, version_of(value))
+        value._gs_ppl_draw = draw  # type: ignore[attr-defined]
         return value
 
     @staticmethod

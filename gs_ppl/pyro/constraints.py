@@ -77,7 +77,7 @@ class LogSimplexTransform(Transform):
     """
 
     domain = constraints.real_vector
-    codomain = log_simplex
+    codomain: constraints.Constraint = log_simplex
     bijective = True
 
     def __eq__(self, other: object) -> bool:
@@ -153,7 +153,7 @@ class ExpTransform(Transform):
 class SigmoidTransform(torch.distributions.SigmoidTransform):
     """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1."""
 
-    codomain = open_unit_interval
+    codomain = open_unit_interval  # type: ignore[assignment]
 
     def _call(self, x: Tensor) -> Tensor:
         return F.to_unit_interval(x, x.dtype)

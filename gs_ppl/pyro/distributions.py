@@ -87,7 +87,7 @@ class CategoricalScored(LogitsDistribution):
 
     scored_as = "mass"
     has_enumerate_support = True
-    support = torch_constraints.one_hot
+    support: torch_constraints.Constraint = torch_constraints.one_hot
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -120,7 +120,7 @@ class BernoulliScored(LogitsDistribution):
     event_dims = 0
     scored_as = "mass"
     has_enumerate_support = True
-    support = torch_constraints.boolean
+    support: torch_constraints.Constraint = torch_constraints.boolean
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -112,9 +112,10 @@ def _category_term(temperature: Temperature, like: Tensor, finite: Tensor | None
     if finite is None:
         K = like.shape[-1]
         return K, math.lgamma(K) - K * math.log(K) + (K - 1) * _log(temperature)
-    K = finite.sum(-1).double()
-    constant = torch.lgamma(K) - K * K.log()
-    return K.to(like.dtype), constant.to(like.dtype) + (K.to(like.dtype) - 1) * _log(temperature)
+    count = finite.sum(-1).double()
+    constant = (torch.lgamma(count) - count * count.log()).to(like.dtype)
+    count = count.to(like.dtype)
+    return count, constant + (count - 1) * _log(temperature)
 
 
 def _log(temperature: Temperature) -> Tensor | float:
@@ -122,8 +123,9 @@ def _log(temperature: Temperature) -> Tensor | float:
 
 
 def _column(temperature: Temperature) -> Temperature:
-    scalar = not isinstance(temperature, Tensor) or temperature.dim() == 0
-    return temperature if scalar else temperature.unsqueeze(-1)
+    if isinstance(temperature, Tensor) and temperature.dim():
+        return temperature.unsqueeze(-1)
+    return temperature
 
 
 # --- the relaxed law ------------------------------------------------------------------------------
@@ -214,13 +216,13 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_l: Tensor | None, _: None) -> tuple:
-        if grad_y is None and grad_l is None:
-            return None, None, None
         tau, y, l = ctx.saved_tensors
-        if grad_y is None:
+        if grad_y is not None:
+            G = y * grad_y if grad_l is None else torch.addcmul(grad_l, y, grad_y)
+        elif grad_l is not None:
             G = grad_l.clone()
         else:
-            G = y * grad_y if grad_l is None else torch.addcmul(grad_l, y, grad_y)
+            return None, None, None
         H = G.addcmul_(y, G.sum(-1, keepdim=True), value=-1).div_(_column(tau))
         by_tau = -(H * l).sum(-1).sum_to_size(tau.shape) if ctx.needs_input_grad[0] else None
         return by_tau, H.sum_to_size(ctx.shape) if ctx.needs_input_grad[1] else None, None
@@ -361,8 +363,8 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     highest = log_v.where(both, -math.inf).amax(-1, keepdim=True)
     log_v = log_v - highest.where(both.any(-1, keepdim=True), 0.0)
     v, K = log_v.where(both, -math.inf).exp().unsqueeze(-2), both.sum(-1)
-    t, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == torch.float64)
-    t = torch.as_tensor(t, dtype=log_v.dtype, device=log_v.device)
+    nodes, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == torch.float64)
+    t = torch.as_tensor(nodes, dtype=log_v.dtype, device=log_v.device)
     equal, product = -K.unsqueeze(-1) * t.log1p(), -(v * t.unsqueeze(-1)).log1p().sum(-1)
     integral = step * (equal.expm1() - product.expm1()).sum(-1)
     kl = K * integral - log_v.where(both, 0.0).sum(-1)

@@ -25,17 +25,21 @@ from gs_ppl.pyro.distributions import (
     GumbelSoftmax,
 )
 
+Discrete = LogitsDistribution | TorchOneHotCategorical | Bernoulli
 
-def _logits(distribution: Distribution) -> Tensor:
+
+def _logits(distribution: Discrete) -> Tensor:
     """Logits in at least float32, of our classes and of torch's."""
-    own = isinstance(distribution, LogitsDistribution)
-    return distribution.a if own else distribution.logits
+    if isinstance(distribution, LogitsDistribution):
+        return distribution.a
+    return distribution.logits
 
 
-def _finite(distribution: Distribution) -> Tensor | None:
+def _finite(distribution: Discrete) -> Tensor | None:
     """The categories that exist; None: all."""
-    own = isinstance(distribution, LogitsDistribution)
-    return distribution.finite if own else distribution.logits > -math.inf
+    if isinstance(distribution, LogitsDistribution):
+        return distribution.finite
+    return distribution.logits > -math.inf
 
 
 # --- mass against mass ----------------------------------------------------------------------------
@@ -44,14 +48,14 @@ def _finite(distribution: Distribution) -> Tensor | None:
 @register_kl(CategoricalScored, CategoricalScored)
 @register_kl(CategoricalScored, TorchOneHotCategorical)
 @register_kl(TorchOneHotCategorical, CategoricalScored)
-def _kl_categorical(p: Distribution, q: Distribution) -> Tensor:
+def _kl_categorical(p: Discrete, q: Discrete) -> Tensor:
     return F.categorical_kl(_logits(p), _logits(q), _finite(p), _finite(q))
 
 
 @register_kl(BernoulliScored, BernoulliScored)
 @register_kl(BernoulliScored, Bernoulli)
 @register_kl(Bernoulli, BernoulliScored)
-def _kl_bernoulli(p: Distribution, q: Distribution) -> Tensor:
+def _kl_bernoulli(p: Discrete, q: Discrete) -> Tensor:
     return F.bernoulli_kl(_logits(p), _logits(q))
 
 

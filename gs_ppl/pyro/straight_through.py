@@ -58,7 +58,8 @@ class BitEstimator(BernoulliScored, Relaxed):
 
     def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
         pairs = (a, torch.zeros_like(a)), (x, torch.zeros_like(x)), (hard, 1 - hard)
-        return self._surrogate(*(torch.stack(pair, -1) for pair in pairs))[..., 0]
+        a, z, hard = (torch.stack(pair, -1) for pair in pairs)
+        return self._surrogate(a, z, hard)[..., 0]
 
     def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         """The soft value whose gradient the sample has: each class has its own."""
@@ -209,6 +210,8 @@ class ReinMax(OneHotEstimator):
 class ConditionalGumbels(Relaxed):
     """What Gumbel-Rao is for vectors and bits."""
 
+    num_samples: int
+
     def __init__(
         self,
         temperature: Temperature,
@@ -283,6 +286,8 @@ class GumbelRao(ConditionalGumbels, OneHotEstimator):
 
 class Gapped(Relaxed):
     """What the gapped estimator is for vectors and bits."""
+
+    gap: float
 
     def __init__(
         self,
