@@ -140,8 +140,9 @@ class RelaxMessenger(carry_log_values):
         integer = isinstance(law, CategoricalLogits | CategoricalProbs)
         if integer and "enumerate" not in msg["infer"]:
             refuse_integer(name)
-        if _is_discrete(law):
-            make = self.relaxation.law(name, event_dims(law))
+        dims = event_dims(law)
+        if dims is not None and _is_discrete(law):
+            make = self.relaxation.law(name, dims)
             msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
 
