@@ -172,6 +172,14 @@ def at_site(site: str) -> Iterator[None]:
         raise ValueError(f"site {site!r}: {error}") from error
 
 
+def refuse_sure_rows(site: str, plate: str) -> None:
+    """Rows that a subsampled plate has not shown may have other impossible classes."""
+    raise ValueError(
+        f"site {site!r}: the rows of the subsampled plate {plate!r} differ in their impossible"
+        " classes: give init_logits for all rows, -inf at these"
+    )
+
+
 def refuse_straight_through(site: str, law: str) -> None:
     """Pyro's own classes score a relaxed tensor that stands behind the hard sample."""
     raise ValueError(
