@@ -18,7 +18,7 @@ from numpyro.primitives import Messenger
 
 from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
-from gs_ppl.numpyro._base import LogitsDistribution, OwnSample
+from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, parse_logits
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
@@ -221,8 +221,12 @@ def _discretized(law: Any) -> Any:
 
 
 def logits_of(law: Any) -> Array:
-    """In at least float32."""
-    return law.a if isinstance(law, LogitsDistribution) else law.logits
+    """As an array in at least float32; infinite for a bit of probability 0 or 1."""
+    if isinstance(law, LogitsDistribution):
+        return law.a
+    given = parameters(law)
+    logits = parse_logits(type(law).__name__, given.get("probs"), given.get("logits"), 0)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 # --- select ---------------------------------------------------------------------------------------
