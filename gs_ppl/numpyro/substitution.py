@@ -255,6 +255,12 @@ def _attach(g: Array, x: Array) -> Array:
     return x - stop_gradient(x)
 
 
+def _tempered(z: Array, tau: Any) -> Array:
+    """z / tau; what is infinite stays so, without a gradient by tau."""
+    finite = jnp.isfinite(z)
+    return jnp.where(finite, jnp.where(finite, z, 0.0) / tau, z)
+
+
 class SubstitutingELBO(ELBO):
     """For guides all of whose sites are discrete, in one layer or several."""
 
@@ -425,7 +431,7 @@ class REBAR_ELBO(SubstitutingELBO):
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         a, b = stop_gradient((site.a, hard.values[site.name]))
         z = a + shared.noise(site)
-        y = site.kind.squash(z / tau)
+        y = site.kind.squash(_tempered(z, tau))
 
         def relaxed(y: Array) -> tuple[Array, Array]:
             def rule(other: DiscreteSite) -> Array:
@@ -433,7 +439,7 @@ class REBAR_ELBO(SubstitutingELBO):
                     return y
                 if other.name in before:
                     return shared.b(other)
-                return other.kind.squash(shared.z(other) / tau)
+                return other.kind.squash(_tempered(shared.z(other), tau))
 
             run = programs.run(rule)
             return run.elbo, run.r(site)
