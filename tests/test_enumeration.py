@@ -1,5 +1,7 @@
 """Exact enumeration through the PPLs' other algorithms, in float32, and by Pyro's explicit flag."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from programs import (
@@ -58,6 +60,31 @@ def test_flag_alone_is_refused(backend, family):
     with pytest.raises(ValueError, match=r"site 'top': .* use config_enumerate"):
         backend.gs.check(model, empty, elbo)
     backend.gs.check(backend.gs.config_enumerate(model), empty, elbo)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("family", ["OneHotCategorical", "STGumbelSoftmax"])
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
+def test_numpyros_enumeration_is_refused_by_the_law(backend, family, traced, native):
+    """Unchecked: it hands class indices to the program, which wants vectors."""
+    from numpyro.contrib.funsor import config_enumerate
+
+    ppl, array = backend.ppl, backend.array
+    law = partial(getattr(backend.gs, family), *([] if family == "OneHotCategorical" else [0.5]))
+
+    def model():
+        infer = {} if native else {"enumerate": "parallel"}
+        z = ppl.sample("z", law(probs=array(PRIOR)).mask(True), infer=infer)
+        loc = (z * array(LOCS)).sum(-1)
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(0.3))
+
+    program = config_enumerate(model) if native else model
+    loss = backend.infer.TraceEnum_ELBO(max_plate_nesting=0).loss
+    run = partial(loss, param_map={}, model=program, guide=empty)
+    with pytest.raises(ValueError, match=rf"{family}: .* into gs_ppl.numpyro.config_enumerate"):
+        (backend.jit(run) if traced else run)(backend.jax.random.key(0))
+    assert law(probs=array(PRIOR)).enumerate_support(expand=False).shape == (3, 3)
 
 
 # --- float32 --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The Gumbel-Softmax family for NumPyro: is the sample soft or hard, scored as density or mass?"""
 
+import sys
 from typing import NoReturn
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ from jax import Array
 from numpyro.distributions import Logistic, TransformedDistribution
 from numpyro.distributions import constraints as numpyro_constraints
 from numpyro.distributions.transforms import Transform
+from numpyro.primitives import _PYRO_STACK
 
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
@@ -90,6 +92,17 @@ def bit_support(distribution: LogitsDistribution, expand: bool) -> Array:
     return jnp.broadcast_to(values, (2, *batch_shape)) if expand else values
 
 
+def _refuse_indices(name: str) -> None:
+    """NumPyro's enumeration asks for the support, and hands the program indices all the same."""
+    funsor = sys.modules.get("numpyro.contrib.funsor.enum_messenger")
+    if funsor and any(isinstance(handler, funsor.enum) for handler in _PYRO_STACK):
+        raise ValueError(
+            f"{name}: NumPyro's enumeration hands class indices to a program that wants one-hot"
+            " vectors: wrap the program into gs_ppl.numpyro.config_enumerate, in place of NumPyro's"
+            " config_enumerate or the infer flag alone"
+        )
+
+
 class CategoricalScored(LogitsDistribution):
     """Scored as the categorical law: log mass sum(value log pi), linear in the value."""
 
@@ -103,6 +116,8 @@ class CategoricalScored(LogitsDistribution):
         return F.categorical_log_prob(self.a, self._cast(value), self.finite)
 
     def enumerate_support(self, expand: bool = True) -> Array:
+        if not expand:
+            _refuse_indices(type(self).__name__)
         return one_hot_support(self, expand)
 
     @property
