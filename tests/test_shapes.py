@@ -135,3 +135,18 @@ def test_mask(backend, law, nested):
         d = backend.mask(d, keep)
     _, got = backend.sample_and_score(d, 0)
     np.testing.assert_allclose(backend.numpy(got), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_infer_shapes(backend, law):
+    """From shapes alone, by keyword or in place, as the instance has them."""
+    cls, vector = getattr(backend.gs, law.name), (3,) * law.event_dims
+    for tau, batch, expected in (((5, 1), (5, 4), (5, 4)), ((), (), ()), ((2, 1), (4,), (2, 4))):
+        temperature = (tau,) if law.tempered else ()
+        expected = expected if law.tempered else batch
+        for what in ("probs", "logits"):
+            assert cls.infer_shapes(*temperature, **{what: batch + vector}) == (expected, vector)
+        made = law(backend, backend.array(np.ones(tau)), backend.array(np.zeros(batch + vector)))
+        assert (tuple(made.batch_shape), tuple(made.event_shape)) == (expected, vector)
+    with pytest.raises(ValueError, match=f"{law.name}: the shape of exactly one of probs and"):
+        cls.infer_shapes()

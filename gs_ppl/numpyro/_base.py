@@ -195,6 +195,22 @@ class Parameters(LogitsTree):
         # not the __init__ of a TransformedDistribution, which some of the classes are as well
         Distribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
+    @classmethod
+    def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Batch and event shape, from the shapes of what the class takes."""
+        names = ("temperature", "probs", "logits")[not cls.has_temperature :]
+        shapes = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = [shapes[n] for n in ("probs", "logits") if shapes.get(n) is not None]
+        if len(given) != 1:
+            got = "both" if given else "neither"
+            raise ValueError(
+                f"{cls.__name__}: the shape of exactly one of probs and logits is wanted, got {got}"
+            )
+        shape = given[0]
+        split = len(shape) - cls.event_dims
+        batch_shape = np.broadcast_shapes(shapes.get("temperature") or (), tuple(shape[:split]))
+        return batch_shape, tuple(shape[split:])
+
     def expand(self, batch_shape: tuple[int, ...]) -> Self:
         new = copy.copy(self)
         new._expand(tuple(batch_shape))
