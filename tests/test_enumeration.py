@@ -87,6 +87,27 @@ def test_numpyros_enumeration_is_refused_by_the_law(backend, family, traced, nat
     assert law(probs=array(PRIOR)).enumerate_support(expand=False).shape == (3, 3)
 
 
+@pytest.mark.only("pyro")
+def test_auto_discrete_parallel(backend):
+    """Pyro's guide over the lowered program: at its start, the prior, its ELBO is that by hand."""
+    ppl, array, weight = backend.ppl, backend.array, 0.3
+
+    def model():
+        with ppl.plate("rows", 2):
+            z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+            b = ppl.sample("b", backend.gs.STBernoulli(0.5, probs=array(weight)))
+            loc = backend.gs.select(array(LOCS), z) + b
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array([0.3, -1.0]))
+
+    lowered = backend.gs.config_enumerate(model)
+    guide = backend.infer.autoguide.AutoDiscreteParallel(lowered)
+    loss = backend.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(lowered, guide)
+    loc = LOCS[:, None] + np.array([0.0, 1.0])
+    log_x = stats.norm(loc).logpdf(np.array([0.3, -1.0])[:, None, None])
+    elbo = (np.outer(PRIOR, [1 - weight, weight]) * log_x).sum()
+    assert -loss == pytest.approx(elbo, rel=1e-6)
+
+
 # --- float32 --------------------------------------------------------------------------------------
 
 

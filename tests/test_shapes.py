@@ -146,6 +146,7 @@ def test_infer_shapes(backend, law):
         expected = expected if law.tempered else batch
         for what in ("probs", "logits"):
             assert cls.infer_shapes(*temperature, **{what: batch + vector}) == (expected, vector)
+        assert cls.infer_shapes(*temperature, batch + vector) == (expected, vector)
         made = law(backend, backend.array(np.ones(tau)), backend.array(np.zeros(batch + vector)))
         assert (tuple(made.batch_shape), tuple(made.event_shape)) == (expected, vector)
     with pytest.raises(ValueError, match=f"{law.name}: the shape of exactly one of probs and"):

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from pyro.distributions import Categorical
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import constraints
@@ -42,6 +44,8 @@ class EnumerateMessenger(Messenger):
                 " inside of it with all that depends on the site"
             )
         msg["fn"] = rewrap(msg["fn"], _lowered)
+        if isinstance(msg["fn"], OneHotIndex) and _in_prototype():
+            msg["fn"], msg["one_hot"] = Categorical(logits=msg["fn"].logits), True
         if getattr(msg["fn"], "has_enumerate_support", False):
             msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
 
@@ -50,9 +54,16 @@ class EnumerateMessenger(Messenger):
         law, value = innermost(msg["fn"]), msg["value"]
         if value is None:  # sequential enumeration leaves the program here, and comes back
             return
-        if isinstance(law, OneHotIndex) and not value.is_floating_point():
+        is_one_hot = isinstance(law, OneHotIndex) or msg.get("one_hot")
+        if is_one_hot and not value.is_floating_point():
             K = law.logits.shape[-1]
             msg["value"] = torch.nn.functional.one_hot(value, K).to(law.logits.dtype)
+
+
+def _in_prototype() -> bool:
+    """Whether an automatic guide looks at the model: that of Pyro knows Categorical itself only."""
+    looks = AutoGuide._prototype_hide_fn
+    return any(getattr(handler, "hide_fn", None) is looks for handler in _PYRO_STACK)
 
 
 def _lowered(law: Any) -> Any:
