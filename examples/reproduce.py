@@ -199,7 +199,7 @@ def load(arguments: argparse.Namespace) -> Data:
         }
     try:
         parts = load_mnist(arguments.data_dir)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise RunError(str(error)) from error
     (grey, labels), (test_grey, test_labels) = parts["train"], parts["test"]
     some = slice(20 if arguments.quick else None)

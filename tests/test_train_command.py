@@ -1,4 +1,4 @@
-"""examples/train.py refuses before it trains, in one line; Ctrl-C ends with one."""
+"""train.py and reproduce.py refuse before they train, in one line; Ctrl-C ends with one."""
 
 import importlib
 from pathlib import Path
@@ -13,12 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def train(monkeypatch, tmp_path, capsys):
-    """Runs the command in this process, with these options; its status and last line.
+    """Runs the command in this process, with these options; its status, output and errors.
 
     A trainer may not be made, unless a test puts its own in place.
     """
     monkeypatch.syspath_prepend(ROOT / "examples")
-    module = importlib.import_module("train")
     monkeypatch.chdir(tmp_path)
 
     def not_to_be_reached(*_):
@@ -26,10 +25,10 @@ def train(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(training, "make_trainer", not_to_be_reached)
 
-    def run(*options):
-        monkeypatch.setattr("sys.argv", ["train.py", *map(str, options)])
+    def run(*options, script="train"):
+        monkeypatch.setattr("sys.argv", [f"{script}.py", *options])
         with pytest.raises(SystemExit) as caught:
-            module.main()
+            importlib.import_module(script).main()
         captured = capsys.readouterr()
         return caught.value.code, captured.out, captured.err
 
@@ -114,6 +113,26 @@ def test_corrupt_data_are_refused(train, monkeypatch):
     status, _, err = train("--data-dir", ".")
     assert (status, err.count("\n")) == (2, 1)
     assert "train-images-idx3-ubyte: not the train-images-idx3-ubyte of MNIST" in err
+
+
+REFUSED_CELLS = {
+    ("table1", "--quick", "--only", "gan"): "no cell of table1 has 'gan' in its name",
+    ("table1", "--only", "vae_bits_st", "--data-dir", "nowhere"): "train-images-idx3-ubyte: no su",
+    ("figure5", "--only", "vae"): "--only and --data-dir have no effect with figure5",
+    ("figure5", "--data-dir", "."): "--only and --data-dir have no effect with figure5",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), REFUSED_CELLS.items(), ids=map(" ".join, REFUSED_CELLS)
+)
+def test_cells_refused_in_one_line(train, options, message):
+    status, out, err = train(*options, "--results", "here", script="reproduce")
+    assert status == 2
+    assert err.startswith("reproduce.py: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out
 
 
 class Trainer:
