@@ -124,3 +124,33 @@ def test_second_derivatives_of_own_samples(backend, law, by):
         return score.sum() + (value**3).sum()
 
     check_second_derivatives(backend, f, a if by == "logits" else tau)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_vmap_over(backend, law):
+    """NumPyro's axes of a law: made in vmap, mapped over in vmap, as the batch scores."""
+    from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
+
+    jax, taus = backend.jax, backend.array([0.5, 1.0, 2.0, 0.7])
+    logits = backend.array(np.random.default_rng(0).normal(size=(4,) + (3,) * law.event_dims))
+    value = backend.array(np.full((3,) * law.event_dims, 1 / 3) if law.event_dims else 0.25)
+    value = np.log(value) if law.name == "ExpGumbelSoftmax" else value
+    axes = {"temperature": 0, "logits": 0} if law.tempered else {"logits": 0}
+
+    def make(tau, a):
+        return law(backend, tau, a, validate_args=False)
+
+    batch, one = make(taus, logits), make(taus[0], logits[0])
+    made = jax.vmap(make, out_axes=vmap_over(one, **axes))(taus, logits)
+    assert promote_batch_shape(made).batch_shape == (4,)
+    expected = backend.numpy(batch.log_prob(value))
+    assert backend.numpy(made.log_prob(value)) == pytest.approx(expected)
+    score = jax.vmap(lambda d: d.log_prob(value), in_axes=(vmap_over(batch, **axes),))
+    assert backend.numpy(score(batch)) == pytest.approx(expected)
+    if law.tempered:
+        fixed = make(0.5, logits)
+        score = jax.vmap(lambda d: d.log_prob(value), in_axes=(vmap_over(fixed, logits=0),))
+        assert backend.numpy(score(fixed)) == pytest.approx(backend.numpy(fixed.log_prob(value)))
+        with pytest.raises(ValueError, match=r"temperature 0\.5 has no axis"):
+            vmap_over(fixed, temperature=0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution, Independent, MaskedDistribution, constraints
+from numpyro.distributions.batch_util import vmap_over
 from numpyro.util import not_jax_tracer
 
 from gs_ppl.numpyro.functional import Temperature, is_array
@@ -125,6 +126,7 @@ class LogitsTree(Distribution):
     event_dims: ClassVar[int] = 1
     temperature: Any  # a Temperature, or None
     logits: Array
+    _temperature_is_leaf = False  # where it is no array, but what stands for one, such as an axis
     _batch_shape: tuple[int, ...]
     _validate_args: bool
 
@@ -134,7 +136,7 @@ class LogitsTree(Distribution):
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         data, aux = map(list, super().tree_flatten())
-        if is_array(self.temperature):
+        if is_array(self.temperature) or self._temperature_is_leaf:
             aux[self.gather_pytree_aux_fields().index("temperature")] = None
         else:
             data[self.gather_pytree_data_fields().index("temperature")] = None
@@ -145,6 +147,7 @@ class LogitsTree(Distribution):
         new = super().tree_unflatten(aux_data, params)
         if new.temperature is None:
             new.temperature = params[cls.gather_pytree_data_fields().index("temperature")]
+            new._temperature_is_leaf = True
         if is_array(new.logits):
             new._rebatch(new.logits.shape[: new.logits.ndim - cls.event_dims])
         return new
@@ -156,6 +159,18 @@ class LogitsTree(Distribution):
             ones = (1,) * (len(batch_shape) - tau.ndim)
             self.temperature = tau.reshape(tau.shape[:added] + ones + tau.shape[added:])
         self._batch_shape = batch_shape
+
+
+@vmap_over.register
+def _vmap_over(d: LogitsTree, temperature: int | None = None, logits: int | None = None) -> Any:
+    """The axes of vmap: that of the temperature only where it is an array."""
+    axes = copy.copy(d)
+    axes.logits = logits
+    if is_array(d.temperature):
+        axes.temperature, axes._temperature_is_leaf = temperature, True
+    elif temperature is not None:
+        raise ValueError(f"{type(d).__name__}: temperature {d.temperature} has no axis to map over")
+    return axes
 
 
 class Parameters(LogitsTree):
