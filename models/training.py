@@ -197,6 +197,11 @@ class SemiSupervisedSettings(Settings):
             raise ValueError("the model semi_supervised needs a number of classes, got None")
         if len(self.hidden) != 1:
             raise ValueError(f"the model semi_supervised has one hidden width, got {self.hidden}")
+        if self.discrete and self.family not in ("RLOO_ELBO", "NVIL_ELBO"):
+            raise ValueError(
+                f"the family {self.family} is for discrete latents alone, and the model"
+                " semi_supervised has normal ones: use RLOO_ELBO"
+            )
         check_counts(labelled=self.labelled)
         check_counts(**{} if self.channels is None else {"channels": self.channels})
         check_numbers(least=0.0, alpha=self.alpha)

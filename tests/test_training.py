@@ -162,6 +162,7 @@ SEMI_SUPERVISED = {
     "classes": ({"classes": None}, "needs a number of classes, got None"),
     "widths": ({"hidden": (5, 6)}, r"has one hidden width, got \(5, 6\)"),
     "channels": ({"channels": 0}, "channels must be at least 1, got 0"),
+    "normal latents": ({"family": "MuProp_ELBO"}, "MuProp_ELBO is for discrete latents alone"),
     "labelled": ({"labelled": 0}, "labelled must be at least 1, got 0"),
     "alpha": ({"alpha": -1.0}, "alpha must be finite and at least 0, got -1.0"),
     "batch": ({"batch": 0}, "batch must be at least 1, got 0"),
