@@ -8,4 +8,4 @@ Import the side that you use; both have the same names and the same meanings::
 Importing ``gs_ppl`` itself loads neither, so that either one works with the other absent.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

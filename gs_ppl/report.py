@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
 
 from gs_ppl._extras import require
 
@@ -178,6 +176,8 @@ class Comparison:
 
 def to_text(comparison: Comparison) -> str:
     """The table as plain text."""
+    from rich.console import Console  # within: its import draws from the random state
+
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
         console.print(to_table(comparison))
@@ -186,6 +186,9 @@ def to_text(comparison: Comparison) -> str:
 
 def to_table(comparison: Comparison) -> Any:
     """The table that rich prints."""
+    from rich.console import Group
+    from rich.table import Table
+
     summary = Table(title="Exact, by enumeration")
     summary.add_column("nats")
     summary.add_column("", justify="right")
@@ -210,6 +213,8 @@ def to_table(comparison: Comparison) -> Any:
 
 
 def _estimates(comparison: Comparison) -> Any:
+    from rich.table import Table
+
     n = comparison.num_samples
     table = Table(title=f"Relaxed, {n} samples each; gradient in all parameters of the guide")
     gaps = any(row.gap for row in comparison.estimates)

@@ -264,7 +264,8 @@ def test_same_files():
         {path.relative_to(folder) for path in folder.rglob("*.py")}
         for folder in (ROOT / "gs_ppl" / side for side in SIDES)
     )
-    assert pyro == numpyro
+    # scan and cond are primitives of NumPyro's alone
+    assert pyro | {Path("control_flow.py")} == numpyro
 
 
 MODULES = sorted(
