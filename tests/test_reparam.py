@@ -152,7 +152,7 @@ def test_composes(backend, wrapper, kind):
 # --- inference ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tau", [0.3, 1.0])
+@pytest.mark.parametrize("tau", [0.3, pytest.param(1.0, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("family", "kind"),
     [

@@ -298,6 +298,7 @@ def decoder(side, trainer):
     return np.asarray(params["kernel"], float), np.asarray(params["bias"])
 
 
+@pytest.mark.long
 def test_killed_at_any_moment(side, tmp_path):
     """SIGKILL, several times, at moments that no code chose; the end is that of a whole run."""
     command = [sys.executable, ROOT / "examples" / "train.py", "--backend", side]
