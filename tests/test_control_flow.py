@@ -117,13 +117,16 @@ def test_gradient_and_plate_and_enumerated_start(backend):
     )
 
 
-def test_compare_in_scan_is_a_note(backend):
-    """Its posterior would need a factor in each step, of which NumPyro's scan makes a wrong one."""
-    model, _ = chain(backend, "bit")
+def test_compare_in_scan(backend):
+    """The evidence is exact; marginals would need a factor in each step, and there is a note."""
+    model, table = chain(backend, "bit")
     guide = backend.gs.AutoGumbelSoftmax(model)
     report = backend.compare(model, guide, num_samples=2, families=[], objectives=[])
-    assert report.evidence is None
-    assert any("site 'z_tilt': a factor inside of scan" in note for note in report.notes)
+    assert report.evidence.mean == pytest.approx(np.logaddexp.reduce(log_joints(table)), rel=1e-10)
+    assert report.elbo is None
+    assert not report.marginals
+    assert any("exact marginals of z: not given: they take a factor" in n for n in report.notes)
+    assert any("site 'z': sites inside of scan are not enumerated" in n for n in report.notes)
 
 
 def test_what_is_summed_out_is_not_used_after(backend):

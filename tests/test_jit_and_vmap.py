@@ -144,6 +144,7 @@ def test_vmap_over(backend, law):
     batch, one = make(taus, logits), make(taus[0], logits[0])
     made = jax.vmap(make, out_axes=vmap_over(one, **axes))(taus, logits)
     assert promote_batch_shape(made).batch_shape == (4,)
+    assert jax.tree.structure(jax.tree.map(lambda _: 0, one)) == jax.tree.structure(one)
     expected = backend.numpy(batch.log_prob(value))
     assert backend.numpy(made.log_prob(value)) == pytest.approx(expected)
     score = jax.vmap(lambda d: d.log_prob(value), in_axes=(vmap_over(batch, **axes),))

@@ -36,6 +36,7 @@ class Program:
     sites: Mapping[str, Any]
     discrete: Mapping[str, int]
     continuous: Sequence[str]
+    in_scan: Sequence[str] = ()  # of the discrete ones, in NumPyro
 
     def frames(self, site: str) -> list[Any]:
         """The plates around a site, from the left."""
@@ -215,6 +216,11 @@ class _Exact:
     def _of_model(self) -> None:
         evidence, self.posterior = self._session.marginals("model", self._draws)
         self.evidence = Value.of(evidence)
+        if sites := self._session.model.in_scan:
+            self.notes.append(
+                f"exact marginals of {', '.join(sites)}: not given: they take a factor in each step"
+                " of scan, and NumPyro's enumeration takes one of its axes for time"
+            )
 
     def _of_guide(self) -> None:
         elbo, self.gradients = self._session.elbo(self._draws)

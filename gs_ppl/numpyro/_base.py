@@ -164,7 +164,7 @@ class LogitsTree(Distribution):
 @vmap_over.register
 def _vmap_over(d: LogitsTree, temperature: int | None = None, logits: int | None = None) -> Any:
     """The axes of vmap: that of the temperature only where it is an array."""
-    axes = copy.copy(d)
+    axes: Any = copy.copy(d)
     axes.logits = logits
     if is_array(d.temperature):
         axes.temperature, axes._temperature_is_leaf = temperature, True

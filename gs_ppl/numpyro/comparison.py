@@ -178,6 +178,7 @@ class Program(comparison.Program):
         dims = {name: event_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
+        self.in_scan = [n for n in self.discrete if latents[n].get("_control_flow_done")]
         # size of each plate, and of the part of it that a draw sees
         self.rows = {
             name: (node["args"][0], len(node["value"]))
@@ -197,9 +198,12 @@ class Program(comparison.Program):
         self.parameters = {name: t.inv(self.values[name]) for name, t in self.transforms.items()}
 
     def tilts(self) -> dict[str, Array]:
-        """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
+        """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate.
+
+        Not for those inside of scan, where config_enumerate refuses factors.
+        """
         tilts = {}
-        for name in self.discrete:
+        for name in (n for n in self.discrete if n not in self.in_scan):
             node = self.sites[name]
             shape = list(node["fn"].batch_shape)
             for frame in self.frames(name):
