@@ -290,3 +290,41 @@ def test_sample_shape_in_reports_and_losses(backend):
             ValueError, match=r"site 'z': axis -1 of its batch shape \(3,\) lies in"
         ):
             backend.elbo_loss(elbo, model, guide)
+
+
+# --- compare and training -------------------------------------------------------------------------
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("guide", ["automatic", "scanned"])
+def test_compare_over_scan(backend, guide):
+    """The evidence by brute force over all paths; the time axis of a site lies in no plate."""
+    from numpyro.contrib.control_flow import scan
+
+    ppl, gs, jnp = backend.ppl, backend.gs, backend.jnp
+    A, x, locs = np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([0.5, -1.0, 1.2]), np.array([-1, 1.0])
+
+    def model():
+        def step(z, x):
+            z = ppl.sample("z", gs.OneHotCategorical(probs=z @ jnp.array(A)))
+            ppl.sample("x", backend.native.Normal(z @ jnp.array(locs), 1.0), obs=x)
+            return z, None
+
+        scan(step, jnp.array([1.0, 0.0]), jnp.array(x))
+
+    def scanned():
+        def step(carry, a):
+            ppl.sample("z", gs.OneHotCategorical(logits=a))
+            return carry, None
+
+        scan(step, 0, ppl.param("a", jnp.zeros((3, 2))))
+
+    alpha = np.array([1.0, 0.0])
+    for x_t in x:
+        alpha = (alpha @ A) * np.exp(-((x_t - locs) ** 2) / 2) / np.sqrt(2 * np.pi)
+    guide = gs.AutoGumbelSoftmax(model) if guide == "automatic" else scanned
+    report = backend.compare(
+        model, guide, num_samples=3, temperatures=[0.5], families=[gs.GumbelSoftmax]
+    )
+    assert report.evidence.mean == pytest.approx(np.log(alpha.sum()), rel=1e-9)
+    assert any("exact marginals of z: not given" in note for note in report.notes)

@@ -1,6 +1,6 @@
 """Which pairings of guide and model give a finite but wrong loss, seen on one run of both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -35,7 +35,12 @@ from gs_ppl.numpyro.probe import Probe
 __all__ = ["check"]
 
 
-def _site(msg: dict[str, Any], full_sizes: dict[str, int]) -> PairedSite:
+def _in_scan(trace: dict[str, Any]) -> set[str]:
+    """The sites of scanned bodies, whose first batch axis is time."""
+    return {name for name, msg in trace.items() if msg.get("_control_flow_done")}
+
+
+def _site(msg: dict[str, Any], full_sizes: dict[str, int], in_scan: bool) -> PairedSite:
     law = innermost(msg["fn"])
     kind: str | None = None
     if isinstance(law, LogitsDistribution):
@@ -46,6 +51,7 @@ def _site(msg: dict[str, Any], full_sizes: dict[str, int]) -> PairedSite:
         kind = "integer"
     frames = {f.dim: f for f in msg["cond_indep_stack"]}
     shape, scale = msg["fn"].batch_shape, msg["scale"]
+    first = in_scan - len(shape)
     return PairedSite(
         law,
         kind,
@@ -54,7 +60,7 @@ def _site(msg: dict[str, Any], full_sizes: dict[str, int]) -> PairedSite:
         unscored=_is_unscored(msg["fn"]),
         enumerated=msg["infer"].get("enumerate") is not None,
         plates={dim: (f.name, f.size, full_sizes.get(f.name, f.size)) for dim, f in frames.items()},
-        loose=tuple(d for d in range(-len(shape), 0) if shape[d] > 1 and d not in frames),
+        loose=tuple(d for d in range(first, 0) if shape[d] > 1 and d not in frames),
         scale=1.0 if scale is None else read(scale),
     )
 
@@ -70,10 +76,10 @@ def _is_unscored(fn: Any) -> bool:
     return False
 
 
-def _latents(trace: dict[str, Any]) -> dict[str, PairedSite]:
+def _latents(trace: dict[str, Any], scanned: Collection[str] = ()) -> dict[str, PairedSite]:
     full_sizes = {n: msg["args"][0] for n, msg in trace.items() if msg["type"] == "plate"}
     return {
-        name: _site(msg, full_sizes)
+        name: _site(msg, full_sizes, name in scanned)
         for name, msg in trace.items()
         if is_latent(msg) and not msg["infer"].get("is_auxiliary") and jnp.size(msg["value"])
     }
@@ -155,7 +161,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
         model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
-    in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    scanned = _in_scan(guide_trace) | _in_scan(model_trace)
+    in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:
         if site.enumerated and isinstance(site.law, LogitsDistribution):
             raise ValueError(
