@@ -128,11 +128,24 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 
 
 def refuse_integer(site: str) -> None:
-    """A latent integer site cannot take a soft value."""
+    """A program that runs inside of a bare handler cannot read a soft index."""
     raise ValueError(
-        f"site {site!r} is an integer Categorical, which cannot take a soft value: write it as"
-        " OneHotCategorical, and table[z] as select(table, z)"
+        f"site {site!r} draws an integer, which is relaxed where the program is wrapped: write"
+        " relax(program) in place of the context manager"
     )
+
+
+def refuse_support(site: str, law: str) -> None:
+    """A relaxed integer site has one support, which is known before the program runs."""
+    raise ValueError(
+        f"site {site!r}: the support of {law} must be a fixed finite set of integers, known before"
+        " the program is compiled"
+    )
+
+
+def refuse_soft_value(site: str, what: str, cure: str) -> None:
+    """A soft index where a site wants an integer."""
+    raise ValueError(f"site {site!r}: {what} is a soft index; {cure}")
 
 
 def refuse_reparameterization(site: str, got: str) -> None:

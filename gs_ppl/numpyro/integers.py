@@ -1,0 +1,142 @@
+"""Laws of relaxed integer sites: vectors of weights that stand for the integers of a support."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.distributions import (
+    BernoulliLogits,
+    BernoulliProbs,
+    BetaBinomial,
+    BinomialLogits,
+    BinomialProbs,
+    CategoricalLogits,
+    CategoricalProbs,
+    DiscreteUniform,
+    Distribution,
+    constraints,
+)
+
+from gs_ppl._shared.families import refuse_support
+from gs_ppl.numpyro._base import LogitsDistribution, read
+
+__all__: list[str] = []
+
+
+class IndexScored:
+    """What a family is at an integer site: it scores vectors of weights, and integers besides."""
+
+    values: ClassVar[tuple[int, ...]]
+    has_enumerate_support = False  # marks of the PPL's own enumeration do not reach it
+
+    def weights(self, value: Array) -> Array:
+        """The vertex of an integer; weights as they are."""
+        if jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            return value
+        return (jnp.asarray(value)[..., None] == np.array(self.values)).astype(self.logits.dtype)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        return super().log_prob(self.weights(value), intermediates)
+
+
+@cache
+def _of_values(family: type, values: tuple[int, ...]) -> type:
+    return type(family.__name__, (IndexScored, family), {"values": values, "__doc__": None})
+
+
+def of_values(make: partial, values: tuple[int, ...]) -> partial:
+    """A family, with its options, at a site of these integers."""
+    return partial(_of_values(make.func, values), *make.args, **make.keywords)
+
+
+def values_of(law: Any) -> tuple[int, ...] | None:
+    """The integers that a relaxed law stands for; None for any other law."""
+    return getattr(law, "values", None) if isinstance(law, LogitsDistribution) else None
+
+
+def is_integer(law: Any) -> bool:
+    """Whether the values are integers of a finite support: not bits, not vectors."""
+    if isinstance(law, LogitsDistribution | BernoulliLogits | BernoulliProbs):
+        return False
+    scalar = isinstance(law, Distribution) and law.event_shape == ()
+    return scalar and (law.has_enumerate_support or isinstance(law, COUNTS))
+
+
+COUNTS = (BinomialLogits, BinomialProbs, BetaBinomial)
+
+
+def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
+    """The support of an integer law, and the parameters of a Categorical over it."""
+    if isinstance(law, CategoricalProbs):
+        return tuple(range(law.probs.shape[-1])), {"probs": law.probs}
+    if isinstance(law, CategoricalLogits):
+        return tuple(range(law.logits.shape[-1])), {"logits": law.logits}
+    exists = None
+    if isinstance(law, COUNTS):
+        support = np.arange(1 + int(_known(site, law, law.total_count).max()))
+        exists = support.reshape(-1, *(1,) * len(law.batch_shape)) <= law.total_count
+    elif isinstance(law, DiscreteUniform):
+        low, high = (_known(site, law, x) for x in (law.low, law.high))
+        support = np.arange(int(low.min()), int(high.max()) + 1)
+        at = support.reshape(-1, *(1,) * len(law.batch_shape))
+        exists = (at >= low) & (at <= high)
+    else:
+        with jax.ensure_compile_time_eval():
+            support = _known(site, law, law.enumerate_support(expand=False)).ravel()
+    if not np.issubdtype(support.dtype, np.integer):
+        refuse_support(site, type(law).__name__)
+    at = jnp.asarray(support).reshape(-1, *(1,) * len(law.batch_shape))
+    if exists is not None:  # a row's own support, where rows differ
+        at = jnp.where(exists, at, law.low if isinstance(law, DiscreteUniform) else 0)
+    logits = jnp.broadcast_to(law.log_prob(at), (len(support), *law.batch_shape))
+    if exists is not None:
+        logits = jnp.where(exists, logits, -jnp.inf)
+    return tuple(support.tolist()), {"logits": jnp.moveaxis(logits, 0, -1)}
+
+
+def _known(site: str, law: Any, x: Any) -> np.ndarray:
+    """A parameter that the support depends on."""
+    if isinstance(x, jax.core.Tracer):
+        refuse_support(site, type(law).__name__)
+    return np.asarray(x)
+
+
+class FiniteIntegers(Distribution):
+    """The discrete law over integers that are not 0..K-1."""
+
+    arg_constraints = {"logits": constraints.real_vector}
+    pytree_data_fields = ("logits",)
+    pytree_aux_fields = ("values",)
+
+    def __init__(self, logits: Array, values: tuple[int, ...]) -> None:
+        self.logits, self.values = logits, values
+        super().__init__(logits.shape[:-1], (), validate_args=False)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        return constraints.integer_interval(min(self.values), max(self.values))
+
+    def expand(self, batch_shape: tuple[int, ...]) -> "FiniteIntegers":
+        logits = jnp.broadcast_to(self.logits, (*batch_shape, len(self.values)))
+        return FiniteIntegers(logits, self.values)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        index = CategoricalLogits(self.logits).sample(key, sample_shape)
+        return jnp.asarray(self.values)[index]
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        hit = jnp.asarray(value)[..., None] == np.array(self.values)
+        logits = jax.nn.log_softmax(self.logits)
+        found = CategoricalLogits(logits).log_prob(hit.argmax(-1))
+        return jnp.where(hit.any(-1), found, -jnp.inf)
+
+
+def integer_law(logits: Array, values: tuple[int, ...]) -> Distribution:
+    """The discrete law of a relaxed integer site."""
+    if values == tuple(range(len(values))):
+        return CategoricalLogits(logits, validate_args=False)
+    return FiniteIntegers(logits, values)
