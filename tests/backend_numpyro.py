@@ -227,6 +227,12 @@ class NumPyroBackend:
         result = svi.run(self.jax.random.key(0), steps, progress_bar=False)
         return np.array(result.losses), result.params
 
+    def train_on(self, model, guide, elbo, schedule, batches) -> None:
+        svi = self._annealed(model, guide, elbo, schedule)
+        state, update = svi.init(self.jax.random.key(0), batches[0]), self.jax.jit(svi.update)
+        for batch in batches:
+            state, _ = update(state, batch)
+
     def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
         recorded = []
 

@@ -256,6 +256,12 @@ class PyroBackend:
         svi = self._annealed(model, guide, elbo, schedule, learning_rate, decay)
         return np.array([svi.step() for _ in range(steps)]), None
 
+    def train_on(self, model, guide, elbo, schedule, batches) -> None:
+        """A step on each batch."""
+        svi = self._annealed(model, guide, elbo, schedule)
+        for batch in batches:
+            svi.step(batch)
+
     def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
         """The temperature of the site z at each step."""
         recorded = []

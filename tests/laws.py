@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pytest
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,22 @@ def select(**wanted) -> list[Law]:
 
 def name(law: Law) -> str:
     return law.name
+
+
+# One of each kind. What a class has of its base is tested on these, and on all in the long tests.
+KINDS = ("GumbelSoftmax", "STGumbelSoftmax", "GumbelRao", "OneHotCategorical", "SoftBernoulli")
+
+
+def of_kinds(argname: str, values: list, quick: tuple = (), laws: list[Law] | None = None):
+    """Of all laws and values: in the quick suite the quick values for all, the others for KINDS."""
+    cases = [
+        pytest.param(
+            law,
+            value,
+            marks=() if value in quick or law.name in KINDS else pytest.mark.long,
+            id=f"{law.name}-{value}",
+        )
+        for law in (LAWS if laws is None else laws)
+        for value in values
+    ]
+    return pytest.mark.parametrize(("law", argname), cases)

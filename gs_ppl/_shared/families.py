@@ -69,12 +69,16 @@ class Relaxation:
         """The sites that the options name."""
         return named(self.family)
 
-    def law(self, site: str, event_dims: int) -> Callable[..., Any]:
-        """Makes the law of a site from its parameters."""
+    def law(
+        self, site: str, event_dims: int, of_values: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """Makes the law of a site from its parameters; `of_values` makes a family one of integers.
+        """
         family = self.family
         if isinstance(family, Mapping):
             family = family.get(site, self.default)
         make = counterpart(family, event_dims, self.objective, site)
+        make = make if of_values is None else of_values(make)
         temperature = temperature_at(site, self.temperature)
 
         def law(**parameters: Any) -> Any:
@@ -183,6 +187,14 @@ def at_site(site: str) -> Iterator[None]:
         if str(error).startswith("site "):
             raise
         raise ValueError(f"site {site!r}: {error}") from error
+
+
+def refuse_sure_rows(site: str, plate: str) -> None:
+    """Rows that a subsampled plate has not shown may have other impossible classes."""
+    raise ValueError(
+        f"site {site!r}: the rows of the subsampled plate {plate!r} differ in their impossible"
+        " classes: give init_logits for all rows, -inf at these"
+    )
 
 
 def refuse_straight_through(site: str, law: str) -> None:

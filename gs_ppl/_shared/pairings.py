@@ -1,19 +1,36 @@
 """Which pairings of guide and model would give a finite but wrong loss."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 
+
+@dataclass(frozen=True)
 class PairedSite:
-    """What a check needs to know of a latent site: its law, how that is scored, its mask.
+    """What a check needs to know of a latent site.
 
-    `kind` is "density", "mass", "integer", or None for a law that is no concern of ours.
+    Attributes:
+        law: the innermost one.
+        kind: "density", "mass", "integer", or None for any other law.
+        log_space: whether its values are logs of the simplex.
+        masked: whether a mask is on it; `unscored`: whether one is all False.
+        enumerated: whether the program marks it for enumeration.
+        plates: (name, size, full size) by axis.
+        loose: axes of the batch shape that lie in no plate.
+        scale: that of its score; None where it is traced.
     """
 
-    def __init__(
-        self, law: Any, kind: str | None, *, log_space: bool, masked: bool, enumerated: bool
-    ) -> None:
-        self.law, self.kind, self.log_space = law, kind, log_space
-        self.masked, self.enumerated = masked, enumerated
+    law: Any
+    kind: str | None
+    log_space: bool
+    masked: bool
+    unscored: bool
+    enumerated: bool
+    plates: Mapping[int, tuple[str, int, int]] = field(default_factory=dict)
+    loose: tuple[int, ...] = ()
+    scale: Any = 1.0
 
     @property
     def name(self) -> str:
@@ -22,6 +39,14 @@ class PairedSite:
     @property
     def is_hard(self) -> bool:
         return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
+
+    @property
+    def is_soft_mass(self) -> bool:
+        return self.kind == "mass" and not self.is_hard
+
+    @property
+    def is_certain(self) -> bool:
+        return self.name == "Delta"
 
 
 def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
@@ -47,13 +72,126 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
             f"{pair} is masked in the {side} alone: apply the same mask to the {other}, or its"
             " terms stay in the loss unpaired"
         )
+    if not guide.is_certain:
+        _check_plates(site, pair, guide, model)
+        _check_scale(pair, guide, model)
+
+
+def _check_plates(site: str, pair: str, guide: PairedSite, model: PairedSite) -> None:
+    ours = guide.kind is not None
+    for dim in sorted({*guide.plates, *model.plates}, reverse=True):
+        if dim in guide.plates and dim in model.plates:
+            (name, *rows), (other, *wanted) = guide.plates[dim], model.plates[dim]
+            if rows != wanted and (ours or name == other):
+                raise ValueError(
+                    f"{pair}: plate {name!r} of the guide has {_rows(*rows)}, plate {other!r} of"
+                    f" the model {_rows(*wanted)}: give both the same; an automatic guide keeps the"
+                    " plates of its first call unless it has create_plates"
+                )
+            continue
+        side, other = ("guide", "model") if dim in guide.plates else ("model", "guide")
+        name, _, full_size = (guide if side == "guide" else model).plates[dim]
+        if ours and full_size > 1:
+            raise ValueError(
+                f"{pair} is in plate {name!r} in the {side} alone: put it into the same plate in"
+                f" the {other}"
+            )
+    for side, paired in (("guide", guide), ("model", model)):
+        check_axes(site, side, paired)
+
+
+def check_axes(site: str, side: str, paired: PairedSite) -> None:
+    """Refuses a batch of variables outside of plates, such as a temperature by row makes of one."""
+    if paired.kind is not None and paired.loose:
+        axes = ", ".join(map(str, paired.loose))
+        raise ValueError(
+            f"site {site!r}: axis {axes} of the batch shape of {paired.name} in the {side} lies in"
+            " no plate: give the site's parameters and temperature the shape of its plates, put it"
+            " into a plate, or join the axis to the event by to_event"
+        )
+
+
+def _rows(size: int, full_size: int) -> str:
+    return f"{size} rows" if size == full_size else f"{size} of {full_size} rows"
+
+
+def _check_scale(pair: str, guide: PairedSite, model: PairedSite) -> None:
+    if guide.scale is None or model.scale is None:
+        return
+    scales = [np.asarray(x, float) for x in (guide.scale, model.scale)]
+    try:
+        agree = np.allclose(*scales, rtol=1e-5, atol=0)
+    except ValueError:
+        agree = False
+    if not agree:
+        of = [f"{x}" if x.ndim == 0 else f"an array of shape {x.shape}" for x in scales]
+        raise ValueError(
+            f"{pair} is scaled by {of[0]} in the guide and by {of[1]} in the model: apply scale,"
+            " and subsample plates, alike on both sides"
+        )
+
+
+def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:
+    """Refuses a guide that draws the rows of a plate which the program is given."""
+    if guide.shape != model.shape or (guide != model).any():
+        raise ValueError(
+            f"plate {plate!r}: the model is given its rows, and the guide has others: give the"
+            " guide the same, as by create_plates=lambda x, rows: pyro.plate(..., subsample=rows)"
+        )
 
 
 def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> None:
-    """Refuses a discrete or relaxed latent that neither the guide nor enumeration takes care of."""
-    if model.kind is not None and not (model.enumerated and loss_enumerates):
+    """Refuses a latent that neither the guide nor enumeration takes care of."""
+    if model.is_certain or model.unscored or (model.enumerated and loss_enumerates):
+        return
+    if model.kind is not None or getattr(model.law, "has_enumerate_support", False):
+        cure = "Add it to the guide, or config_enumerate the model and use TraceEnum_ELBO"
+    else:
+        cure = "Add it to the guide; AutoGuideList joins automatic ones"
+    raise ValueError(
+        f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it would"
+        f" be drawn from the prior. {cure}"
+    )
+
+
+def check_divergence(site: str, guide: PairedSite, elbo: str, *, analytic: bool) -> None:
+    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p."""
+    if guide.is_soft_mass and not analytic:
         raise ValueError(
-            f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it"
-            " would be drawn from the prior. Add it to the guide, or config_enumerate the model"
-            " and use TraceEnum_ELBO"
+            f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide, whose"
+            " soft values are scored by a mass: its optimum without data is not the prior. Use"
+            " TraceMeanField_ELBO (or gs_ppl's TraceEnum_ELBO beside enumerated sites) with the"
+            " same event dimensions on both sides, a straight-through family such as"
+            " STGumbelSoftmax, or objective='relaxed'"
         )
+
+
+def check_order(
+    parents: Mapping[str, set[str]], guide_parents: Mapping[str, set[str]], elbo: str
+) -> None:
+    """Refuses a guide that draws a site before those that the model has as its parents.
+
+    The analytic divergence of z is taken at one draw of z's parents in the model; it is wrong
+    where the guide has drawn these from z.
+    """
+    descendants: dict[str, set[str]] = {name: set() for name in guide_parents}
+    for name in reversed(guide_parents):  # in the guide's order, so that those below are complete
+        for parent in guide_parents[name]:
+            descendants[parent] |= {name} | descendants[name]
+    for name in parents:
+        wrong = sorted(parents[name] & descendants.get(name, set()))
+        if wrong:
+            raise ValueError(
+                f"site {name!r}: the model draws it given {wrong[0]!r}, and the guide draws"
+                f" {wrong[0]!r} given it, for which {elbo} is wrong: draw them in the guide in the"
+                " model's order, or use another ELBO"
+            )
+
+
+def shapes(value: Any) -> Any:
+    """The shapes of all arrays in arguments, hashable; what is no array does not count."""
+    if hasattr(value, "shape"):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return tuple((key, shapes(x)) for key, x in value.items())
+    return tuple(map(shapes, value)) if isinstance(value, list | tuple) else None

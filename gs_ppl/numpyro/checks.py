@@ -4,25 +4,38 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from numpyro import handlers
 from numpyro.distributions import (
     BernoulliLogits,
     BernoulliProbs,
     CategoricalLogits,
     CategoricalProbs,
+    kl_divergence,
 )
-from numpyro.infer import TraceEnum_ELBO
+from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 
-from gs_ppl._shared.pairings import PairedSite, check_pairing, check_unpaired
-from gs_ppl._shared.wrappers import innermost, is_masked
-from gs_ppl.numpyro._base import LogitsDistribution
+from gs_ppl._shared.pairings import (
+    PairedSite,
+    check_axes,
+    check_divergence,
+    check_order,
+    check_pairing,
+    check_unpaired,
+)
+from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
+from gs_ppl.numpyro import trace_enum
+from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
 from gs_ppl.numpyro.handlers import is_latent
+from gs_ppl.numpyro.probe import Probe
 
 __all__ = ["check"]
 
 
-def _site(msg: dict[str, Any]) -> PairedSite:
+def _site(msg: dict[str, Any], full_sizes: dict[str, int]) -> PairedSite:
     law = innermost(msg["fn"])
     if isinstance(law, LogitsDistribution):
         kind = law.scored_as
@@ -30,28 +43,83 @@ def _site(msg: dict[str, Any]) -> PairedSite:
         kind = "mass"
     else:
         kind = "integer" if isinstance(law, CategoricalLogits | CategoricalProbs) else None
+    frames = {f.dim: f for f in msg["cond_indep_stack"]}
+    shape, scale = msg["fn"].batch_shape, msg["scale"]
     return PairedSite(
         law,
         kind,
         log_space=isinstance(law, ExpGumbelSoftmax),
         masked=is_masked(msg["fn"]),
+        unscored=_is_unscored(msg["fn"]),
         enumerated=msg["infer"].get("enumerate") is not None,
+        plates={dim: (f.name, f.size, full_sizes.get(f.name, f.size)) for dim, f in frames.items()},
+        loose=tuple(d for d in range(-len(shape), 0) if shape[d] > 1 and d not in frames),
+        scale=1.0 if scale is None else read(scale),
     )
 
 
+def _is_unscored(fn: Any) -> bool:
+    """Whether a mask around the law is False throughout."""
+    while is_wrapper(fn):
+        mask = read(getattr(fn, "_mask", True))
+        if mask is not None and not np.any(mask):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def _latents(trace: dict[str, Any]) -> dict[str, PairedSite]:
+    full_sizes = {n: msg["args"][0] for n, msg in trace.items() if msg["type"] == "plate"}
     return {
-        name: _site(msg)
+        name: _site(msg, full_sizes)
         for name, msg in trace.items()
-        if is_latent(msg) and not msg["infer"].get("is_auxiliary")
+        if is_latent(msg) and not msg["infer"].get("is_auxiliary") and jnp.size(msg["value"])
     }
 
 
-def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
-    """Runs guide and model once, and refuses pairings whose loss would be finite but wrong.
+def _parents(
+    program: Callable, trace: dict[str, Any], args: tuple, kwargs: dict
+) -> dict[str, set[str]]:
+    """Which latents each latent's law depends on, by the gradient of its score."""
+    names = [
+        n for n in _latents(trace) if jnp.issubdtype(jnp.result_type(trace[n]["value"]), float)
+    ]
 
-    AnnealedSVI does it at its initialisation. Under a bare SVI that nobody checks, a bare discrete
-    law on one side stays unseen.
+    def scores(values: dict[str, Array]) -> dict[str, Array]:
+        fixed = {
+            name: {**site, "value": values.get(name, site["value"])}
+            for name, site in trace.items()
+            if site["type"] == "plate" or is_latent(site)
+        }
+        seeded = handlers.seed(program, jax.random.key(0))
+        with handlers.block():
+            again = handlers.trace(handlers.replay(seeded, fixed)).get_trace(*args, **kwargs)
+        return {name: again[name]["fn"].log_prob(again[name]["value"]).sum() for name in names}
+
+    slopes = jax.jacrev(scores)({name: trace[name]["value"] for name in names})
+    return {
+        name: {o for o in names if o != name and bool((slopes[name][o] != 0).any())}
+        for name in names
+    }
+
+
+def _is_analytic(guide: Any, model: Any, loss: Any) -> bool:
+    if not isinstance(loss, TraceMeanField_ELBO | trace_enum.TraceEnum_ELBO):
+        return False
+    try:
+        kl_divergence(guide["fn"], model["fn"])
+    except NotImplementedError:
+        return False
+    return True
+
+
+def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
+    """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
+
+    AnnealedSVI does it at its initialisation, and again where the shapes of its arguments are new.
+    Under a bare SVI that nobody checks, a bare discrete law on one side stays unseen. A program
+    with relaxed sites runs some ten times more, with values along edges of the simplex, to see
+    whether it follows them as its gradient says; not under jit, where values cannot be read.
 
     Args:
         model: program, relaxed or enumerated as it is handed to SVI.
@@ -63,8 +131,11 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     Raises:
         ValueError: naming the site and the cure: a density paired with a mass, class indices with
             vectors, log-space with the simplex; a discrete guide site that the loss has no
-            gradient for; a mask on one side alone; a latent that is neither in the guide nor
-            enumerated by the loss.
+            gradient for; a soft mass where the loss has no analytic divergence; plates, rows,
+            scale or a mask on one side alone; a batch axis in no plate; a latent that is neither
+            in the guide nor enumerated by the loss; dependent sites in another order than the
+            model's, under TraceMeanField_ELBO; a relaxed value that is read as a class, by
+            astype(int), argmax or ==, which has no gradient.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -91,6 +162,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             )
     for name, site in in_model.items():
         if name not in in_guide:
+            check_axes(name, "model", site)
             check_unpaired(name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO))
             continue
         pair = in_guide[name]
@@ -101,3 +173,46 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
                 f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
                 " guide: relax model and guide, or use TraceGraph_ELBO or TraceEnum_ELBO"
             )
+        analytic = pair.is_soft_mass and _is_analytic(guide_trace[name], model_trace[name], loss)
+        check_divergence(name, pair, type(loss).__name__, analytic=analytic)
+    sites = [*guide_trace.values(), *model_trace.values()]
+    if any(isinstance(site["value"], jax.core.Tracer) for site in sites):
+        return
+    programs = (("model", model, model_trace), ("guide", guide, guide_trace))
+    common = [
+        [n for n in sites if n in in_guide and n in in_model] for sites in (in_guide, in_model)
+    ]
+    if isinstance(loss, TraceMeanField_ELBO) and common[0] != common[1]:
+        parents = [_parents(fn, trace, args, kwargs) for _, fn, trace in programs]
+        check_order(*parents, type(loss).__name__)
+    for side, program, trace in programs:
+        _probe(side, program, trace, in_guide, in_model, args, kwargs)
+    if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(
+        s.is_soft_mass for s in in_guide.values()
+    ):
+        params = {s["name"]: s["value"] for s in sites if s["type"] == "param"}
+        with handlers.block():  # it refuses soft sites below summed ones
+            loss.loss(jax.random.key(0), params, model, guide, *args, **kwargs)
+
+
+def _probe(
+    side: str,
+    program: Callable,
+    trace: Any,
+    in_guide: dict[str, PairedSite],
+    in_model: dict[str, PairedSite],
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Of the sites whose guide hands a gradient to the value."""
+    sites = in_model if side == "model" else in_guide
+    relaxed = [
+        name
+        for name, pair in in_guide.items()
+        if isinstance(pair.law, LogitsDistribution) and pair.law.has_rsample and name in in_model
+    ]
+    if relaxed and (side == "model" or len(sites) > 1):  # a lone site of a guide has no reader
+        Probe(side, program, trace, args, kwargs).run(
+            [name for name in relaxed if sites[name].kind == "mass"],
+            [name for name in relaxed if sites[name].kind == "density"],
+        )

@@ -181,9 +181,9 @@ class RelaxMessenger(carry_log_values):
             if not self.reads:
                 refuse_integer(name)
             values, given = classes(name, law)
-            make = of_values(self.relaxation.law(name, 1), values)
-        elif _is_discrete(law):
-            make, given = self.relaxation.law(name, event_dims(law)), parameters(law)
+            make = self.relaxation.law(name, 1, of_values(values))
+        elif _is_discrete(law) and (dims := event_dims(law)) is not None:
+            make, given = self.relaxation.law(name, dims), parameters(law)
         else:
             return
         self._relaxed.add(name)

@@ -48,9 +48,15 @@ def _of_values(family: type, values: tuple[int, ...]) -> type:
     return type(family.__name__, (IndexScored, family), {"values": values, "__doc__": None})
 
 
-def of_values(make: partial, values: tuple[int, ...]) -> partial:
-    """A family, with its options, at a site of these integers."""
-    return partial(_of_values(make.func, values), *make.args, **make.keywords)
+def of_values(values: tuple[int, ...]) -> Callable[[Any], Any]:
+    """Makes a family, with its options, one for a site of these integers."""
+
+    def make(family: Any) -> Any:
+        if isinstance(family, partial):
+            return partial(make(family.func), **family.keywords)
+        return _of_values(family, values)
+
+    return make
 
 
 def values_of(law: Any) -> tuple[int, ...] | None:

@@ -399,7 +399,8 @@ class REBAR_ELBO(SubstitutingELBO):
 
     def particle(self, programs: Programs, shared: SharedNoise) -> Array:
         hard = programs.run(shared.b)
-        fixed, surrogate = programs.fixed(), 0.0
+        fixed = programs.fixed()
+        surrogate: Array | float = 0.0
         for name, site in hard.sites.items():
             start = math.log(self.temperature), self.scale
             names = f"{name}_rebar_log_temperature", f"{name}_rebar_scale"

@@ -3,19 +3,32 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
-from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical
+from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, kl_divergence
 
-from gs_ppl._shared.pairings import PairedSite, check_pairing, check_unpaired
+from gs_ppl._shared.pairings import (
+    PairedSite,
+    check_axes,
+    check_divergence,
+    check_order,
+    check_pairing,
+    check_rows,
+    check_unpaired,
+)
 from gs_ppl._shared.wrappers import innermost, is_masked
+from gs_ppl.pyro import trace_enum
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 from gs_ppl.pyro.handlers import random_state
+from gs_ppl.pyro.probe import Probe
 
 __all__ = ["check"]
 
@@ -24,7 +37,7 @@ PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
 
 
 def _site(node: dict[str, Any]) -> PairedSite:
-    law = innermost(node["fn"])
+    law, mask = innermost(node["fn"]), node["mask"]
     if isinstance(law, LogitsDistribution):
         kind = law.scored_as
     elif isinstance(law, TorchOneHotCategorical | TorchBernoulli):
@@ -33,13 +46,18 @@ def _site(node: dict[str, Any]) -> PairedSite:
         kind = "density"
     else:
         kind = "integer" if isinstance(law, TorchCategorical) else None
-    masked = node["mask"] is not None and node["mask"] is not True
+    frames = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
+    shape = node["fn"].batch_shape
     return PairedSite(
         law,
         kind,
         log_space=isinstance(law, ExpGumbelSoftmax),
-        masked=masked or is_masked(node["fn"]),
+        masked=(mask is not None and mask is not True) or is_masked(node["fn"]),
+        unscored=mask is False or (isinstance(mask, Tensor) and not mask.any()),
         enumerated=node["infer"].get("enumerate") is not None,
+        plates={dim: (f.name, f.size, f.full_size or f.size) for dim, f in frames.items()},
+        loose=tuple(d for d in range(-len(shape), 0) if shape[d] > 1 and d not in frames),
+        scale=torch.as_tensor(node["scale"]).numpy(force=True),
     )
 
 
@@ -49,14 +67,65 @@ def _latents(trace: Any) -> dict[str, PairedSite]:
         for name in trace.stochastic_nodes
         if not site_is_subsample(trace.nodes[name])
         and not trace.nodes[name]["infer"].get("is_auxiliary")
+        and torch.as_tensor(trace.nodes[name]["value"]).numel()
     }
 
 
-def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
-    """Runs guide and model once, and refuses pairings whose loss would be finite but wrong.
+class _GivenRows(Messenger):
+    """Sees the rows that the program is given, plate(..., subsample=rows), before replay does."""
 
-    AnnealedSVI does it at its first step. The random state is left as it was. Under a bare SVI
-    that nobody checks, a bare discrete law on one side stays unseen.
+    def __enter__(self) -> Any:
+        self.rows: dict[str, Tensor] = {}
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if site_is_subsample(msg) and msg["value"] is not None:
+            self.rows[msg["name"]] = msg["value"]
+
+
+def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[str, set[str]]:
+    """Which latents each latent's law depends on, by what its score is connected to."""
+    names = [n for n in _latents(trace) if trace.nodes[n]["value"].is_floating_point()]
+    fixed, leaves = poutine.Trace(), {}
+    for name in trace.stochastic_nodes:
+        node = trace.nodes[name]
+        if name in names:
+            leaves[name] = node["value"].detach().clone().requires_grad_()
+        fixed.add_node(name, **{**node, "value": leaves.get(name, node["value"])})
+    with random_state(), torch.enable_grad():
+        replayed = poutine.replay(program, trace=fixed)
+        again = poutine.trace(replayed).get_trace(*args, **kwargs)
+        again.compute_log_prob(lambda name, site: name in leaves)
+    parents = {}
+    for name in names:
+        score = again.nodes[name]["log_prob"].sum()
+        others = {other: leaf for other, leaf in leaves.items() if other != name}
+        slopes = [None] * len(others)
+        if score.requires_grad and others:
+            slopes = torch.autograd.grad(
+                score, list(others.values()), retain_graph=True, allow_unused=True
+            )
+        parents[name] = {o for o, slope in zip(others, slopes, strict=True) if slope is not None}
+    return parents
+
+
+def _is_analytic(guide: Any, model: Any, loss: Any) -> bool:
+    if not isinstance(loss, TraceMeanField_ELBO | trace_enum.TraceEnum_ELBO):
+        return False
+    try:
+        kl_divergence(guide["fn"], model["fn"])
+    except NotImplementedError:
+        return False
+    return True
+
+
+def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
+    """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
+
+    AnnealedSVI does it at its first step, and again where the shapes of its arguments are new. The
+    random state is left as it was. Under a bare SVI that nobody checks, a bare discrete law on one
+    side stays unseen. A program with relaxed sites runs some ten times more, with values along
+    edges of the simplex, to see whether it follows them as its gradient says.
 
     Args:
         model: program, relaxed or enumerated as it is handed to SVI.
@@ -69,8 +138,11 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ValueError: naming the site and the cure: a density paired with a mass, class indices with
             vectors, log-space with the simplex; a straight-through guide over Pyro's own
             OneHotCategorical, whose score has no gradient; a discrete guide site that the loss
-            has no gradient for; a mask on one side alone; a latent that is neither in the guide
-            nor enumerated by the loss.
+            has no gradient for; a soft mass where the loss has no analytic divergence; plates,
+            rows, scale or a mask on one side alone; a batch axis in no plate; a latent that is
+            neither in the guide nor enumerated by the loss; dependent sites in another order than
+            the model's, under TraceMeanField_ELBO; a relaxed value that is read as a class, by
+            long(), argmax, == or if, which has no gradient.
 
     Example:
         >>> import pyro, torch
@@ -85,11 +157,17 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     """
     with random_state():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
+        given = _GivenRows()
+        replayed = poutine.replay(given(model), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    in_guide = _latents(guide_trace)
-    for name, site in _latents(model_trace).items():
+    for plate, rows in given.rows.items():
+        if plate in guide_trace.nodes:
+            drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])
+            check_rows(plate, drawn.numpy(force=True), torch.as_tensor(rows).numpy(force=True))
+    in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    for name, site in in_model.items():
         if name not in in_guide:
+            check_axes(name, "model", site)
             check_unpaired(
                 name, site, loss_enumerates=isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO)
             )
@@ -108,4 +186,46 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
                 f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
                 " guide: relax model and guide, or use Trace_ELBO, TraceGraph_ELBO or"
                 " TraceEnum_ELBO"
+            )
+        analytic = pair.is_soft_mass and _is_analytic(
+            guide_trace.nodes[name], model_trace.nodes[name], loss
+        )
+        check_divergence(name, pair, type(loss).__name__, analytic=analytic)
+    programs = (("model", model, model_trace), ("guide", guide, guide_trace))
+    common = [
+        [n for n in sites if n in in_guide and n in in_model] for sites in (in_guide, in_model)
+    ]
+    if isinstance(loss, TraceMeanField_ELBO) and common[0] != common[1]:
+        parents = [_parents(fn, trace, args, kwargs) for _, fn, trace in programs]
+        check_order(*parents, type(loss).__name__)
+    for side, program, trace in programs:
+        _probe(side, program, trace, in_guide, in_model, args, kwargs)
+    if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(
+        s.is_soft_mass for s in in_guide.values()
+    ):
+        with random_state():
+            loss.loss(model, guide, *args, **kwargs)  # which refuses soft sites below summed ones
+
+
+def _probe(
+    side: str,
+    program: Callable,
+    trace: Any,
+    in_guide: dict[str, PairedSite],
+    in_model: dict[str, PairedSite],
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Of the sites whose guide hands a gradient to the value."""
+    sites = in_model if side == "model" else in_guide
+    relaxed = [
+        name
+        for name, pair in in_guide.items()
+        if isinstance(pair.law, LogitsDistribution) and pair.law.has_rsample and name in in_model
+    ]
+    if relaxed and (side == "model" or len(sites) > 1):  # a lone site of a guide has no reader
+        with random_state():
+            Probe(side, program, trace, args, kwargs).run(
+                [name for name in relaxed if sites[name].kind == "mass"],
+                [name for name in relaxed if sites[name].kind == "density"],
             )

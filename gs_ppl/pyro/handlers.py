@@ -147,8 +147,9 @@ class RelaxMessenger(Messenger):
             refuse_straight_through(name, type(law).__name__)
         if isinstance(law, TorchCategorical) and "enumerate" not in msg["infer"]:
             refuse_integer(name)
-        if _is_discrete(law):
-            make = self.relaxation.law(name, event_dims(law))
+        dims = event_dims(law)
+        if dims is not None and _is_discrete(law):
+            make = self.relaxation.law(name, dims)
             msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
 

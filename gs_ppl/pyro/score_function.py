@@ -25,7 +25,7 @@ from gs_ppl.pyro._elbo import (
 
 __all__ = ["NVIL_ELBO", "RLOO_ELBO"]
 
-Particle = tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]
+Particle = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 class ScoreFunctionELBO(SurrogateELBO):
@@ -72,7 +72,7 @@ class ScoreFunctionELBO(SurrogateELBO):
         whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
         stack = lambda xs, n: xs[0][n] if whole else torch.stack([x[n] for x in xs])  # noqa: E731
         r, state = {name: stack(rs, name) for name in rs[0]}, states[0]
-        signals = self.center(r, {name: _value(x) for name, x in state.items()})
+        signals = self.center(r, {name: x.detach() for name, x in state.items()})
         with torch.no_grad():
             for name, value in self.update(r, state).items():
                 state[name].copy_(value)

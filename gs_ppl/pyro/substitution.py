@@ -391,7 +391,7 @@ class REBAR_ELBO(SubstitutingELBO):
 
     def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
         hard = programs.run(shared.b)
-        surrogate = 0.0
+        surrogate: Tensor | float = 0.0
         for name, site in hard.sites.items():
             start = torch.tensor(math.log(self.temperature)), self.scale
             names = f"{name}_rebar_log_temperature", f"{name}_rebar_scale"

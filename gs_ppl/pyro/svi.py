@@ -35,20 +35,17 @@ class TorchOptim(PyroOptim):
     """
 
     def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
-        is_class = isinstance(optim, type)
-        makes_one = issubclass(optim, Optimizer) if is_class else callable(optim)
+        makes_one = issubclass(optim, Optimizer) if isinstance(optim, type) else callable(optim)
         is_optim = isinstance(optim, Optimizer) or (makes_one and not isinstance(optim, infer.ELBO))
         check_argument("optim", is_optim, OPTIMIZER, optim)
         super().__init__(optim, {})
         self.make = None if isinstance(optim, Optimizer) else optim
-        self.optimizer = None if self.make else optim
+        self.optimizer = optim if isinstance(optim, Optimizer) else None
         self._saved: dict[str, Any] | None = None
 
     def __call__(self, params: Iterable[Tensor]) -> None:
-        if self.optimizer is None and self._saved:
-            self._resume()
-        elif self.optimizer is None:
-            self.optimizer = self.make(list(by_name(params).values()))
+        if self.optimizer is None:
+            self.optimizer = self._start(params)
         known = {p for group in self.optimizer.param_groups for p in group["params"]}
         new = by_name(p for p in params if p not in known)
         if new and self.make is None:
@@ -59,13 +56,18 @@ class TorchOptim(PyroOptim):
         self.optimizer.step()
         self.optimizer.zero_grad()  # to None: SVI would write zeros, and backward add to them
 
-    def _resume(self) -> None:
+    def _start(self, params: Iterable[Tensor]) -> Optimizer:
+        """A new optimizer, or the saved one."""
+        assert self.make is not None  # the caller's own optimizer is there from the start
+        if not self._saved:
+            return self.make(list(by_name(params).values()))
         store = dict(pyro.get_param_store().named_parameters())
         first, *others = ([store[name] for name in group] for group in self._saved["names"])
-        self.optimizer = self.make(first)
+        optimizer = self.make(first)
         for group in others:
-            self.optimizer.add_param_group({"params": group})
-        self.optimizer.load_state_dict(self._saved["optimizer"])
+            optimizer.add_param_group({"params": group})
+        optimizer.load_state_dict(self._saved["optimizer"])
+        return optimizer
 
     def get_state(self) -> dict[str, Any]:
         if self.optimizer is None:
@@ -78,10 +80,10 @@ class TorchOptim(PyroOptim):
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict
-        if self.make is None:
-            self.optimizer.load_state_dict(state_dict["optimizer"])
-        else:
+        if self.make is not None:
             self.optimizer = None
+        elif self.optimizer is not None:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
 
 
 def by_name(params: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -192,7 +194,8 @@ class AnnealedSVI(SVI):
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self.num_steps = 0
-        self._elbo, self._checked = loss, set()
+        self._elbo = loss
+        self._checked: set[Any] = set()
 
     def temperature(self) -> torch.Tensor:
         """The temperature of the coming step."""

@@ -1,0 +1,203 @@
+"""Whether a program's terms follow a relaxed value as their gradient says: a probe along edges.
+
+A program that reads a relaxed value as a class (by long(), argmax, ==, if) has a finite loss, whose
+gradient lacks what the value does. Along an edge between two vertices of the simplex, the change of
+the program's terms must be the integral of their derivative. A jump and a change without gradient
+are not; a term that does not change at all is right.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, count, islice
+from math import comb
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TOLERANCE = 0.02  # of the variation along an edge
+MAX_SPLITS = 40
+MIDDLE = 0.46  # of no symmetry, which could hide two jumps
+ENDS = 1e-2  # where terms are infinite at the vertices, such as log(z)
+GAUSS = (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5)  # two nodes
+
+
+class Reading(NamedTuple):
+    """The weighted terms at a point of an edge, and the derivative of their sum along it."""
+
+    terms: np.ndarray
+    slope: float
+    sites: frozenset[str]
+
+
+class SitesChange(Exception):
+    """The program has other sites at another value."""
+
+
+@dataclass(order=True)
+class Interval:
+    """A part of an edge, with the change of the terms and the integral of their derivative."""
+
+    priority: float
+    start: float
+    end: float
+    change: float
+    integral: float
+
+    @property
+    def mismatch(self) -> float:
+        return abs(self.change - self.integral)
+
+
+class Edge:
+    """The terms along one edge, read at t in [0, 1].
+
+    Intervals are halved where they mismatch: at a kink, or where the terms are steep, what is
+    left becomes small; at a jump, and at a change without gradient, it stays.
+    """
+
+    def __init__(self, read: Callable[[float], Reading]) -> None:
+        self._read = read
+        self._seen: dict[float, Reading] = {}
+
+    def read(self, t: float) -> Reading:
+        if t not in self._seen:
+            reading = self._seen[t] = self._read(t)
+            if reading.sites != self._seen[next(iter(self._seen))].sites:
+                raise SitesChange
+        return self._seen[t]
+
+    def interval(self, start: float, end: float) -> Interval:
+        a, b = self.read(start).terms, self.read(end).terms
+        if a.shape != b.shape:
+            raise SitesChange
+        change = float((b - a).sum())
+        slopes = [self.read(start + (end - start) * node).slope for node in GAUSS]
+        integral = (end - start) * sum(slopes) / len(slopes)
+        return Interval(-abs(change - integral), start, end, change, integral)
+
+    def mismatch(self) -> tuple[float, float] | None:
+        """Change and integral, where they differ; None where they agree or cannot be known."""
+        ends = 0.0, 1.0
+        if not all(np.isfinite(self.read(t).terms).all() for t in ends):
+            ends = ENDS, 1 - ENDS
+        cut = ends[0] + MIDDLE * (ends[1] - ends[0])
+        intervals = [self.interval(ends[0], cut), self.interval(cut, ends[1])]
+        heapq.heapify(intervals)
+        scale = max(np.abs(self.read(t).terms).sum() for t in ends)
+        rounding = 16 * np.finfo(np.float32).eps * scale
+        for _ in range(MAX_SPLITS):
+            used = [self._seen[t] for interval in intervals for t in (interval.start, interval.end)]
+            if not all(np.isfinite(x.terms).all() for x in used):
+                return None
+            left = sum(x.mismatch for x in intervals)
+            variation = sum(max(abs(x.change), abs(x.integral)) for x in intervals)
+            if not np.isfinite(left) or left <= TOLERANCE * variation + rounding:
+                return None
+            worst = heapq.heappop(intervals)
+            middle = worst.start + MIDDLE * (worst.end - worst.start)
+            for part in ((worst.start, middle), (middle, worst.end)):
+                heapq.heappush(intervals, self.interval(*part))
+        return sum(abs(x.change) for x in intervals), sum(abs(x.integral) for x in intervals)
+
+
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """Sites that move together, so that each once moves while each other one is at rest.
+
+    As subsets of equal size do: few groups for many sites.
+    """
+    size = next(n for n in count(1) if comb(n, n // 2 or 1) >= len(names))
+    codes = islice(combinations(range(size), size // 2 or 1), len(names))
+    members = [[] for _ in range(size)]
+    for name, code in zip(names, codes, strict=True):
+        for group in code:
+            members[group].append(name)
+    return [group for group in members if group]
+
+
+def vertices(finite: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Corners of the simplex for each row, two or three, at random among the possible classes.
+
+    A row of two classes has the third corner at the first, and a row of one class does not move.
+    """
+    rank = np.where(finite, rng.random(finite.shape), -1.0).argsort(-1)[..., ::-1]
+    classes = finite.sum(-1)
+    for corner in range(min(3, max(2, finite.shape[-1]))):
+        k = np.minimum(corner, classes - 1) if corner < 2 else np.where(classes > 2, 2, 0)
+        k = np.take_along_axis(rank, np.maximum(k, 0)[..., None], -1)
+        yield (np.arange(finite.shape[-1]) == k).astype(float)
+
+
+def weights(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Of the terms, at random, lest the jumps of rows cancel in their sum."""
+    rng = np.random.default_rng(0)
+    return [rng.uniform(0.5, 1.5, shape) for shape in shapes]
+
+
+def probe(
+    side: str,
+    masses: Sequence[str],
+    densities: Sequence[str],
+    corners: Callable[[str], list[Any]],
+    read: Callable[[dict[str, tuple[Any, Any]], float], Reading],
+) -> None:
+    """Moves relaxed values along edges, and refuses terms that do not follow their gradient.
+
+    Args:
+        side: "model" or "guide", for the message.
+        masses: the relaxed sites whose own score is read too, at any value: they move at once.
+        densities: those whose own score is not, since it ends at the edges.
+        corners: the values of a site at successive corners of a path of edges.
+        read: the other terms where sites are at t between two of their values.
+
+    Raises:
+        ValueError: naming the site and the cure.
+    """
+    paths = {name: corners(name) for name in (*masses, *densities)}
+    moving = [*([list(masses)] if masses else []), *(groups(densities) if densities else [])]
+    for group in moving:
+        for moved in _edges(paths, group):
+            if (found := _mismatch(moved, read)) is None:
+                continue
+            for name in group:
+                alone = _mismatch({name: moved[name]}, read)
+                if alone is not None:
+                    _refuse(side, name, alone)
+            _refuse(side, group[0], found)
+
+
+def _edges(paths: dict[str, list[Any]], group: list[str]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    length = max(len(paths[name]) for name in group)
+    for step in range(length - 1):
+        edge = {}
+        for name in group:
+            path = paths[name]
+            i = step % (len(path) - 1)
+            edge[name] = (path[i], path[i + 1])
+        yield edge
+
+
+def _mismatch(
+    moved: dict[str, tuple[Any, Any]],
+    read: Callable[[dict[str, tuple[Any, Any]], float], Reading],
+) -> str | None:
+    try:
+        found = Edge(lambda t: read(moved, t)).mismatch()
+    except SitesChange:
+        return "the program has other sites at one class than at another"
+    if found is None:
+        return None
+    change, integral = found
+    return (
+        f"between two classes the other terms vary by {change:.3g}, of which the gradient knows"
+        f" {integral:.3g}"
+    )
+
+
+def _refuse(side: str, name: str, found: str) -> None:
+    raise ValueError(
+        f"site {name!r}: the {side} reads its relaxed value in a way that has no gradient, such as"
+        f" long(), argmax, ==, bool, round or if: {found}. Use the value by its weights, as"
+        " select(table, z) or (1 - z) * a + z * b for a bit; or config_enumerate the program and"
+        " use TraceEnum_ELBO"
+    )

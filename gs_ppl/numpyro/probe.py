@@ -1,0 +1,117 @@
+"""The probe along edges, of programs in NumPyro: see gs_ppl._shared.probing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions.util import scale_and_mask
+
+from gs_ppl._shared.probing import Reading, probe, vertices, weights
+from gs_ppl._shared.wrappers import innermost
+from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
+
+__all__: list[str] = []
+
+NEEDS_VALUES = (  # a program that runs without jit alone
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+TINY = 1e-6  # of the simplex, where the value is its log
+
+
+class Probe:
+    """Replays a program with relaxed values along edges, all else as in its trace."""
+
+    def __init__(
+        self, side: str, program: Callable, trace: dict[str, Any], args: tuple, kwargs: dict
+    ) -> None:
+        self.side, self.program, self.trace = side, program, trace
+        self.args, self.kwargs = args, kwargs
+        self.sites: frozenset[str] = frozenset()
+        self.compiled: dict[tuple[str, ...], Callable] = {}
+
+    def run(self, masses: list[str], densities: list[str]) -> None:
+        probe(self.side, masses, densities, self.corners, self.read)
+
+    def law(self, name: str) -> Any:
+        return innermost(self.trace[name]["fn"])
+
+    def corners(self, name: str) -> list[Array]:
+        a, value = _logits(self.law(name)), self.trace[name]["value"]
+        a = np.broadcast_to(a, value.shape)
+        if not self.law(name).event_shape:  # a bit that is certain stays
+            return [jnp.asarray(v, value.dtype) for v in (a == np.inf, a > -np.inf)]
+        rng = np.random.default_rng(0)
+        return [jnp.asarray(v, value.dtype) for v in vertices(a > -np.inf, rng)]
+
+    def read(self, moved: dict[str, tuple[Array, Array]], t: float) -> Reading:
+        names = tuple(moved)
+        if names not in self.compiled:
+            self.compiled[names] = jax.jit(self._values_and_slopes)
+        point = moved, jnp.asarray(t, jnp.result_type(float))
+        try:
+            values, slopes = self.compiled[names](*point)
+        except NEEDS_VALUES:
+            values, slopes = self._values_and_slopes(*point)
+        random = weights([x.shape for x in values])
+        flat = [(w * np.asarray(x)).ravel() for w, x in zip(random, values, strict=True)]
+        slope = sum(float((w * np.asarray(x)).sum()) for w, x in zip(random, slopes, strict=True))
+        return Reading(np.concatenate([np.zeros(1), *flat]), slope, self.sites)
+
+    def _values_and_slopes(self, moved: dict[str, tuple[Array, Array]], t: Array) -> tuple:
+        def terms(t: Array) -> list[Array]:
+            leaves = {}
+            for name, (start, end) in moved.items():
+                value = start + t.astype(start.dtype) * (end - start)
+                in_logs = isinstance(self.law(name), ExpGumbelSoftmax)
+                leaves[name] = jnp.log(jnp.maximum(value, TINY)) if in_logs else value
+            sites, values = self._terms(leaves)
+            self.sites = frozenset(sites)
+            return values
+
+        return jax.jvp(terms, (t,), (jnp.ones_like(t),))
+
+    def _terms(self, leaves: dict[str, Array]) -> tuple[set[str], list[Array]]:
+        fixed = {
+            name: {**site, "value": leaves.get(name, site["value"])}
+            for name, site in self.trace.items()
+            if site["type"] == "plate" or (site["type"] == "sample" and not site["is_observed"])
+        }
+        seeded = handlers.seed(self.program, jax.random.key(0))
+        with handlers.block():
+            trace = handlers.trace(handlers.replay(seeded, fixed)).get_trace(
+                *self.args, **self.kwargs
+            )
+        sites = {name for name, site in trace.items() if site["type"] == "sample"}
+        terms = [_score(trace[name]) for name in sorted(sites - leaves.keys())]
+        for name, value in leaves.items():
+            law = innermost(trace[name]["fn"]) if name in sites else None
+            if law is not None and getattr(law, "scored_as", "mass") == "mass":
+                terms.append(_linear_score(law, value))
+        return sites, terms
+
+
+def _score(site: dict[str, Any]) -> Array:
+    intermediates = [site["intermediates"]] if site["intermediates"] else []
+    return scale_and_mask(site["fn"].log_prob(site["value"], *intermediates), site["scale"])
+
+
+def _logits(law: Any) -> Array:
+    return law.a if hasattr(law, "a") else law.logits
+
+
+def _linear_score(law: Any, value: Array) -> Array:
+    """The mass at any value, also of a law whose support is the vertices: how parents enter it."""
+    a = _logits(law)
+    if law.event_shape:
+        return _weighted(value, jax.nn.log_softmax(a))
+    return _weighted(value, jax.nn.log_sigmoid(a)) + _weighted(1 - value, jax.nn.log_sigmoid(-a))
+
+
+def _weighted(value: Array, logs: Array) -> Array:
+    return jnp.where(jnp.isinf(logs), 0.0, value * logs)

@@ -1,0 +1,66 @@
+"""Enumerated and soft sites side by side: NumPyro's TraceEnum_ELBO with analytic divergences."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jax import Array
+from numpyro import handlers, infer
+
+from gs_ppl._shared.families import refuse_enumerated_parents
+from gs_ppl._shared.wrappers import innermost
+from gs_ppl.numpyro._base import LogitsDistribution
+
+__all__ = ["TraceEnum_ELBO"]
+
+
+def is_soft_mass(fn: Any) -> bool:
+    law = innermost(fn)
+    return isinstance(law, LogitsDistribution) and law.scored_as == "mass" and not law.is_hard
+
+
+def _analytic(site: dict[str, Any]) -> dict[str, Any]:
+    return {"kl": "analytic"} if is_soft_mass(site["fn"]) and not site["is_observed"] else {}
+
+
+class TraceEnum_ELBO(infer.TraceEnum_ELBO):
+    """NumPyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has.
+
+    So that a program may have enumerated and soft sites side by side. Soft values are scored by a
+    mass, and log q - log p of them would have its optimum elsewhere than at q = p.
+
+    Raises:
+        ValueError: naming the soft site, where its law depends on one that the model enumerates.
+
+    Example:
+        >>> elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    """
+
+    def loss(
+        self,
+        rng_key: Array,
+        param_map: dict[str, Any],
+        model: Callable,
+        guide: Callable,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Array:
+        marked = _MarkAnalytic(guide)  # replay hands `infer` to the model
+        try:
+            return super().loss(rng_key, param_map, model, marked, *args, **kwargs)
+        except AssertionError as error:
+            found = re.search("analytic KL computation for the latent variable `(.*?)`", str(error))
+            if found is None:
+                raise
+            refuse_enumerated_parents(found[1], error)
+
+
+class _MarkAnalytic(handlers.infer_config):
+    """Marks the soft sites, once relax has made them."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn, _analytic)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample":
+            msg["infer"] = {**msg["infer"], **_analytic(msg)}

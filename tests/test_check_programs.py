@@ -1,0 +1,362 @@
+"""What check refuses beyond pairings of laws, each refusal beside an accepted neighbour."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.stats import norm
+
+PRIOR = np.array([0.80, 0.15, 0.05])
+TABLE = np.array([-2.0, 0.5, 2.0])
+NO_GRADIENT = "site 'z': the model reads its relaxed value in a way that has no gradient"
+MEAN_FIELD = "TraceMeanField_ELBO"
+
+
+def check(backend, model, elbo=MEAN_FIELD, guide=None, family="GumbelSoftmax", **options):
+    gs = backend.gs
+    family = getattr(gs, family)
+    guide = guide or gs.AutoGumbelSoftmax(model, 0.5, family=family, **options)
+    loss = getattr(backend.infer, elbo)()
+    gs.check(gs.relax(model, 0.5, family=family, **options), guide, loss)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_parameters(backend):
+    getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+
+
+# --- reading a relaxed value ----------------------------------------------------------------------
+
+
+def reader(backend, loc, *, bit=False, rows=None, data=0.4):
+    """x ~ Normal(loc(z), 1), in a plate of rows or without."""
+    ppl, array = backend.ppl, backend.array
+
+    def body(x):
+        if bit:
+            z = ppl.sample("z", backend.native.Bernoulli(probs=array(0.3)))
+        else:
+            z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+        ppl.sample("x", backend.native.Normal(loc(backend, z), 1.0), obs=array(x))
+
+    def model():
+        if rows is None:
+            body(data)
+        else:
+            with ppl.plate("rows", rows):
+                body(np.linspace(-2, 2, rows))
+
+    return model
+
+
+def relu(x):
+    return (x + abs(x)) / 2
+
+
+VECTOR_READERS = {  # loc of z, whether it follows z with a gradient
+    "select": (lambda b, z: b.gs.select(b.array(TABLE), z), True),
+    "cubic": (lambda b, z: (z**3 * b.array(TABLE)).sum(-1), True),
+    "kink": (lambda b, z: relu(z @ b.array(TABLE) - 0.3), True),
+    "steep": (lambda b, z: 1 / (1 + (40 * (z[..., 0] - 0.3)) ** 2), True),
+    "root": (lambda b, z: ((z + 1e-4) ** 0.1 * b.array(TABLE)).sum(-1), True),
+    "equal components": (lambda b, z: b.array(np.ones(3))[z.argmax(-1)], True),
+    "unused": (lambda b, z: z.sum(-1) * 0.0 + 1.0, True),
+    "argmax": (lambda b, z: b.array(TABLE)[z.argmax(-1)], False),
+    "round": (lambda b, z: z.round() @ b.array(TABLE), False),
+    "threshold": (lambda b, z: ((z > 0.7) * b.array(TABLE)).sum(-1), False),
+    "positive": (lambda b, z: ((z > 0) * b.array(TABLE)).sum(-1), False),
+    "half": (lambda b, z: 0.3 * z @ b.array(TABLE) + b.array(TABLE)[z.argmax(-1)], False),
+}
+
+
+@pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
+@pytest.mark.parametrize("name", VECTOR_READERS)
+def test_vector_is_read(backend, name, family):
+    loc, honest = VECTOR_READERS[name]
+    model = reader(backend, loc)
+    if honest:
+        check(backend, model, family=family)
+        return
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        check(backend, model, family=family)
+
+
+BIT_READERS = {
+    "linear": (lambda b, z: 4 * z - 2, True),
+    "equal": (lambda b, z: (z == 1) * 4.0 - 2, False),
+    "cast": (lambda b, z: (z > 0.5) * 4.0 - 2, False),
+}
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+@pytest.mark.parametrize("name", BIT_READERS)
+def test_bit_is_read(backend, name, rows):
+    """Also where the jumps of the rows cancel in their sum."""
+    loc, honest = BIT_READERS[name]
+    model = reader(backend, loc, bit=True, rows=rows)
+    if honest:
+        check(backend, model)
+        return
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        check(backend, model)
+
+
+def chain(backend, read):
+    """A second site below the first; nothing is observed."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+    rows = array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]])
+
+    def model():
+        z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+        ppl.sample("w", gs.OneHotCategorical(probs=read(z, rows)))
+
+    return model
+
+
+@pytest.mark.parametrize("objective", ["categorical", "relaxed"])
+def test_law_of_a_second_site_reads_the_first(backend, objective):
+    check(backend, chain(backend, lambda z, rows: z @ rows), objective=objective)
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        check(backend, chain(backend, lambda z, rows: rows[z.argmax(-1)]), objective=objective)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_guide_reads_its_own_site(backend, honest):
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+    model = chain(backend, lambda z, rows: z @ rows)
+
+    def guide():
+        z = ppl.sample("z", gs.SoftOneHotCategorical(0.5, logits=array(np.zeros(3))))
+        logits = array(TABLE) * (z[..., :1] if honest else z.round()[..., :1])
+        ppl.sample("w", gs.SoftOneHotCategorical(0.5, logits=logits))
+
+    if honest:
+        check(backend, model, guide=guide)
+        return
+    with pytest.raises(ValueError, match="site 'z': the guide reads its relaxed value"):
+        check(backend, model, guide=guide)
+
+
+# --- soft masses without the analytic divergence --------------------------------------------------
+
+ELBOS = {
+    "Trace_ELBO": {},
+    MEAN_FIELD: {},
+    "TraceGraph_ELBO": {},
+    "RenyiELBO": {"alpha": 0.5, "num_particles": 2},
+    "TraceEnum_ELBO": {"max_plate_nesting": 1},
+}
+LAWS = [
+    ("GumbelSoftmax", "categorical"),
+    ("GumbelSoftmax", "relaxed"),
+    ("STGumbelSoftmax", "categorical"),
+    ("ReinMax", "categorical"),
+    ("GappedST", "categorical"),
+]
+ROWS = 2000
+
+
+@pytest.mark.parametrize("elbo", [*ELBOS, "gs.TraceEnum_ELBO"])
+@pytest.mark.parametrize(("family", "objective"), LAWS)
+def test_without_data_the_optimum_is_the_prior(backend, family, objective, elbo):
+    """Loss 0 and gradient 0 at q = p, or refused with the cure."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+    options = {"family": getattr(gs, family), "objective": objective}
+
+    def program(logits):
+        def run():
+            with ppl.plate("rows", ROWS):
+                ppl.sample("z", gs.OneHotCategorical(logits=logits()))
+
+        return gs.relax(run, 0.7, **options)
+
+    start = array(np.tile(np.log(PRIOR), (ROWS, 1)))
+    model = program(lambda: array(np.log(PRIOR)))
+    guide = program(lambda: ppl.param("a", start))
+    own, name = elbo.startswith("gs."), elbo.removeprefix("gs.")
+    loss = getattr(gs if own else backend.infer, name)(**ELBOS[name])
+    analytic = own or name == MEAN_FIELD
+    if (family, objective) == LAWS[0] and not analytic:
+        with pytest.raises(ValueError, match=f"'z': {name} has no analytic divergence .*relaxed'"):
+            gs.check(model, guide, loss)
+        return
+    gs.check(model, guide, loss)
+    value, gradient = backend.loss_and_gradient(loss, model, guide, 0)
+    (rows,) = gradient.values()
+    assert value == pytest.approx(0.0, abs=1e-3)
+    assert (np.abs(rows.mean(0)) <= 5 * rows.std(0) / np.sqrt(ROWS) + 1e-6).all()
+
+
+def side_by_side(backend, below):
+    """An enumerated bit and a soft class, one observation; `below`: the class has a law by bit."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def model():
+        with gs.config_enumerate():
+            w = ppl.sample("w", gs.OneHotCategorical(probs=array([0.3, 0.7])))
+        with gs.relax(temperature=0.5):
+            shift = w[..., :1] if below else 0.0
+            z = ppl.sample("z", gs.OneHotCategorical(logits=array(np.log(PRIOR)) + shift))
+        loc = gs.select(array(TABLE), z) * 0.0 + gs.select(array([-1.0, 2.0]), w)
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(0.4))
+
+    def guide():
+        a = ppl.param("a", array([0.2, 0.1, -0.3]))
+        ppl.sample("z", gs.SoftOneHotCategorical(0.5, logits=a))
+
+    return model, guide
+
+
+def test_enumerated_and_soft_side_by_side(backend):
+    """Where z does not enter x the loss is the evidence of w, and the divergence of z, exactly."""
+    loss = backend.gs.TraceEnum_ELBO(max_plate_nesting=0)
+    model, guide = side_by_side(backend, below=False)
+    backend.gs.check(model, guide, loss)
+    value, gradient = backend.loss_and_gradient(loss, model, guide, 0)
+    logq, logp = log_softmax([0.2, 0.1, -0.3]), np.log(PRIOR)
+    divergence = np.exp(logq) @ (logq - logp)
+    evidence = np.log([0.3, 0.7] @ norm.pdf(0.4, [-1.0, 2.0]))
+    assert value == pytest.approx(divergence - evidence, rel=1e-6)
+    np.testing.assert_allclose(gradient["a"], np.exp(logq) * (logq - logp - divergence), atol=1e-6)
+    with pytest.raises(ValueError, match="site 'z': its law depends on a site that the model enu"):
+        backend.gs.check(*side_by_side(backend, below=True), loss)
+
+
+# --- plates, axes, scale, order -------------------------------------------------------------------
+
+
+def in_plate(backend, rows, *, name="rows", size=None, plate=True):
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def run():
+        law = gs.STGumbelSoftmax(0.5, logits=array(np.zeros((rows, 3)) if plate else np.zeros(3)))
+        if not plate:
+            ppl.sample("z", law)
+            return
+        with ppl.plate(name, size or rows, **({"subsample_size": rows} if size else {})):
+            ppl.sample("z", law)
+
+    return run
+
+
+PLATES = {
+    "alike": ({}, {}, None),
+    "another name": ({}, {"name": "other"}, None),
+    "rows": ({}, {"rows": 1, "name": "one"}, "plate 'one' of the guide has 1 rows, plate .* 4"),
+    "full size": ({"size": 8}, {"size": 16}, "has 4 of 16 rows, plate 'rows' .* 4 of 8 rows"),
+    "no plate in the guide": ({}, {"plate": False}, "is in plate 'rows' in the model alone"),
+    "no plate in the model": ({"plate": False}, {}, "is in plate 'rows' in the guide alone"),
+}
+
+
+@pytest.mark.parametrize("case", PLATES)
+def test_plates(backend, case):
+    model, guide, message = PLATES[case]
+    pair = in_plate(backend, **{"rows": 4, **model}), in_plate(backend, **{"rows": 4, **guide})
+    loss = backend.infer.Trace_ELBO()
+    if message is None:
+        backend.gs.check(*pair, loss)
+        return
+    with pytest.raises(ValueError, match=f"site 'z': .*{message}"):
+        backend.gs.check(*pair, loss)
+
+
+def test_temperature_by_row(backend):
+    """Of a site in a plate it is legal; of a global one it makes a batch."""
+    array, loc = backend.array, lambda b, z: b.gs.select(b.array(TABLE), z)
+    for rows in (4, None):
+        model = reader(backend, loc, rows=rows)
+        tau = array(np.full(4, 0.5))
+        pair = backend.gs.relax(model, tau), backend.gs.AutoGumbelSoftmax(model, tau)
+        loss = backend.infer.TraceMeanField_ELBO()
+        if rows:
+            backend.gs.check(*pair, loss)
+            continue
+        with pytest.raises(ValueError, match=r"site 'z': axis -1 of the batch shape .* no plate"):
+            backend.gs.check(*pair, loss)
+
+
+def test_scale_on_one_side(backend):
+    program, loss = in_plate(backend, 4), backend.infer.Trace_ELBO()
+    scaled = backend.scaled(program, 3.0)
+    backend.gs.check(scaled, backend.scaled(program, 3.0), loss)
+    for pair in [(scaled, program), (program, scaled)]:
+        with pytest.raises(ValueError, match=r"'z': .* is scaled by .* in the guide and by"):
+            backend.gs.check(*pair, loss)
+
+
+def test_order_of_dependent_sites(backend):
+    """Its analytic divergence would be .836 for .235; independent parts may stand in any order."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+    model = gs.relax(chain(backend, lambda z, rows: z @ rows), 0.5)
+
+    def guide(dependent):
+        def run():
+            w = ppl.sample("w", gs.SoftOneHotCategorical(0.5, logits=array(np.zeros(3))))
+            logits = w @ array(np.eye(3)) if dependent else array(np.zeros(3))
+            ppl.sample("z", gs.SoftOneHotCategorical(0.5, logits=logits))
+
+        return run
+
+    loss = backend.infer.TraceMeanField_ELBO()
+    gs.check(model, guide(False), loss)
+    with pytest.raises(ValueError, match="site 'w': the model draws it given 'z', and the guide"):
+        gs.check(model, guide(True), loss)
+
+
+# --- latents of other laws ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", ["Poisson", "Geometric", "Normal", "Delta"])
+def test_a_latent_of_any_law(backend, law):
+    parameters = {"Geometric": (0.3,), "Normal": (0.0, 1.0)}.get(law, (2.0,))
+    fn = getattr(backend.native, law)(*map(backend.array, parameters))
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        ppl.sample("z", gs.OneHotCategorical(probs=backend.array(PRIOR)))
+        ppl.sample("n", fn)
+
+    def guide():
+        ppl.sample("z", gs.SoftOneHotCategorical(0.5, probs=backend.array(PRIOR)))
+        ppl.sample("n", fn) if law == "Normal" and in_guide else None
+
+    for in_guide in (True, False):
+        if law == "Delta" or (law == "Normal" and in_guide):
+            check(backend, model, guide=guide)
+            continue
+        with pytest.raises(ValueError, match=f"site 'n': {law}.* neither in the guide nor enum"):
+            check(backend, model, guide=guide)
+
+
+# --- bad parameters, new shapes -------------------------------------------------------------------
+
+
+def test_bad_parameters_name_the_site(backend):
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        ppl.sample("z", backend.native.Bernoulli(logits=backend.array(0.0)))
+
+    guide = gs.AutoGumbelSoftmax(model, 0.5, init_logits=np.nan)
+    with pytest.raises(ValueError, match=r"site 'z': .*logits"):
+        backend.trace(guide, 0)
+    with pytest.raises(ValueError, match=r"site 'z': .*temperature"):
+        backend.trace(gs.relax(model, -1.0), 0)
+    backend.trace(gs.relax(model, 1.0), 0)
+
+
+def test_a_smaller_batch_is_checked(backend):
+    """The guide keeps the plate of its first call, whose logits are those of other rows."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def model(x):
+        with ppl.plate("rows", len(x)):
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+            ppl.sample("x", backend.native.Normal(gs.select(array(TABLE), z), 1.0), obs=x)
+
+    guide = gs.AutoGumbelSoftmax(model)
+    batches = [array(np.zeros(n)) for n in (6, 6, 1)]
+    elbo = backend.infer.TraceMeanField_ELBO()
+    backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches[:2])
+    with pytest.raises(ValueError, match=r"site 'z': .*plate 'rows' of the guide has 6 rows"):
+        backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches)
