@@ -22,7 +22,8 @@ from numpyro.distributions import (
 )
 
 from gs_ppl._shared.families import refuse_support
-from gs_ppl.numpyro._base import LogitsDistribution, read
+from gs_ppl.numpyro._base import LogitsDistribution
+from gs_ppl.numpyro.soft_index import constant
 
 __all__: list[str] = []
 
@@ -105,10 +106,11 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
 
 
 def _known(site: str, law: Any, x: Any) -> np.ndarray:
-    """A parameter that the support depends on."""
-    if isinstance(x, jax.core.Tracer):
+    """A parameter that the support depends on; under jit, one that the program's text shows."""
+    value = constant(x)
+    if value is None:
         refuse_support(site, type(law).__name__)
-    return np.asarray(x)
+    return value
 
 
 class FiniteIntegers(Distribution):

@@ -1485,6 +1485,15 @@ def reading_soft_indices() -> Iterator[None]:
             pass
 
 
+def constant(x: Any) -> np.ndarray | None:
+    """The values of an array, under jit too where they follow from numbers in the program."""
+    if not isinstance(x, jax.core.Tracer):
+        return np.asarray(x)
+    with take_current_trace() as trace:
+        found = trace.book.value(x) if isinstance(trace, SoftTrace) else None
+    return None if found is None else found[0]
+
+
 def as_float(value: Any) -> Any:
     """The mean of a soft value under its weights; any other value as it is."""
     if not isinstance(value, Soft):
