@@ -72,8 +72,7 @@ class Relaxation:
     def law(
         self, site: str, event_dims: int, of_values: Callable[[Any], Any] | None = None
     ) -> Callable[..., Any]:
-        """Makes the law of a site from its parameters; `of_values` makes a family one of integers.
-        """
+        """Makes the law of a site from its parameters; `of_values` is for one of integers."""
         family = self.family
         if isinstance(family, Mapping):
             family = family.get(site, self.default)
