@@ -1,12 +1,15 @@
 """What all examples share: arguments, versions, and the JSON file that a run leaves."""
 
 import argparse
+import hashlib
 import json
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, PngImagePlugin
 
 import gs_ppl
 
@@ -51,10 +54,26 @@ def find_versions(backends: list[str]) -> dict[str, str]:
     return {"python": platform.python_version(), "gs-ppl": gs_ppl.__version__, **versions}
 
 
+def digest(rows: Any) -> str:
+    """Of what a record holds, however it is laid out."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def stamp(picture: Path, rows: Any) -> None:
+    """Names in the picture the rows that it was drawn beside: a test compares the two."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Record", digest(rows))
+    with Image.open(picture) as image:
+        image.load()
+        image.save(picture, pnginfo=info, dpi=image.info.get("dpi", (100, 100)))
+
+
 def write_report(
     arguments: argparse.Namespace, pictures: list[Path], rows: list[dict[str, Any]], **more: Any
 ) -> Path:
-    """Writes command, seed, versions and figures; returns where."""
+    """Writes command, seed, versions and figures, stamps the pictures; returns where."""
+    for picture in pictures:
+        stamp(picture, rows)
     report = {
         "command": " ".join(sys.argv),
         "seed": arguments.seed,

@@ -69,6 +69,9 @@ class NumPyroBackend:
     def bijection(self, constraint: Any) -> Any:
         return self.native.biject_to(constraint)
 
+    def inverse(self, transform: Any) -> Callable:
+        return transform._inverse
+
     def check(self, constraint: Any, value: Array) -> np.ndarray:
         return np.asarray(constraint(value))
 

@@ -70,6 +70,9 @@ class PyroBackend:
     def bijection(self, constraint: Any) -> Any:
         return self.torch.distributions.biject_to(constraint)
 
+    def inverse(self, transform: Any) -> Callable:
+        return transform.inv
+
     def check(self, constraint: Any, value: Array) -> np.ndarray:
         return constraint.check(value).numpy()
 

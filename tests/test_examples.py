@@ -1,5 +1,6 @@
 """Every example runs, in a short form, in a process of its own."""
 
+import hashlib
 import importlib
 import itertools
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tqdm import tqdm
 
 from gs_ppl.models.training import SemiSupervisedSettings, make_trainer
@@ -54,7 +56,23 @@ def test_example(command, tmp_path):
     report = json.loads((tmp_path / "table.json").read_text())
     assert report["rows"]
     for picture in report["pictures"]:
-        assert Path(picture).read_bytes().startswith(b"\x89PNG")
+        check_picture(Path(picture), report["rows"])
+
+
+def check_picture(path, rows):
+    """It shows something, and says that it was drawn beside these rows."""
+    with Image.open(path) as image:
+        assert min(image.size) > 200
+        darkest, brightest = image.convert("L").getextrema()
+        assert darkest < 100 < 250 < brightest
+        record = json.dumps(rows, sort_keys=True).encode()
+        assert image.text["Record"] == hashlib.sha256(record).hexdigest()
+
+
+def test_recorded_picture():
+    folder = ROOT / "examples" / "results" / "estimators"
+    rows = json.loads((folder / "report.json").read_text())["rows"]
+    check_picture(folder / "estimators.png", rows)
 
 
 def test_compare_inference_refuses_a_bad_step_count():

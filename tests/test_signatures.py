@@ -70,7 +70,7 @@ def public_names(api: ModuleType) -> Iterator[tuple[str, Any]]:
             yield name, item
             continue
         for inner, value in vars(item).items():
-            defined = inspect.isfunction(value) or inspect.isclass(value)
+            defined = inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value))
             if defined and value.__module__ == item.__name__ and not inner.startswith("_"):
                 yield f"{name}.{inner}", value
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from gs_ppl._shared.annealing import temperature_at
 
@@ -169,7 +169,7 @@ def check_sites(wanted: set[str], discrete: set[str]) -> None:
         )
 
 
-def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> None:
+def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> NoReturn:
     """The divergence of a soft site is analytic only where no parent of it is summed out."""
     raise ValueError(
         f"site {site!r}: its law depends on a site that the model enumerates, over which its"

@@ -118,13 +118,13 @@ def _rows(size: int, full_size: int) -> str:
 def _check_scale(pair: str, guide: PairedSite, model: PairedSite) -> None:
     if guide.scale is None or model.scale is None:
         return
-    scales = [np.asarray(x, float) for x in (guide.scale, model.scale)]
+    a, b = np.asarray(guide.scale, float), np.asarray(model.scale, float)
     try:
-        agree = np.allclose(*scales, rtol=1e-5, atol=0)
+        agree = np.allclose(a, b, rtol=1e-5, atol=0)
     except ValueError:
         agree = False
     if not agree:
-        of = [f"{x}" if x.ndim == 0 else f"an array of shape {x.shape}" for x in scales]
+        of = [f"{x}" if x.ndim == 0 else f"an array of shape {x.shape}" for x in (a, b)]
         raise ValueError(
             f"{pair} is scaled by {of[0]} in the guide and by {of[1]} in the model: apply scale,"
             " and subsample plates, alike on both sides"
@@ -175,7 +175,9 @@ def check_order(
     where the guide has drawn these from z.
     """
     descendants: dict[str, set[str]] = {name: set() for name in guide_parents}
-    for name in reversed(guide_parents):  # in the guide's order, so that those below are complete
+    for name in reversed(
+        [*guide_parents]
+    ):  # in the guide's order, so that those below are complete
         for parent in guide_parents[name]:
             descendants[parent] |= {name} | descendants[name]
     for name in parents:

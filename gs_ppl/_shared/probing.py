@@ -108,7 +108,7 @@ def groups(names: Sequence[str]) -> list[list[str]]:
     """
     size = next(n for n in count(1) if comb(n, n // 2 or 1) >= len(names))
     codes = islice(combinations(range(size), size // 2 or 1), len(names))
-    members = [[] for _ in range(size)]
+    members: list[list[str]] = [[] for _ in range(size)]
     for name, code in zip(names, codes, strict=True):
         for group in code:
             members[group].append(name)

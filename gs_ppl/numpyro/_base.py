@@ -3,7 +3,7 @@
 import copy
 import math
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ def read(x: Array) -> np.ndarray | None:
     """The values in at least float32; None where they cannot be read: inside jit, vmap, grad."""
     if not not_jax_tracer(x):
         return None
-    x = np.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    values = np.asarray(x)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _limits(x: Array) -> tuple[float, float] | None:
@@ -31,7 +31,7 @@ def _limits(x: Array) -> tuple[float, float] | None:
     return None if values is None or not values.size else (float(values.min()), float(values.max()))
 
 
-def _is_floating(x: object) -> bool:
+def _is_floating(x: object) -> TypeGuard[Array]:
     return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
@@ -56,18 +56,26 @@ def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dim
     if logits is not None:
         return given
     if not event_dims:
-        return jnp.log(given) - jnp.log1p(-given)
+        sure = (given == 0) | (given == 1)  # whose gradient is 0
+        p = jnp.where(sure, 0.5, given)
+        return jnp.where(sure, jnp.where(given == 1, jnp.inf, -jnp.inf), jnp.log(p) - jnp.log1p(-p))
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, given)))
 
 
-def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument that was given."""
-    limits = _limits(given)
-    if limits is None:
+def check_logits(name: str, what: str, given: Array, event_dims: int, sure: bool) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument that was given.
+
+    `sure` allows bits of probability 0 and 1, which have a mass and no density.
+    """
+    values = read(given)
+    if values is None or not values.size:
         return
-    low, high = limits
-    if what == "probs":
+    low, high = float(values.min()), float(values.max())
+    if sure and not event_dims:
+        wanted = "between 0 and 1" if what == "probs" else "no NaN"
+        bad = not (low >= 0 and high <= 1) if what == "probs" else math.isnan(low)
+    elif what == "probs":
         wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
         bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
     else:
@@ -76,7 +84,7 @@ def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
     if bad:
         raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
     masked = 0.0 if what == "probs" else -math.inf
-    if event_dims and low == masked and (read(given).max(-1) == masked).any():
+    if event_dims and low == masked and (values.max(-1) == masked).any():
         lacking = "all-zero probs" if what == "probs" else "all logits -inf"
         raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
 
@@ -97,8 +105,8 @@ def check_temperature(
     elif isinstance(temperature, Real) and not isinstance(temperature, bool):
         shape, limits = batch_shape, (temperature, temperature)
     else:
-        got = _dtype_or_type(temperature)
-        raise TypeError(f"{name}: temperature must be a number or a floating array, got {got}")
+        what = _dtype_or_type(temperature)
+        raise TypeError(f"{name}: temperature must be a number or a floating array, got {what}")
     if limits is not None and not (limits[0] > 0 and limits[1] < math.inf):
         got = limits[0] if limits[0] == limits[1] else f"values from {limits[0]} to {limits[1]}"
         raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
@@ -115,6 +123,10 @@ class LogitsTree(Distribution):
     pytree_data_fields = ("logits", "temperature")
     pytree_aux_fields = ("temperature",)
     event_dims: ClassVar[int] = 1
+    temperature: Any  # a Temperature, or None
+    logits: Array
+    _batch_shape: tuple[int, ...]
+    _validate_args: bool
 
     @classmethod
     def gather_pytree_data_fields(cls) -> tuple[str, ...]:
@@ -154,6 +166,7 @@ class Parameters(LogitsTree):
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
     has_temperature: ClassVar[bool] = True
+    scored_as: ClassVar[str]  # "density" or "mass"
 
     def __init__(
         self,
@@ -167,11 +180,12 @@ class Parameters(LogitsTree):
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         if validate:
             what, given = ("probs", probs) if logits is None else ("logits", logits)
-            check_logits(name, what, given, self.event_dims)
+            assert given is not None  # or parse_logits had refused
+            check_logits(name, what, given, self.event_dims, self.scored_as == "mass")
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.ndim - self.event_dims]
         if self.has_temperature:
-            batch_shape = check_temperature(name, temperature, batch_shape, validate)
+            batch_shape = check_temperature(name, self.temperature, batch_shape, validate)
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
@@ -194,6 +208,15 @@ class Parameters(LogitsTree):
         limits = _limits(self.logits)
         return None if limits is not None and limits[0] > -math.inf else self.logits > -jnp.inf
 
+    @property
+    def unsure(self) -> Array | None:
+        """Which bits have a probability that is neither 0 nor 1; None: all."""
+        if self.event_dims:
+            return None
+        limits = _limits(self.logits)
+        known = limits is not None and -math.inf < limits[0] and limits[1] < math.inf
+        return None if known else jnp.isfinite(self.logits)
+
 
 class LogitsDistribution(Parameters):
     """What all classes have: what they are, and their parameters as the formulas take them.
@@ -203,7 +226,6 @@ class LogitsDistribution(Parameters):
     """
 
     reparametrized_params = ["temperature", "logits"]
-    scored_as: ClassVar[str]  # "density" or "mass"
     is_hard: ClassVar[bool] = False  # samples are vertices
     binary: ClassVar[type | None] = None  # counterpart of a one-hot class
     mass_scored: ClassVar[type | None] = None  # counterpart of a density
@@ -264,6 +286,8 @@ class KeepsIntermediates:
 
     The intermediates are a list of one OwnSample.
     """
+
+    batch_shape: tuple[int, ...]
 
     def mask(self, mask: bool | Array) -> Distribution:
         return self if mask is True else MaskedDensity(self, mask)

@@ -1,24 +1,35 @@
 """An automatic mean-field guide over the discrete latents of a program."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
 from numpyro.distributions.util import periodic_repeat
 from numpyro.infer import autoguide
+from numpyro.infer.inspect import get_dependencies
 
-from gs_ppl._shared.families import Family, Relaxation, check_sites, named, refuse_integer
+from gs_ppl._shared.families import (
+    Family,
+    Relaxation,
+    check_sites,
+    named,
+    refuse_integer,
+    refuse_sure_rows,
+)
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro import functional as F
+from gs_ppl.numpyro._base import read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.functional import Temperature
-from gs_ppl.numpyro.handlers import carry_log_values, event_dims
+from gs_ppl.numpyro.handlers import carry_log_values, event_dims, parameters
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
@@ -46,19 +57,21 @@ class SiteLogits(autoguide.AutoGuide):
             if site["type"] == "plate":
                 self._prototype_frame_full_sizes[name] = site["args"][0]
             elif site["type"] == "sample" and not site["is_observed"]:
-                self._setup_site(name, site)
+                self._setup_site(name, site, args, kwargs)
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
         check_sites(named(self._init_logits), {*self._sites})
 
-    def _setup_site(self, name: str, site: dict[str, Any]) -> None:
+    def _setup_site(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
         law = innermost(site["fn"])
         if isinstance(law, CategoricalLogits | CategoricalProbs):
             refuse_integer(name)
-        if event_dims(law) is None:
+        dims = event_dims(law)
+        if dims is None:
             return
-        self._sites[name] = event_dims(law)
-        logits, event_dim = self._initial(name, site["value"]), site["fn"].event_dim
+        self._sites[name] = dims
+        event_dim = site["fn"].event_dim
+        logits = self._initial(name, site["value"]) + self._sure(name, site, args, kwargs)
         for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
             self._prototype_frames[frame.name] = frame
             full_size = self._prototype_frame_full_sizes[frame.name]
@@ -67,11 +80,38 @@ class SiteLogits(autoguide.AutoGuide):
         self._initial_logits[name] = logits
 
     def _initial(self, name: str, value: Array) -> Array:
-        init = self._init_logits
-        init = init.get(name, 0.0) if isinstance(init, Mapping) else init
+        given = self._init_logits
+        given = given.get(name, 0.0) if isinstance(given, Mapping) else given
         dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
-        init = jnp.asarray(init, dtype)
+        init = jnp.asarray(given, dtype)
         return jnp.broadcast_to(init, jnp.broadcast_shapes(init.shape, value.shape))
+
+    def _sure(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> Any:
+        """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
+
+        What depends on other latents is left to training: it may differ in the next draw.
+        """
+        ((what, given),) = parameters(innermost(site["fn"])).items()
+        never, always = {"probs": (0.0, 1.0), "logits": (-math.inf, math.inf)}[what]
+        a = read(given)
+        if a is None:
+            return 0.0
+        sure = np.where(a == never, -math.inf, 0.0)
+        if not self._sites[name]:
+            sure = np.where(a == always, math.inf, sure)
+        if not np.isinf(sure).any():
+            return 0.0
+        with handlers.block():
+            model = handlers.block(handlers.seed(self.model, 0), hide_fn=_is_parameter)
+            upstream = get_dependencies(model, args, kwargs)["prior_dependencies"][name]
+        if set(upstream) - {name}:
+            return 0.0
+        sure = np.broadcast_to(sure, site["fn"].shape())
+        for frame in site["cond_indep_stack"]:
+            axis, full_size = frame.dim - site["fn"].event_dim, self._prototype_frame_full_sizes
+            if full_size[frame.name] != frame.size and (sure != sure.take([0], axis)).any():
+                refuse_sure_rows(name, frame.name)
+        return jnp.asarray(sure, jnp.result_type(site["value"], float))
 
     def _param_name(self, site: str) -> str:
         return f"{site}_{self.prefix}_logits"
@@ -173,6 +213,10 @@ class AutoGumbelSoftmax(SiteLogits):
                 with carry_log_values():
                     result[name] = numpyro.sample(name, law)
         return result
+
+
+def _is_parameter(msg: dict[str, Any]) -> bool:
+    return msg["type"] in ("param", "mutable")
 
 
 class AutoGuideList(autoguide.AutoGuideList):

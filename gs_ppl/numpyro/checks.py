@@ -37,12 +37,13 @@ __all__ = ["check"]
 
 def _site(msg: dict[str, Any], full_sizes: dict[str, int]) -> PairedSite:
     law = innermost(msg["fn"])
+    kind: str | None = None
     if isinstance(law, LogitsDistribution):
         kind = law.scored_as
     elif isinstance(law, BernoulliLogits | BernoulliProbs):
         kind = "mass"
-    else:
-        kind = "integer" if isinstance(law, CategoricalLogits | CategoricalProbs) else None
+    elif isinstance(law, CategoricalLogits | CategoricalProbs):
+        kind = "integer"
     frames = {f.dim: f for f in msg["cond_indep_stack"]}
     shape, scale = msg["fn"].batch_shape, msg["scale"]
     return PairedSite(
@@ -61,7 +62,8 @@ def _site(msg: dict[str, Any], full_sizes: dict[str, int]) -> PairedSite:
 def _is_unscored(fn: Any) -> bool:
     """Whether a mask around the law is False throughout."""
     while is_wrapper(fn):
-        mask = read(getattr(fn, "_mask", True))
+        given: Any = getattr(fn, "_mask", True)
+        mask = read(given)
         if mask is not None and not np.any(mask):
             return True
         fn = fn.base_dist
@@ -183,8 +185,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         [n for n in sites if n in in_guide and n in in_model] for sites in (in_guide, in_model)
     ]
     if isinstance(loss, TraceMeanField_ELBO) and common[0] != common[1]:
-        parents = [_parents(fn, trace, args, kwargs) for _, fn, trace in programs]
-        check_order(*parents, type(loss).__name__)
+        parents, guide_parents = (_parents(fn, trace, args, kwargs) for _, fn, trace in programs)
+        check_order(parents, guide_parents, type(loss).__name__)
     for side, program, trace in programs:
         _probe(side, program, trace, in_guide, in_model, args, kwargs)
     if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(

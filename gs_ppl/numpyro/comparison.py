@@ -24,6 +24,7 @@ from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.checks import check
+from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import config_enumerate
 from gs_ppl.numpyro.handlers import discretize, event_dims, relax, select
@@ -135,10 +136,16 @@ class Tilt(Messenger):
         super().__init__(fn)
         self.tilts = tilts
 
+    def process_message(self, msg: dict[str, Any]) -> None:
+        reach_into_bodies(self, msg)
+
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["name"] in self.tilts:
+        done = msg.get("_control_flow_done", False)  # tilted inside of the body
+        if msg["type"] == "sample" and msg["name"] in self.tilts and not done:
             binary = event_dims(innermost(msg["fn"])) == 0
-            tilt = numpyro.subsample(self.tilts[msg["name"]], event_dim=1)
+            step, tilt = msg["infer"].get("_scan_current_index"), self.tilts[msg["name"]]
+            tilt = tilt if step is None else tilt[step]
+            tilt = numpyro.subsample(tilt, event_dim=1)
             numpyro.factor(f"{msg['name']}_tilt", select(tilt, msg["value"], binary=binary))
 
 

@@ -44,8 +44,12 @@ class Relaxed(LogitsDistribution):
         a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(key, shape, dtype=a.dtype)
-            x = F.gumbel_sigmoid_sample(tau, a, noise)
-            return F.to_unit_interval(x, dtype), [OwnSample(x, noise)]
+            unsure = self.unsure
+            x = F.gumbel_sigmoid_sample(
+                tau, a if unsure is None else jnp.where(unsure, a, 0), noise
+            )
+            y = F.to_unit_interval(x, dtype)
+            return F.put_sure(y, a, unsure), [OwnSample(x, noise)]
         noise = F.exponential_noise(key, shape, dtype=a.dtype)
         y, *drawn = F.gumbel_softmax_draw(tau, a, noise, self.finite)
         own = OwnSample(*drawn)
@@ -129,7 +133,7 @@ class BernoulliScored(LogitsDistribution):
     def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
         if self._validate_args:
             self._validate_sample(value)
-        return F.bernoulli_log_prob(self.a, self._cast(value))
+        return F.bernoulli_log_prob(self.a, self._cast(value), self.unsure)
 
     def enumerate_support(self, expand: bool = True) -> Array:
         return bit_support(self, expand)
@@ -147,7 +151,7 @@ class BernoulliScored(LogitsDistribution):
         return (self.logits > 0).astype(self.logits.dtype)
 
     def entropy(self) -> Array:
-        return F.bernoulli_entropy(self.a)
+        return F.bernoulli_entropy(self.a, self.unsure)
 
 
 class OneHotCategorical(CategoricalScored):
@@ -424,8 +428,9 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
     def log_prob(self, value: Array, intermediates: list[OwnSample] | None = None) -> Array:
         draw = self._recall(value, intermediates)
         l = F.from_simplex(self._cast(value), self.finite) if draw is None else draw.log_value
-        known = draw is not None and draw.log_product is not None
-        log_product = draw.log_product if known else F.sum_finite(l, self.finite)
+        log_product = None if draw is None else draw.log_product
+        if log_product is None:
+            log_product = F.sum_finite(l, self.finite)
         density = self._log_simplex_density(draw, l) - log_product
         if draw is not None:
             return density

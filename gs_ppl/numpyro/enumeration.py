@@ -12,7 +12,7 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
+from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs, Unit
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
@@ -193,6 +193,13 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     if not names:
         msg["kwargs"]["enum"] = False
         return run(*args, **{**kwargs, "enum": False})
+    for name, site in sites.items():
+        if site["type"] == "sample" and isinstance(innermost(site["fn"]), Unit):
+            raise ValueError(
+                f"site {name!r}: a factor inside of scan beside sites that are summed out: NumPyro"
+                " takes one of its axes for time; write a Python loop over"
+                " numpyro.contrib.funsor.markov(range(n))"
+            )
     given = [entry for entry in stack if entry[0] != "replay"]
     given += [("condition", latent_values(trace)) for trace in guides]
     _factor(names, sites, args, {**kwargs, "substitute_stack": given})
@@ -282,9 +289,9 @@ def _common_scale(name: str, sites: Mapping[str, Any]) -> float:
 @contextmanager
 def _plates_as_they_are() -> Iterator[None]:
     """Funsor's plates stand in for NumPyro's, which it takes back when it is done with them."""
-    plate = numpyro.plate
-    new = plate.__new__
+    new = vars(numpyro.plate).get("__new__")
     try:
         yield
     finally:
-        plate.__new__ = new
+        if new is not None:
+            numpyro.plate.__new__ = new

@@ -9,6 +9,7 @@ Everything is in nats.
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def sum_finite(x: Array, finite: Array | None) -> Array:
     return sum_last(x if finite is None else jnp.where(finite, x, 0.0))
 
 
-def is_array(x: object) -> bool:
+def is_array(x: object) -> TypeGuard[Array]:
     """A JAX or a NumPy array; tracers are JAX arrays."""
     return isinstance(x, Array | np.ndarray)
 
@@ -137,7 +138,7 @@ def _count(
     """K and function(K), in double before rounding: looked up where K differs by batch element."""
     size = like.shape[-1]
     if finite is None:
-        return size, float(function(np.float64(size)))
+        return size, float(function(np.array(size, float)))
     K = finite.sum(-1)
     value = jnp.take(jnp.asarray(_table(function, size), like.dtype), K, mode="clip")
     return K.astype(like.dtype), value
@@ -347,8 +348,8 @@ def exp_gumbel_softmax_kl(p_logits: Array, q_logits: Array) -> Array:
     highest = jnp.where(both, log_v, -jnp.inf).max(-1, keepdims=True)
     log_v = log_v - jnp.where(both.any(-1, keepdims=True), highest, 0.0)
     v, K = jnp.exp(jnp.where(both, log_v, -jnp.inf))[..., None, :], both.sum(-1)
-    t, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == jnp.float64)
-    t = jnp.asarray(t, log_v.dtype)
+    nodes, step = quadrature.log_nodes(p_logits.shape[-1], double=log_v.dtype == jnp.float64)
+    t = jnp.asarray(nodes, log_v.dtype)
     equal, product = -K[..., None] * jnp.log1p(t), -jnp.log1p(v * t[:, None]).sum(-1)
     integral = step * (jnp.expm1(equal) - jnp.expm1(product)).sum(-1)
     kl = K * integral - jnp.where(both, log_v, 0.0).sum(-1)
@@ -525,25 +526,41 @@ def _from_unit_interval_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tu
     return from_unit_interval(y), t / jnp.maximum(y * (1 - y), _steepest(y.dtype))
 
 
-def bernoulli_log_prob(logits: Array, value: Array) -> Array:
+def bernoulli_log_prob(logits: Array, value: Array, unsure: Array | None = None) -> Array:
     """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
+
+    `unsure` marks the probabilities that are neither 0 nor 1 (None: all); the others have the log
+    mass 0 at their value, -inf elsewhere, without gradient.
 
     Example:
         >>> round(float(bernoulli_log_prob(jnp.zeros(()), jnp.full((), 0.3))), 4)
         -0.6931
     """
-    return value * logits - jax.nn.softplus(logits)
+    if unsure is None:
+        return value * logits - jax.nn.softplus(logits)
+    log_prob = bernoulli_log_prob(jnp.where(unsure, logits, 0.0), value)
+    return jnp.where(unsure, log_prob, jnp.where(value == (logits > 0), 0.0, -jnp.inf))
 
 
-def bernoulli_entropy(logits: Array) -> Array:
+def bernoulli_entropy(logits: Array, unsure: Array | None = None) -> Array:
     """Entropy -p log p - (1 - p) log(1 - p)."""
-    return -bernoulli_log_prob(logits, jax.nn.sigmoid(logits))
+    return -bernoulli_log_prob(logits, jax.nn.sigmoid(logits), unsure)
 
 
-def bernoulli_kl(p_logits: Array, q_logits: Array) -> Array:
+def bernoulli_kl(
+    p_logits: Array,
+    q_logits: Array,
+    p_unsure: Array | None = None,
+    q_unsure: Array | None = None,
+) -> Array:
     """KL p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))."""
     p = jax.nn.sigmoid(p_logits)
-    return bernoulli_log_prob(p_logits, p) - bernoulli_log_prob(q_logits, p)
+    return bernoulli_log_prob(p_logits, p, p_unsure) - bernoulli_log_prob(q_logits, p, q_unsure)
+
+
+def put_sure(y: Array, logits: Array, unsure: Array | None) -> Array:
+    """Bits of probability 0 and 1 are those values, without gradient."""
+    return y if unsure is None else jnp.where(unsure, y, (logits > 0).astype(y.dtype))
 
 
 # --- surrogates of the straight-through families --------------------------------------------------

@@ -39,6 +39,12 @@ def _finite(distribution: Distribution) -> Array | None:
     return distribution.finite if own else distribution.logits > -jnp.inf
 
 
+def _unsure(distribution: Distribution) -> Array | None:
+    """The bits whose probability is neither 0 nor 1; None: all."""
+    own = isinstance(distribution, LogitsDistribution)
+    return distribution.unsure if own else jnp.isfinite(jnp.asarray(distribution.logits))
+
+
 # --- mass against mass ----------------------------------------------------------------------------
 
 
@@ -51,7 +57,7 @@ def _kl_categorical(p: Distribution, q: Distribution) -> Array:
 @kl_divergence.register(BernoulliScored, Bernoulli)
 @kl_divergence.register(Bernoulli, BernoulliScored)
 def _kl_bernoulli(p: Distribution, q: Distribution) -> Array:
-    return F.bernoulli_kl(_logits(p), _logits(q))
+    return F.bernoulli_kl(_logits(p), _logits(q), _unsure(p), _unsure(q))
 
 
 # --- density against density ----------------------------------------------------------------------

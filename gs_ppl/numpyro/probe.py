@@ -42,8 +42,8 @@ class Probe:
         return innermost(self.trace[name]["fn"])
 
     def corners(self, name: str) -> list[Array]:
-        a, value = _logits(self.law(name)), self.trace[name]["value"]
-        a = np.broadcast_to(a, value.shape)
+        value = self.trace[name]["value"]
+        a = np.broadcast_to(_logits(self.law(name)), value.shape)
         if not self.law(name).event_shape:  # a bit that is certain stays
             return [jnp.asarray(v, value.dtype) for v in (a == np.inf, a > -np.inf)]
         rng = np.random.default_rng(0)

@@ -68,10 +68,11 @@ set_current_trace, take_current_trace = _home.set_current_trace, _home.take_curr
 
 def _init_tracer(tracer: Any, trace: Any, aval: Any) -> None:
     """Before 0.8 the constructor takes the trace alone."""
+    init: Any = jax.core.Tracer.__init__
     try:
-        jax.core.Tracer.__init__(tracer, trace, aval)
+        init(tracer, trace, aval)
     except TypeError:
-        jax.core.Tracer.__init__(tracer, trace)
+        init(tracer, trace)
         tracer.aval = aval
 
 
@@ -85,7 +86,8 @@ def bind_custom(primitive: Any, funs: tuple, args: Any, kw: dict[str, Any]) -> A
 def scan_parts(params: dict[str, Any], args: Any) -> tuple[list, list, list]:
     """Constants, carry and slices; as a tree from 0.12 on."""
     if "ft_in" in params:
-        return tuple(map(list, params["ft_in"].update(args).unpack()))
+        consts, carry, slices = map(list, params["ft_in"].update(args).unpack())
+        return consts, carry, slices
     n, m = params["num_consts"], params["num_consts"] + params["num_carry"]
     return list(args[:n]), list(args[n:m]), list(args[m:])
 
@@ -119,7 +121,7 @@ def _fresh(shape: Sequence[int]) -> np.ndarray:
 class Soft(jax.core.Tracer):
     """A table over the classes of one or several draws; an array to the program."""
 
-    aval = None  # a slot or a property above, by version
+    aval: Any = None  # a slot or a property above, by version
 
     def __init__(
         self, trace: Any, aval: Any, table: Any, axes: Sequence[Axis], parts: Any = None
@@ -518,7 +520,8 @@ class SoftTrace(jax.core.Trace):
 
 def _call(params: dict[str, Any], args: Any) -> Any:
     closed = params.get("jaxpr", params.get("call_jaxpr"))
-    jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+    jaxpr: Any = getattr(closed, "jaxpr", closed)
+    consts = getattr(closed, "consts", ())
     return jax.core.eval_jaxpr(jaxpr, consts, *args)
 
 
@@ -529,7 +532,8 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoi
 
 
 def _spec(x: Any) -> jax.ShapeDtypeStruct:
-    aval = jax.typeof(x) if hasattr(jax, "typeof") else jax.core.get_aval(x)
+    typeof: Any = getattr(jax, "typeof", None) or getattr(jax.core, "get_aval")  # noqa: B009
+    aval = typeof(x)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
@@ -633,10 +637,10 @@ def _typed(value: np.ndarray, x: Any) -> np.ndarray:
     return value.astype(jnp.result_type(x)) if not isinstance(x, Soft) else value
 
 
-def _chosen(trace: SoftTrace, which: Any, *cases: Any, out: Any) -> Soft | None:
+def _chosen(trace: SoftTrace, which: Any, *values: Any, out: Any) -> Soft | None:
     """A choice that is not soft itself: weights and tables of the case that holds."""
-    like = next(x for x in cases if isinstance(x, Soft))
-    cases = [_as_soft(trace, x, like) for x in cases if len(like.axes) == 1]
+    like = next(x for x in values if isinstance(x, Soft))
+    cases = [_as_soft(trace, x, like) for x in values if len(like.axes) == 1]
     if not cases or any(len(x.axes) != 1 or len(x.table) != len(like.table) for x in cases):
         return None
 
@@ -740,7 +744,8 @@ def _dynamic_slice(
     x, *starts = args
     if any(isinstance(s, Soft) for s in starts):
         return _soft_row(trace, x, starts, params["slice_sizes"])
-    sizes, known = params["slice_sizes"], [trace.book.value(s) for s in starts]
+    sizes = params["slice_sizes"]
+    known: list[Any] = [trace.book.value(s) for s in starts]
     if all(fact is not None for fact in known):
         where = [
             min(max(int(fact[0]), 0), n - s)
@@ -764,15 +769,15 @@ def _soft_row(trace: SoftTrace, t: Any, starts: list[Any], sizes: Sequence[int])
     dims = [d for d, (n, size) in enumerate(zip(np.shape(t), sizes, strict=True)) if n != size]
     rows = tuple(d for d in dims if sizes[d] == 1)
     numbers = lax.GatherDimensionNumbers(tuple(range(t.ndim - len(rows))), rows, tuple(dims))
-    params = {"dimension_numbers": numbers, "slice_sizes": tuple(sizes), "mode": "clip"}
+    params: dict[str, Any] = {"dimension_numbers": numbers, "slice_sizes": tuple(sizes)}
     with set_current_trace(trace):
         index = jnp.stack([starts[d] for d in dims], -1)
-        return lax.gather(t, index, **params).reshape(sizes)
+        return lax.gather(t, index, mode="clip", **params).reshape(sizes)
 
 
 def _remember(book: Book, name: str, params: Any, args: Any, out: Any) -> None:
     """Follows constants: numbers, arange, and what is computed from them."""
-    facts = [book.value(x) for x in args]
+    facts: list[Any] = [book.value(x) for x in args]
     number = bool(facts) and all(fact[1] for fact in facts)
     if name == "iota":
         shape, d = params["shape"], params["dimension"]
@@ -831,7 +836,9 @@ def _whole(trace: SoftTrace, x: Any) -> Any:
     return trace.make(x.table, x.axes, x.aval.shape, x.aval.dtype, x.aval.weak_type)
 
 
-def _concatenate(parts: list[Soft], dim: int, shape: tuple[int, ...]) -> tuple[Any, list[Axis]]:
+def _concatenate(
+    parts: list[Soft], dim: int, shape: tuple[int, ...]
+) -> tuple[Any, tuple[Axis, ...]]:
     k = max(part.axes[0].weights.shape[0] for part in parts)
 
     def along(xs: list[Any], lead: int) -> Any:
@@ -863,7 +870,7 @@ def _concatenate(parts: list[Soft], dim: int, shape: tuple[int, ...]) -> tuple[A
         frozenset().union(*(a.sites for a in axes)),
         tokens.pop() if len(tokens) == 1 else next(_counter),
     )
-    return first if shared else along(tables, 1), [axis]
+    return first if shared else along(tables, 1), (axis,)
 
 
 def _as_soft(trace: SoftTrace, x: Any, like: Soft, shared: Any = True) -> Soft:
@@ -1019,7 +1026,7 @@ def _gather(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list
             dims.operand_batching_dims,
             tuple(m + b for b in dims.start_indices_batching_dims),
         )
-        changed = {"dimension_numbers": numbers, "slice_sizes": tuple(sizes)}
+        changed: dict[str, Any] = {"dimension_numbers": numbers, "slice_sizes": tuple(sizes)}
         changed |= {"unique_indices": False, "indices_are_sorted": False}
         indices = jnp.stack([jnp.broadcast_to(x, shape) for x in tables], -1)
         g = primitive.bind(t, indices, **(params | changed))
@@ -1196,8 +1203,8 @@ class Slot(NamedTuple):
                 "a carry whose number of classes changes",
                 "pad the classes",
             )
-        same = self.table is not None and other.table is not None
-        same = same and self.table.shape == other.table.shape and (self.table == other.table).all()
+        a, b = self.table, other.table
+        same = a is not None and b is not None and np.array_equal(a, b)
         return self._replace(
             tails=tuple(map(np.broadcast_shapes, self.tails, other.tails)),
             sites=tuple(a | b for a, b in zip(self.sites, other.sites, strict=True)),
@@ -1301,7 +1308,8 @@ def _scan(trace: SoftTrace, primitive: Any, params: dict[str, Any], args: list[A
         else next(arrays)
         for slot in slots
     ]
-    arrays, tokens = iter(stacked), {}
+    arrays = iter(stacked)
+    tokens: dict[Any, Any] = {}
     fixed = {id(a.ids): a for a in outside}
     return outs + [_stacked(trace, y, arrays, params["length"], tokens, fixed) for y in seen["ys"]]
 

@@ -56,14 +56,19 @@ class BitEstimator(BernoulliScored, Relaxed):
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         a, shape = self.a, self.shape(tuple(sample_shape))
+        logits, unsure = a, self.unsure
+        if unsure is not None:
+            a = jnp.where(unsure, a, 0.0)
         x = a + F.logistic_noise(key, shape, dtype=a.dtype)
         hard = (x > 0).astype(x.dtype)
         soft = self._soft_bit(a, x, hard, jax.random.fold_in(key, 1))
-        return F.straight_through(hard, soft).astype(self.logits.dtype)
+        y = F.put_sure(F.straight_through(hard, soft), logits, unsure)
+        return y.astype(self.logits.dtype)
 
     def _soft_bit(self, a: Array, x: Array, hard: Array, key: Array) -> Array:
         pairs = (a, jnp.zeros_like(a)), (x, jnp.zeros_like(x)), (hard, 1 - hard)
-        return self._surrogate(*(jnp.stack(pair, -1) for pair in pairs), key)[..., 0]
+        a, z, hard = (jnp.stack(pair, -1) for pair in pairs)
+        return self._surrogate(a, z, hard, key)[..., 0]
 
     def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         """The soft value whose gradient the sample has: each class has its own."""
@@ -208,6 +213,7 @@ class ConditionalGumbels(Relaxed):
     """What Gumbel-Rao is for vectors and bits."""
 
     pytree_aux_fields = ("num_samples",)
+    num_samples: int
 
     def __init__(
         self,
@@ -277,6 +283,7 @@ class Gapped(Relaxed):
     """What the gapped estimator is for vectors and bits."""
 
     pytree_aux_fields = ("gap",)
+    gap: float
 
     def __init__(
         self,

@@ -49,17 +49,25 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
     if logits is not None:
         return logits
     if not event_dims:
-        return given.log() - (-given).log1p()
+        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # whose gradient is 0
+        logits = p.log() - (-p).log1p()
+        return logits.masked_fill(given == 0, -math.inf).masked_fill(given == 1, math.inf)
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
     return given.masked_fill(zero, 1.0).log().masked_fill(zero, -math.inf)
 
 
 def check_logits(
-    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int
+    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int, sure: bool
 ) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
+    """Refuses values that are no logits (probs); `what` names the argument with these limits.
+
+    `sure` allows bits of probability 0 and 1, which have a mass and no density.
+    """
     low, high = limits
-    if what == "probs":
+    if sure and not event_dims:
+        wanted = "between 0 and 1" if what == "probs" else "no NaN"
+        bad = not (low >= 0 and high <= 1) if what == "probs" else math.isnan(low)
+    elif what == "probs":
         wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
         bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
     else:
@@ -106,7 +114,8 @@ def check_temperature(
 class Parameters(TorchDistribution):
     """Temperature (if the class has one) and logits, with `event_dims` axes an event.
 
-    `finite` marks the categories that exist, None meaning all of them.
+    `finite` marks the categories that exist, `unsure` the bits whose probability is neither 0 nor
+    1, None meaning all of them.
     """
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
@@ -115,6 +124,8 @@ class Parameters(TorchDistribution):
     temperature: Any  # a Temperature, or None
     logits: Tensor
     finite: Tensor | None
+    unsure: Tensor | None
+    scored_as: ClassVar[str]  # "density" or "mass"
     _validate_args: bool
 
     def __init__(
@@ -131,10 +142,14 @@ class Parameters(TorchDistribution):
         assert given is not None  # or parse_logits had refused
         limits = self._limits(given.detach(), validate)
         if validate and limits is not None:
-            check_logits(name, what, limits, self.logits, self.event_dims)
+            sure = self.scored_as == "mass"
+            check_logits(name, what, limits, self.logits, self.event_dims, sure)
         lowest = 0.0 if what == "probs" else -math.inf
         masked = self.event_dims and given.numel() and not (limits and limits[0] > lowest)
         self.finite = self.logits.detach() > -math.inf if masked else None
+        low, high = (0.0, 1.0) if what == "probs" else (-math.inf, math.inf)
+        known = limits is not None and low < limits[0] and limits[-1] < high
+        self.unsure = None if self.event_dims or known else self.logits.detach().isfinite()
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.dim() - self.event_dims]
         if self.has_temperature:
@@ -143,10 +158,10 @@ class Parameters(TorchDistribution):
         self._validate_args = validate  # the checks above say more than those of the base class
 
     def _limits(self, given: Tensor, validate: bool) -> list[float] | None:
-        """What the checks read, all at once: the smallest value, and the largest to validate it."""
-        if not given.numel() or not (validate or self.event_dims):
+        """What the checks read, all at once: the smallest value, and the largest to check it."""
+        if not given.numel():
             return None
-        return read(*given.aminmax()) if validate else read(given.amin())
+        return read(*given.aminmax()) if validate or not self.event_dims else read(given.amin())
 
     def _expand(self, batch_shape: Size) -> None:
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
@@ -157,7 +172,8 @@ class Parameters(TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
-        new.logits, new.temperature, new.finite = self.logits, self.temperature, self.finite
+        new.logits, new.temperature = self.logits, self.temperature
+        new.finite, new.unsure = self.finite, self.unsure
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
         return new
@@ -171,7 +187,6 @@ class LogitsDistribution(Parameters):
     """
 
     has_rsample = True
-    scored_as: ClassVar[str]  # "density" or "mass"
     is_hard: ClassVar[bool] = False  # samples are vertices
     binary: ClassVar[type | None] = None  # counterpart of a one-hot class
     mass_scored: ClassVar[type | None] = None  # counterpart of a density

@@ -1,5 +1,6 @@
 """An automatic mean-field guide over the discrete latents of a program."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from operator import attrgetter
@@ -7,19 +8,28 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.infer.autoguide.utils import deep_setattr
+from pyro.infer.inspect import get_dependencies
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, constraints
 
-from gs_ppl._shared.families import Family, Relaxation, check_sites, named, refuse_integer
+from gs_ppl._shared.families import (
+    Family,
+    Relaxation,
+    check_sites,
+    named,
+    refuse_integer,
+    refuse_sure_rows,
+)
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
-from gs_ppl.pyro.handlers import event_dims
+from gs_ppl.pyro.handlers import event_dims, parameters, random_state
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]  # Pyro's list is right as it is
 
@@ -44,10 +54,12 @@ class SiteLogits(AutoGuide):
             law = innermost(site["fn"])
             if isinstance(law, Categorical):
                 refuse_integer(name)
-            if event_dims(law) is None:
+            dims = event_dims(law)
+            if dims is None:
                 continue
-            self._sites[name] = event_dims(law)
-            logits, event_dim = self._initial(name, site["value"]), site["fn"].event_dim
+            self._sites[name] = dims
+            event_dim = site["fn"].event_dim
+            logits = self._initial(name, site["value"]) + self._sure(name, site, args, kwargs)
             for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
                 full_size = frame.full_size or frame.size
                 if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
@@ -60,10 +72,35 @@ class SiteLogits(AutoGuide):
         check_sites(named(self._init_logits), {*self._sites})
 
     def _initial(self, name: str, value: Tensor) -> Tensor:
-        init = self._init_logits
-        init = init.get(name, 0.0) if isinstance(init, Mapping) else init
-        init = torch.as_tensor(init, dtype=value.dtype, device=value.device)
+        given = self._init_logits
+        given = given.get(name, 0.0) if isinstance(given, Mapping) else given
+        init = torch.as_tensor(given, dtype=value.dtype, device=value.device)
         return init.broadcast_to(torch.broadcast_shapes(init.shape, value.shape)).clone()
+
+    def _sure(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> Tensor | float:
+        """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
+
+        What depends on other latents is left to training: it may differ in the next draw.
+        """
+        ((what, given),) = parameters(innermost(site["fn"])).items()
+        never, always = {"probs": (0.0, 1.0), "logits": (-math.inf, math.inf)}[what]
+        a = given.detach()
+        sure = torch.zeros_like(a).masked_fill(a == never, -math.inf)
+        if not self._sites[name]:
+            sure = sure.masked_fill(a == always, math.inf)
+        if not sure.isinf().any():
+            return 0.0
+        with random_state(), poutine.block():
+            model = poutine.block(self.model, hide_types=["param"])
+            upstream = get_dependencies(model, args, kwargs)["prior_dependencies"][name]
+        if set(upstream) - {name}:
+            return 0.0
+        sure = sure.expand(site["fn"].shape())
+        for frame in site["cond_indep_stack"]:
+            axis, full_size = frame.dim - site["fn"].event_dim, frame.full_size or frame.size
+            if full_size != frame.size and (sure != sure.narrow(axis, 0, 1)).any():
+                refuse_sure_rows(name, frame.name)
+        return sure
 
     @torch.no_grad()
     def probs(self) -> dict[str, Tensor]:

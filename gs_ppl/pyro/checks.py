@@ -1,6 +1,6 @@
 """Which pairings of guide and model give a finite but wrong loss, seen on one run of both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,14 +38,15 @@ PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
 
 def _site(node: dict[str, Any]) -> PairedSite:
     law, mask = innermost(node["fn"]), node["mask"]
+    kind: str | None = None
     if isinstance(law, LogitsDistribution):
         kind = law.scored_as
     elif isinstance(law, TorchOneHotCategorical | TorchBernoulli):
         kind = "mass"
     elif isinstance(law, RelaxedOneHotCategorical | RelaxedBernoulli):
         kind = "density"
-    else:
-        kind = "integer" if isinstance(law, TorchCategorical) else None
+    elif isinstance(law, TorchCategorical):
+        kind = "integer"
     frames = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
     shape = node["fn"].batch_shape
     return PairedSite(
@@ -100,7 +101,7 @@ def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[s
     for name in names:
         score = again.nodes[name]["log_prob"].sum()
         others = {other: leaf for other, leaf in leaves.items() if other != name}
-        slopes = [None] * len(others)
+        slopes: Sequence[Tensor | None] = [None] * len(others)
         if score.requires_grad and others:
             slopes = torch.autograd.grad(
                 score, list(others.values()), retain_graph=True, allow_unused=True
@@ -196,8 +197,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         [n for n in sites if n in in_guide and n in in_model] for sites in (in_guide, in_model)
     ]
     if isinstance(loss, TraceMeanField_ELBO) and common[0] != common[1]:
-        parents = [_parents(fn, trace, args, kwargs) for _, fn, trace in programs]
-        check_order(*parents, type(loss).__name__)
+        parents, guide_parents = (_parents(fn, trace, args, kwargs) for _, fn, trace in programs)
+        check_order(parents, guide_parents, type(loss).__name__)
     for side, program, trace in programs:
         _probe(side, program, trace, in_guide, in_model, args, kwargs)
     if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(

@@ -42,8 +42,10 @@ class Relaxed(LogitsDistribution):
         a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(shape, dtype=a.dtype, device=a.device)
-            x = F.gumbel_sigmoid_sample(tau, a, noise)
-            return F.to_unit_interval(x, dtype), x, noise
+            unsure = self.unsure
+            free = a if unsure is None else a.masked_fill(~unsure, 0.0)
+            x = F.gumbel_sigmoid_sample(tau, free, noise)
+            return F.put_sure(F.to_unit_interval(x, dtype), a, unsure), x, noise
         noise = F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device)
         y, l, residue = F.gumbel_softmax_draw_(tau, a, noise, self.finite)
         return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
@@ -125,7 +127,7 @@ class BernoulliScored(LogitsDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return F.bernoulli_log_prob(self.a, value.to(self.a.dtype))
+        return F.bernoulli_log_prob(self.a, value.to(self.a.dtype), self.unsure)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return bit_support(self, expand)
@@ -143,7 +145,7 @@ class BernoulliScored(LogitsDistribution):
         return (self.logits > 0).to(self.logits.dtype)
 
     def entropy(self) -> Tensor:
-        return F.bernoulli_entropy(self.a)
+        return F.bernoulli_entropy(self.a, self.unsure)
 
 
 class OneHotCategorical(CategoricalScored):

@@ -520,25 +520,42 @@ def from_unit_interval(value: Tensor) -> Tensor:
     return _log_inside(value) - (-value).log1p()
 
 
-def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
+def bernoulli_log_prob(logits: Tensor, value: Tensor, unsure: Tensor | None = None) -> Tensor:
     """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
+
+    `unsure` marks the probabilities that are neither 0 nor 1 (None: all); the others have the log
+    mass 0 at their value, -inf elsewhere, without gradient.
 
     Example:
         >>> bernoulli_log_prob(torch.tensor(0.0), torch.tensor(0.3))
         tensor(-0.6931)
     """
-    return value * logits - torch.logaddexp(logits, torch.zeros_like(logits))
+    if unsure is None:
+        return value * logits - torch.logaddexp(logits, torch.zeros_like(logits))
+    log_prob = bernoulli_log_prob(logits.masked_fill(~unsure, 0.0), value)
+    elsewhere = torch.zeros_like(log_prob).masked_fill(value != (logits > 0), -math.inf)
+    return log_prob.where(unsure, elsewhere)
 
 
-def bernoulli_entropy(logits: Tensor) -> Tensor:
+def bernoulli_entropy(logits: Tensor, unsure: Tensor | None = None) -> Tensor:
     """Entropy -p log p - (1 - p) log(1 - p)."""
-    return -bernoulli_log_prob(logits, logits.sigmoid())
+    return -bernoulli_log_prob(logits, logits.sigmoid(), unsure)
 
 
-def bernoulli_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+def bernoulli_kl(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    p_unsure: Tensor | None = None,
+    q_unsure: Tensor | None = None,
+) -> Tensor:
     """KL p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q))."""
     p = p_logits.sigmoid()
-    return bernoulli_log_prob(p_logits, p) - bernoulli_log_prob(q_logits, p)
+    return bernoulli_log_prob(p_logits, p, p_unsure) - bernoulli_log_prob(q_logits, p, q_unsure)
+
+
+def put_sure(y: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
+    """Bits of probability 0 and 1 are those values, without gradient."""
+    return y if unsure is None else y.where(unsure, (logits > 0).to(y.dtype))
 
 
 # --- surrogates of the straight-through families --------------------------------------------------

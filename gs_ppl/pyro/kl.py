@@ -42,6 +42,13 @@ def _finite(distribution: Discrete) -> Tensor | None:
     return distribution.logits > -math.inf
 
 
+def _unsure(distribution: Discrete) -> Tensor | None:
+    """The bits whose probability is neither 0 nor 1; None: all."""
+    if isinstance(distribution, LogitsDistribution):
+        return distribution.unsure
+    return distribution.logits.isfinite()
+
+
 # --- mass against mass ----------------------------------------------------------------------------
 
 
@@ -56,7 +63,7 @@ def _kl_categorical(p: Discrete, q: Discrete) -> Tensor:
 @register_kl(BernoulliScored, Bernoulli)
 @register_kl(Bernoulli, BernoulliScored)
 def _kl_bernoulli(p: Discrete, q: Discrete) -> Tensor:
-    return F.bernoulli_kl(_logits(p), _logits(q))
+    return F.bernoulli_kl(_logits(p), _logits(q), _unsure(p), _unsure(q))
 
 
 # --- density against density ----------------------------------------------------------------------

@@ -80,14 +80,15 @@ class SoftIndex(Tensor):
 
     _form: Form | Callable[[], Form]
     _mean: Tensor | None
+    _shape: torch.Size
+    _dtype: torch.dtype
+    _device: torch.device
 
     @staticmethod
-    def __new__(
-        cls: type, form: Any, mean: Tensor | None = None, like: Tensor | None = None
-    ) -> Any:
+    def __new__(cls: type, form: Any, mean: Any = None, like: Tensor | None = None) -> Any:
         like = like if like is not None else form.table
-        shape = _shape(mean) if isinstance(form, Callable) else form.shape
-        z = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+        shape = form.shape if isinstance(form, Form) else _shape(mean)
+        z: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
         z._shape, z._dtype, z._device = shape, like.dtype, like.device
         z._form, z._mean = form, mean
         return z
@@ -100,7 +101,7 @@ class SoftIndex(Tensor):
 
     @property
     def form(self) -> Form:
-        if isinstance(self._form, Callable):
+        if not isinstance(self._form, Form):
             self._form = self._form()
         return self._form
 
@@ -108,7 +109,7 @@ class SoftIndex(Tensor):
     def sites(self) -> frozenset[str]:
         return frozenset().union(*(axis.sites for axis in self.form.axes))
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         weights = "; ".join(str(axis.weights.movedim(0, -1)) for axis in self.form.axes)
         return f"SoftIndex({_sites([self])}, shape {tuple(self.shape)}, weights {weights})"
 
@@ -127,7 +128,7 @@ class SoftIndex(Tensor):
             return rule(func, *args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise _refusal(str(func).removeprefix("aten.").split(".")[0], (args, kwargs))
@@ -177,7 +178,7 @@ def _sites(args: Any) -> str:
     return f"site{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
 
 
-def _named(func: Callable) -> str:
+def _named(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
     return func.__self__.__name__ if name == "__get__" else name
 
@@ -333,7 +334,7 @@ def _mean(form: Form) -> Tensor:
 
 def _elementwise_mean(form: Form, dtype: torch.dtype) -> Tensor:
     n, m = len(form.shape), len(form.axes)
-    product = math.prod(
+    product: Any = math.prod(
         axis.weights.to(dtype).reshape(
             [-1 if j == i else 1 for j in range(m)] + list(axis.ids.shape)
         )
@@ -522,8 +523,10 @@ def _narrowed(positions: Tensor) -> Tensor:
 
 def _taken(x: Tensor, lead: int, positions: Tensor, grid: Tensor | None = None) -> Tensor:
     flat = x.reshape([*x.shape[:lead], -1])
-    view = grid is not None and positions.data_ptr() == grid.data_ptr()
-    if not (view and positions.numel() == grid.numel() and positions.is_contiguous()):
+    view = grid is not None and (
+        positions.data_ptr() == grid.data_ptr() and positions.numel() == grid.numel()
+    )
+    if not (view and positions.is_contiguous()):
         flat = flat.index_select(-1, positions.reshape(-1))
     return flat.reshape(x.shape[:lead] + positions.shape)
 
@@ -638,9 +641,9 @@ def _certain(x: Tensor, like: Form) -> Form:
 
 
 def _broadcast(func: Callable, *tensors: Any) -> tuple[Any, ...]:
-    tensors = tensors[0] if isinstance(tensors[0], tuple | list) else tensors
-    shape = torch.broadcast_shapes(*[_shape(x) for x in tensors])
-    return tuple(x.expand(shape) for x in tensors)
+    xs: Sequence = tensors[0] if isinstance(tensors[0], tuple | list) else tensors
+    shape = torch.broadcast_shapes(*[_shape(x) for x in xs])
+    return tuple(x.expand(shape) for x in xs)
 
 
 def _stand_in(x: Any) -> Any:
@@ -698,8 +701,8 @@ def _index(func: Callable, t: Any, index: Any) -> Any:
         values = values.movedim(tuple(range(m, m + n)), tuple(range(m + before, m + before + n)))
     lengths = [t.shape[d] for d in rest]
     full = torch.Size([*lengths[:before], *shape, *lengths[before:]])
-    axes = tuple(_padded(axis, before, len(rest) - before) for axis in axes)
-    form = Form(values, axes, full)
+    padded = tuple(_padded(axis, before, len(rest) - before) for axis in axes)
+    form = Form(values, padded, full)
     return _mean(form) if t.is_floating_point() else SoftIndex(form)
 
 

@@ -1,0 +1,31 @@
+"""The bijections of the two simplexes, in the measure of their densities."""
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("constraint", ["simplex", "log_simplex"])
+@pytest.mark.parametrize("K", [2, 3, 7])
+def test_bijection(backend, constraint, K):
+    """Round trip, and the Jacobian against the numerical one in the measure of the density."""
+    constraint = getattr(backend.gs.constraints, constraint)
+    transform = backend.bijection(constraint)
+    x = backend.array(np.random.default_rng(0).normal(size=(5, K - 1)))
+    y = transform(x)
+    assert y.shape == transform.forward_shape(x.shape) == (5, K)
+    assert transform.inverse_shape(y.shape) == x.shape
+    assert backend.check(constraint, y).all()
+    inverse = backend.inverse(transform)
+    np.testing.assert_allclose(backend.numpy(inverse(y)), backend.numpy(x), atol=1e-12)
+
+    on_simplex = constraint is backend.gs.constraints.simplex
+
+    def ratios(x):  # l_i - l_K carry dl_1 ... dl_{K-1} / y_K; y_i carry Lebesgue measure
+        y = transform(x)
+        return y[:-1] if on_simplex else y[:-1] - y[-1:]
+
+    for i in range(5):
+        columns = [backend.jvp(ratios, x[i], backend.array(e))[1] for e in np.eye(K - 1)]
+        exact = np.linalg.slogdet(np.stack(columns))[1]
+        got = backend.numpy(transform.log_abs_det_jacobian(x[i], transform(x[i])))
+        assert got == pytest.approx(exact, abs=1e-10)
