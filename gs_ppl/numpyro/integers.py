@@ -69,6 +69,8 @@ def is_integer(law: Any) -> bool:
     """Whether the values are integers of a finite support: not bits, not vectors."""
     if isinstance(law, LogitsDistribution | BernoulliLogits | BernoulliProbs):
         return False
+    if isinstance(law, FiniteIntegers):
+        return True
     scalar = isinstance(law, Distribution) and law.event_shape == ()
     return scalar and (law.has_enumerate_support or isinstance(law, COUNTS))
 
@@ -82,6 +84,8 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
         return tuple(range(law.probs.shape[-1])), {"probs": law.probs}
     if isinstance(law, CategoricalLogits):
         return tuple(range(law.logits.shape[-1])), {"logits": law.logits}
+    if isinstance(law, FiniteIntegers):
+        return law.values, {"logits": law.logits}
     exists = None
     if isinstance(law, COUNTS):
         support = np.arange(1 + int(_known(site, law, law.total_count).max()))
@@ -117,6 +121,7 @@ class FiniteIntegers(Distribution):
     """The discrete law over integers that are not 0..K-1."""
 
     arg_constraints = {"logits": constraints.real_vector}
+    has_enumerate_support = True
     pytree_data_fields = ("logits",)
     pytree_aux_fields = ("values",)
 
@@ -141,6 +146,10 @@ class FiniteIntegers(Distribution):
         logits = jax.nn.log_softmax(self.logits)
         found = CategoricalLogits(logits).log_prob(hit.argmax(-1))
         return jnp.where(hit.any(-1), found, -jnp.inf)
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        values = jnp.asarray(self.values).reshape(-1, *(1,) * len(self.batch_shape))
+        return jnp.broadcast_to(values, (len(values), *self.batch_shape)) if expand else values
 
 
 def integer_law(logits: Array, values: tuple[int, ...]) -> Distribution:

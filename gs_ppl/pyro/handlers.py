@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 from pyro.distributions import (
     Bernoulli,
-    Delta,
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
 )
@@ -20,7 +19,6 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, RelaxedBernoulli, RelaxedOneHotCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
@@ -38,11 +36,12 @@ from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.integers import (
-    COUNTS,
     classes,
     integer_law,
+    is_count,
     is_integer,
     of_values,
+    parameters,
     values_of,
 )
 from gs_ppl.pyro.soft_index import (
@@ -56,14 +55,6 @@ from gs_ppl.pyro.soft_index import (
 )
 
 __all__ = ["discretize", "relax", "select"]
-
-
-def parameters(law: Any) -> dict[str, Tensor]:
-    """Probs where a native law was given them, so that a zero stays a masked category."""
-    source = getattr(law, "_categorical", law)
-    if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
-        return {"probs": source.probs}
-    return {"logits": law.logits}
 
 
 def event_dims(law: Any) -> int | None:
@@ -182,10 +173,8 @@ class RelaxMessenger(Messenger):
             if not msg["infer"].get("_deterministic"):
                 refuse_soft_value(name, "obs", "give a float, as in obs=locs[z]")
             self._recorded[name] = value
-            value = as_float(value) if value.is_floating_point() else hardened(value)
-            dims = msg["fn"].event_dim
-            msg["value"] = value
-            msg["fn"] = Delta(value, event_dim=dims).mask(False)
+            msg["value"] = _shown(value)
+            msg["fn"] = rewrap(msg["fn"], partial(_without_soft, name, take=_shown))
         if isinstance(msg["mask"], SoftIndex):
             _refuse_mask(name)
         msg["fn"] = _without_soft(name, msg["fn"])
@@ -204,10 +193,8 @@ class RelaxMessenger(Messenger):
         if is_integer(law):
             if not self.reads:
                 refuse_integer(name)
-            values, logits = classes(name, law)
-            adapt = of_values(values, isinstance(law, COUNTS))
-            make = self.relaxation.law(name, 1, adapt)
-            given = parameters(law) if isinstance(law, TorchCategorical) else {"logits": logits}
+            values, given = classes(name, law)
+            make = self.relaxation.law(name, 1, of_values(values, is_count(law)))
         elif _is_discrete(law) and (dims := event_dims(law)) is not None:
             make, given = self.relaxation.law(name, dims), parameters(law)
         else:
@@ -245,10 +232,16 @@ def _refuse_mask(site: str) -> None:
     refuse_soft_value(site, "its mask", "weight the score by pyro.factor, or by an index")
 
 
-def _without_soft(site: str, fn: Any) -> Any:
+def _shown(value: Any) -> Any:
+    """What is recorded of a value that is computed: the class of largest weight, or the mean."""
+    is_class = isinstance(value, SoftIndex) and not value.is_floating_point()
+    return hardened(value) if is_class else as_float(value)
+
+
+def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> Any:
     """A law with the means of its soft parameters."""
     found = {
-        name: _without_soft(site, x) if isinstance(x, Distribution) else as_float(x)
+        name: _without_soft(site, x, take) if isinstance(x, Distribution) else take(x)
         for name, x in getattr(fn, "__dict__", {}).items()
         if isinstance(x, SoftIndex | Distribution)
     }

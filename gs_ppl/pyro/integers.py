@@ -19,6 +19,14 @@ from gs_ppl.pyro._base import LogitsDistribution
 __all__: list[str] = []
 
 
+def parameters(law: Any) -> dict[str, Tensor]:
+    """Probs where a native law was given them, so that a zero stays a masked category."""
+    source = getattr(law, "_categorical", law)
+    if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
+        return {"probs": source.probs}
+    return {"logits": law.logits}
+
+
 class IndexScored:
     """What a family is at an integer site: it scores vectors of weights, and integers besides."""
 
@@ -66,16 +74,25 @@ def is_integer(law: Any) -> bool:
     """Whether the values are integers of a finite support: not bits, not vectors."""
     if isinstance(law, LogitsDistribution | TorchBernoulli):
         return False
+    if isinstance(law, FiniteIntegers):
+        return True
     scalar = getattr(law, "event_shape", None) == ()
     return scalar and (getattr(law, "has_enumerate_support", False) or isinstance(law, COUNTS))
 
 
-def classes(site: str, law: Any) -> tuple[tuple[int, ...], Tensor]:
-    """The support of an integer law, and the logits of a Categorical over it."""
+def is_count(law: Any) -> bool:
+    """Whether it counts, for which Pyro has floats."""
+    return isinstance(law, COUNTS)
+
+
+def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+    """The support of an integer law, and the parameters of a Categorical over it."""
     exists = None
     if isinstance(law, TorchCategorical):
-        K = law.logits.shape[-1]
-        return tuple(range(K)), law.logits
+        given = parameters(law)
+        return tuple(range(next(iter(given.values())).shape[-1])), given
+    if isinstance(law, FiniteIntegers):
+        return law.values, {"logits": law.logits}
     if isinstance(law, COUNTS):
         top = int(torch.as_tensor(law.total_count).max())
         support = torch.arange(1 + top)
@@ -90,7 +107,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], Tensor]:
     logits = law.log_prob(at).expand(len(support), *law.batch_shape)
     if exists is not None:
         logits = logits.masked_fill(~exists, -math.inf)
-    return tuple(support.long().tolist()), logits.movedim(0, -1)
+    return tuple(support.long().tolist()), {"logits": logits.movedim(0, -1)}
 
 
 class FiniteIntegers(TorchDistribution):
@@ -117,6 +134,11 @@ class FiniteIntegers(TorchDistribution):
         hit = value[..., None] == torch.tensor(self.values, device=value.device)
         found = Categorical(logits=self.logits, validate_args=False).log_prob(hit.long().argmax(-1))
         return found.masked_fill(~hit.any(-1), -math.inf)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = torch.tensor(self.values, device=self.logits.device)
+        values = values.reshape(-1, *[1] * len(self.batch_shape))
+        return values.expand(-1, *self.batch_shape) if expand else values
 
 
 def integer_law(logits: Tensor, values: tuple[int, ...]) -> TorchDistribution:
