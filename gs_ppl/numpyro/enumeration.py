@@ -12,7 +12,13 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs, Unit
+from numpyro.distributions import (
+    Bernoulli,
+    CategoricalLogits,
+    CategoricalProbs,
+    DiscreteUniform,
+    Unit,
+)
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
