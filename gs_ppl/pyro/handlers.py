@@ -251,11 +251,19 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
     if any(isinstance(mask, SoftIndex) for mask in masks(fn)):
         _refuse_mask(site)
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        if isinstance(fn.__dict__.get(name), SoftIndex) and constraint.is_discrete:
+        if isinstance(fn.__dict__.get(name), SoftIndex) and _is_counted(constraint):
             refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
     new = copy.copy(fn)
     new.__dict__.update(changed)
     return new
+
+
+def _is_counted(constraint: Any) -> bool:
+    """Whether a parameter is an integer; some that depend on others do not say."""
+    try:
+        return constraint.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def relax(

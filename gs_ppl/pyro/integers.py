@@ -94,10 +94,10 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
     if isinstance(law, FiniteIntegers):
         return law.values, {"logits": law.logits}
     if isinstance(law, COUNTS):
-        top = int(torch.as_tensor(law.total_count).max())
-        support = torch.arange(1 + top)
+        totals = torch.as_tensor(law.total_count, dtype=law.mean.dtype)
+        support = torch.arange(1 + int(totals.max()), device=totals.device).to(totals)
         at = support.reshape(-1, *[1] * len(law.batch_shape))
-        exists = at <= law.total_count
+        exists = at <= totals
         at = torch.where(exists, at, 0)  # a row's own support, where rows differ
     else:
         at = law.enumerate_support(expand=False)
