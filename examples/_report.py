@@ -5,13 +5,16 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image, PngImagePlugin
 
 import gs_ppl
+from gs_ppl.models.training_files import RunError
 
 TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
 PACKAGES = {
@@ -20,12 +23,19 @@ PACKAGES = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def make_parser(description: str, output: str, steps: int | None = None) -> argparse.ArgumentParser:
     """The arguments that every example takes; `description` is its docstring.
 
     Without `steps` it is no example that trains.
     """
-    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser = Parser(description=description.split("\n")[0])
     parser.add_argument("--backend", choices=(*TITLES, "both"), default="both")
     if steps is None:
         parser.set_defaults(steps=None)
@@ -39,13 +49,45 @@ def make_parser(description: str, output: str, steps: int | None = None) -> argp
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, checked, with `backends` in place of "both" and the folder made."""
+    """The arguments, checked, with `backends` in place of "both" and the folders made."""
     arguments = parser.parse_args()
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
     arguments.backends = list(TITLES) if arguments.backend == "both" else [arguments.backend]
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    target = find_target(arguments)
+    for folder in (arguments.output, target.parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"{folder} cannot be a folder: {error.strerror}")
+    if target.is_dir():
+        parser.error(f"{target} cannot be the report: it is a folder")
     return arguments
+
+
+def find_target(arguments: argparse.Namespace) -> Path:
+    """The file of the report."""
+    return arguments.json or arguments.output / "report.json"
+
+
+@contextmanager
+def in_words(output: Path) -> Iterator[None]:
+    """What ends a run early is said in one line: refused (exit status 2), failed (1), Ctrl-C."""
+    try:
+        yield
+    except RunError as error:
+        stop(2, f"error: {error}")
+    except (FloatingPointError, OSError) as error:
+        stop(1, f"error: {error}")
+    except KeyboardInterrupt:
+        found = output.glob("checkpoints/*/step_" + 9 * "[0-9]")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default="none")
+        stop(130, f"interrupted; the newest checkpoint is {newest}")
+
+
+def stop(status: int, message: str) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 def find_versions(backends: list[str]) -> dict[str, str]:
@@ -83,7 +125,7 @@ def write_report(
         "pictures": [str(picture) for picture in pictures],
         "rows": rows,
     }
-    target = arguments.json or arguments.output / "report.json"
+    target = find_target(arguments)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=2) + "\n")
     return target

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import TITLES, find_versions, make_parser, parse, write_report
+from _report import TITLES, find_versions, in_words, make_parser, parse, write_report
 from _step_cost import draw_step_cost, measure_step_cost
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -28,7 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gs_ppl.models.data import binarize, load_digits, load_mnist, split_labels
-from gs_ppl.models.training import SemiSupervisedSettings, Settings, augment, fit
+from gs_ppl.models.training import RunError, SemiSupervisedSettings, Settings, augment, fit
 
 RESULTS = Path(__file__).parents[1] / "models" / "results"
 Data = dict[str, np.ndarray]
@@ -197,7 +197,10 @@ def load(arguments: argparse.Namespace) -> Data:
             "test_grey": grey[test],
             "test_labels": labels[test],
         }
-    parts = load_mnist(arguments.data_dir)
+    try:
+        parts = load_mnist(arguments.data_dir)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     (grey, labels), (test_grey, test_labels) = parts["train"], parts["test"]
     some = slice(20 if arguments.quick else None)
     return {"grey": grey, "labels": labels} | {
@@ -256,6 +259,8 @@ def run_cells(arguments: argparse.Namespace, results: Path) -> list[dict[str, An
             command = f"python examples/reproduce.py {arguments.table} --only {name}"
             write_record(path, {"name": name, "command": command, **result})
         found.append(json.loads(path.read_text()))
+    if not found:
+        raise RunError(f"no cell of {arguments.table} has {arguments.only!r} in its name")
     return found
 
 
@@ -319,6 +324,13 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name has it")
     parser.add_argument("--results", type=Path, metavar="DIR", help="default models/results")
     arguments = parse(parser)
+    if arguments.table == "figure5" and (arguments.only or arguments.data_dir):
+        parser.error("--only and --data-dir have no effect with figure5")
+    with in_words(arguments.output):
+        reproduce(arguments)
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
     results = arguments.results or (arguments.output if arguments.quick else RESULTS)
     results.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / f"{arguments.table}.png"

@@ -11,12 +11,11 @@ it ends with report.json, images.png and curves.png.
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import TITLES, make_parser, parse, write_report
+from _report import TITLES, in_words, make_parser, parse, write_report
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from gs_ppl.models.data import binarize, load_digits, load_mnist, split_labels
 from gs_ppl.models.training import (
     MODELS,
+    RunError,
     SemiSupervisedSettings,
     Settings,
     Trainer,
@@ -35,10 +35,14 @@ from gs_ppl.models.training import (
 Images = tuple[np.ndarray, np.ndarray]  # grey levels from 0 to 1, labels
 COPIES = 200  # of each labelled image, each drawn by itself
 SHOWN = 10  # images in a row of the picture
+DEFAULTS = {"samples": 1000, "evaluate_every": 2_000, "checkpoint_every": 2_000}
+QUICK = {"samples": 20, "evaluate_every": 20, "batch": 20, "test_images": 50}
+STEPS, QUICK_STEPS = 20_000, 40
+OF_LABELS = {"per_class": 10, "shift": 0}  # options and their defaults
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = make_parser(__doc__, output="results/train", steps=20_000)
+    parser = make_parser(__doc__, output="results/train", steps=STEPS)
     parser.set_defaults(backend="numpyro")
     parser.add_argument("--model", choices=MODELS, default="vae")
     of_run = parser.add_argument_group("of the run; the model's own defaults unless given")
@@ -57,25 +61,38 @@ def parse_arguments() -> argparse.Namespace:
     of_run.add_argument("--channels", type=int, help="semi-supervised: of the first convolution")
     of_run.add_argument("--alpha", type=float, help="semi-supervised: weight of log q(label | x)")
     of_run.add_argument("--labelled", type=int, help="semi-supervised: of them in a minibatch")
-    parser.add_argument("--per-class", type=int, default=10, help="labels, if semi-supervised")
-    parser.add_argument("--shift", type=int, default=0, help="pixels that their copies move")
+    of_run.add_argument("--per-class", type=int, help="semi-supervised: labels of each class")
+    of_run.add_argument("--shift", type=int, help="semi-supervised: pixels that their copies move")
     parser.add_argument("--data", choices=("digits", "mnist"), help="digits, unless --data-dir")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's files")
-    parser.add_argument("--samples", type=int, default=1000, help="of the bound at the end")
+    parser.add_argument("--samples", type=int, help="of the bound at the end; default 1000")
     parser.add_argument("--test-images", type=int, help="how many to evaluate on; all unless given")
-    parser.add_argument("--evaluate-every", type=int, default=2_000)
-    parser.add_argument("--checkpoint-every", type=int, default=2_000)
-    return parse(parser)
+    parser.add_argument("--evaluate-every", type=int, help="steps; default 2000")
+    parser.add_argument("--checkpoint-every", type=int, help="steps; default 2000")
+    arguments = parse(parser)
+    if len(arguments.backends) > 1 and not arguments.quick:
+        parser.error("it trains on one backend: pass --backend pyro or --backend numpyro")
+    return arguments
 
 
 def make_settings(arguments: argparse.Namespace) -> Settings:
-    """From the options that were given and are the model's."""
-    kind = SemiSupervisedSettings if arguments.model == "semi_supervised" else Settings
+    """From the options that were given; one that has no effect is refused."""
+    semi_supervised = arguments.model == "semi_supervised"
+    kind = SemiSupervisedSettings if semi_supervised else Settings
     names = {field.name for field in dataclasses.fields(kind)}
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     if "hidden" in given:
         given["hidden"] = tuple(given["hidden"])
-    return kind(**{name: value for name, value in given.items() if name in names})
+    settings = kind(**{name: value for name, value in given.items() if name in names})
+    others = {field.name for field in dataclasses.fields(SemiSupervisedSettings)} | {*OF_LABELS}
+    unused = {} if semi_supervised else dict.fromkeys(others - names, f"the model {settings.model}")
+    unused |= settings.without_effect
+    unused |= {"data_dir": "--data digits"} if arguments.data == "digits" else {}
+    for name in given:
+        if name in unused:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} has no effect with {unused[name]}")
+    return settings
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[Images, Images]:
@@ -127,34 +144,49 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if len(arguments.backends) > 1 and not arguments.quick:
-        sys.exit("train.py trains on one backend: pass --backend pyro or --backend numpyro")
-    settings = make_settings(arguments)
-    (grey, labels), (test_grey, test_labels) = load_images(arguments)
-    limits: dict[str, Any] = {"samples": arguments.samples}
-    limits |= {"evaluate_every": arguments.evaluate_every}
-    limits |= {"checkpoint_every": arguments.checkpoint_every}
-    shown = slice(arguments.test_images)
-    if arguments.quick:
-        settings = dataclasses.replace(settings, steps=min(settings.steps, 40), batch=20)
-        limits |= {"samples": 20, "evaluate_every": 20, "chunk": 20}
-        shown = slice(50)
-    train, test = binarize(grey, seed=0), binarize(test_grey[shown], seed=1)
-    if isinstance(settings, SemiSupervisedSettings):
-        rows, _ = split_labels(labels, arguments.per_class, seed=settings.seed)
-        copies = augment(grey[rows], labels[rows], COPIES, arguments.shift, settings.seed)
-        limits |= {"labelled": copies, "test_labels": test_labels[shown]}
+Prepared = tuple[Settings, np.ndarray, np.ndarray, dict[str, Any]]
 
+
+def prepare(arguments: argparse.Namespace) -> Prepared:
+    """Settings, images to train and to test on, and what else `fit` takes; or what is wrong."""
+    if arguments.quick:
+        arguments.steps = min(arguments.steps, QUICK_STEPS)
+        for name, value in QUICK.items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
+    settings = make_settings(arguments)
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    options = DEFAULTS | OF_LABELS | given
+    limits = {name: options[name] for name in DEFAULTS}
+    limits["chunk"] = min(500, limits["evaluate_every"], limits["checkpoint_every"])
+    (grey, labels), (test_grey, test_labels) = load_images(arguments)
+    count = len(test_grey) if arguments.test_images is None else arguments.test_images
+    if not SHOWN <= count <= len(test_grey):
+        raise ValueError(
+            f"--test-images must be from {SHOWN}, which the picture shows, to {len(test_grey)},"
+            f" which there are, got {count}"
+        )
+    if isinstance(settings, SemiSupervisedSettings):
+        rows, _ = split_labels(labels, options["per_class"], seed=settings.seed)
+        copies = augment(grey[rows], labels[rows], COPIES, options["shift"], settings.seed)
+        limits |= {"labelled": copies, "test_labels": test_labels[:count]}
+    return settings, binarize(grey, seed=0), binarize(test_grey[:count], seed=1), limits
+
+
+def train(arguments: argparse.Namespace) -> None:
+    try:
+        settings, images, test, limits = prepare(arguments)
+    except (TypeError, ValueError, OSError) as error:
+        raise RunError(str(error)) from error
     table = Table(title=f"{settings.model}: negative log likelihood of test images")
     for column in ("backend", "nats per image", "samples", "images", "right"):
         table.add_column(column, justify="right")
     rows, pictures, curves = [], [], {}
     for backend in arguments.backends:
         folder = arguments.output / "checkpoints" / backend
-        with tqdm(total=settings.steps, unit="step", desc=TITLES[backend]) as bar:
-            trainer, result = fit(backend, settings, train, test, folder, bar=bar, **limits)
+        # delay: no bar of a run that is refused
+        with tqdm(total=settings.steps, unit="step", desc=TITLES[backend], delay=0.1) as bar:
+            trainer, result = fit(backend, settings, images, test, folder, bar=bar, **limits)
         found = result.pop("test")
         rows.append({"backend": backend, **found})
         curves[backend] = result
@@ -171,6 +203,12 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(*pictures, target, sep="\n")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with in_words(arguments.output):
+        train(arguments)
 
 
 if __name__ == "__main__":

@@ -51,14 +51,17 @@ MODELS = {
     "structured_output": "StructuredOutput",
     "semi_supervised": "SemiSupervised",
 }
-FAMILIES = (
-    *("GumbelSoftmax", "ExpGumbelSoftmax", "SoftOneHotCategorical", "STGumbelSoftmax"),
-    *("StraightThrough", "ReinMax", "GappedST", "GumbelRao"),
-    *("GumbelSigmoid", "SoftBernoulli", "STGumbelSigmoid"),  # of bits
-    *("STBernoulli", "ReinMaxBernoulli", "GappedSTBernoulli", "GumbelRaoBernoulli"),
-    *("RLOO_ELBO", "NVIL_ELBO", "MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO"),
-    "enumerated",
+SOFT = (
+    *("GumbelSoftmax", "ExpGumbelSoftmax", "SoftOneHotCategorical"),
+    *("GumbelSigmoid", "SoftBernoulli"),  # of bits
 )
+HARD = (
+    *("STGumbelSoftmax", "StraightThrough", "ReinMax", "GappedST", "GumbelRao"),
+    *("STGumbelSigmoid", "STBernoulli", "ReinMaxBernoulli", "GappedSTBernoulli"),  # of bits
+    "GumbelRaoBernoulli",
+)
+DISCRETE = ("RLOO_ELBO", "NVIL_ELBO", "MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO")
+FAMILIES = (*SOFT, *HARD, *DISCRETE, "enumerated")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Settings:
         variables, classes, hidden: of the latent layer; classes None: bits.
         family: a class of gs_ppl.pyro and gs_ppl.numpyro, such as "ReinMax", or an ELBO that takes
             the discrete program, such as "RLOO_ELBO"; "enumerated", for exact sums.
-        objective: "categorical" or "relaxed".
+        objective: "categorical" or, of soft families, "relaxed".
         rate, minimum, every, start: of the temperature max(minimum, start exp(-rate t)), anew every
             `every` steps; rate 0: constant.
         learning_rate: of AdamW at the first step; falls by a cosine to 0 at the last.
@@ -119,6 +122,10 @@ class Settings:
             raise ValueError(f"a baseline is for the family NVIL_ELBO alone, got {self.family!r}")
         if self.family == "DisARM_ELBO" and self.classes is not None:
             raise ValueError(f"the family DisARM_ELBO is for bits, got {self.classes} classes")
+        if self.objective == "relaxed" and self.family not in SOFT:
+            raise ValueError(
+                f"the objective 'relaxed' is for {', '.join(SOFT)}, got the family {self.family}"
+            )
 
     @property
     def enumerated(self) -> bool:
@@ -127,7 +134,16 @@ class Settings:
     @property
     def discrete(self) -> bool:
         """Trained without relaxation, by an ELBO that has a gradient all the same."""
-        return self.family.endswith("_ELBO")
+        return self.family in DISCRETE
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """The settings that do not matter in this run, and what makes them so."""
+        family = f"the family {self.family}"
+        names = {} if self.family in SOFT else {"objective": family}
+        if self.enumerated or self.discrete:
+            return names | dict.fromkeys(("rate", "minimum", "every", "start"), family)
+        return names | (dict.fromkeys(("minimum", "every"), "rate 0") if self.rate == 0 else {})
 
     @property
     def schedule(self) -> Callable[[Any], Any]:
@@ -299,8 +315,9 @@ def fit(
     """
     try:
         check_options(settings, images, test_images, labelled, test_labels)
-        check_counts(samples=samples, checkpoint_every=checkpoint_every, chunk=chunk)
+        check_counts(samples=samples, checkpoint_every=checkpoint_every)
         check_counts(**{} if evaluate_every is None else {"evaluate_every": evaluate_every})
+        check_counts(chunk=chunk)
         trainer = make_trainer(backend, settings, images, labelled)
     except (TypeError, ValueError) as error:
         raise RunError(str(error).split("\n")[0]) from error

@@ -263,7 +263,6 @@ def test_auto_guide_list_finds_the_posterior(backend):
     ("options", "message"),
     [
         ({"init_logits": {"q": 0.0}}, "no discrete latent site is called 'q'"),
-        ({"family": {"q": None}}, "no discrete latent site is called 'q'"),
         ({"objective": "soft"}, "objective must be one of categorical, relaxed"),
         ({"temperature": None}, "site 'z' has no temperature"),
     ],
@@ -273,6 +272,13 @@ def test_auto_guide_refuses(backend, options, message):
     model = plain(backend, by_name("mixture"))
     with pytest.raises(ValueError, match=message):
         backend.trace(backend.gs.AutoGumbelSoftmax(model, **{"temperature": 0.5, **options}), 0)
+
+
+def test_auto_guide_refuses_a_family_of_no_site(backend):
+    model = plain(backend, by_name("mixture"))
+    guide = backend.gs.AutoGumbelSoftmax(model, 0.5, family={"q": backend.gs.STGumbelSoftmax})
+    with pytest.raises(ValueError, match="no discrete latent site is called 'q'"):
+        backend.trace(guide, 0)
 
 
 def test_auto_guide_without_discrete_latents(backend):

@@ -82,7 +82,7 @@ def test_constraints_name_every_dependency():
     assert requirement_names((ROOT / "constraints.txt").read_text().splitlines()) == wanted
 
 
-DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "pyro": "pyro-ppl", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"pyro": "pyro-ppl", "sklearn": "scikit-learn"}
 
 
 def extra(name: str) -> set[str]:

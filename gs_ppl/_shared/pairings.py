@@ -181,9 +181,7 @@ def check_order(
     where the guide has drawn these from z.
     """
     descendants: dict[str, set[str]] = {name: set() for name in guide_parents}
-    for name in reversed(
-        [*guide_parents]
-    ):  # in the guide's order, so that those below are complete
+    for name in reversed([*guide_parents]):  # the last first, so that those below are complete
         for parent in guide_parents[name]:
             descendants[parent] |= {name} | descendants[name]
     for name in parents:

@@ -85,14 +85,14 @@ class Edge:
         intervals = [self.interval(ends[0], cut), self.interval(cut, ends[1])]
         heapq.heapify(intervals)
         scale = max(np.abs(self.read(t).terms).sum() for t in ends)
-        rounding = 16 * np.finfo(np.float32).eps * scale
+        rounding = 64 * np.finfo(np.float32).eps * scale  # of each interval
         for _ in range(MAX_SPLITS):
             used = [self._seen[t] for interval in intervals for t in (interval.start, interval.end)]
             if not all(np.isfinite(x.terms).all() for x in used):
                 return None
-            left = sum(x.mismatch for x in intervals)
+            left = sum(max(0.0, x.mismatch - rounding) for x in intervals)
             variation = sum(max(abs(x.change), abs(x.integral)) for x in intervals)
-            if not np.isfinite(left) or left <= TOLERANCE * variation + rounding:
+            if not np.isfinite(left) or left <= TOLERANCE * variation:
                 return None
             worst = heapq.heappop(intervals)
             middle = worst.start + MIDDLE * (worst.end - worst.start)
