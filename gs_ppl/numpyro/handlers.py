@@ -32,7 +32,14 @@ from gs_ppl.numpyro.distributions import (
     OneHotCategorical,
 )
 from gs_ppl.numpyro.functional import Temperature
-from gs_ppl.numpyro.integers import classes, integer_law, is_integer, of_values, values_of
+from gs_ppl.numpyro.integers import (
+    classes,
+    event_dims,
+    integer_law,
+    is_integer,
+    of_values,
+    values_of,
+)
 from gs_ppl.numpyro.soft_index import (
     Soft,
     as_float,
@@ -56,14 +63,6 @@ def parameters(law: Any) -> dict[str, Array]:
     )
     given = jnp.asarray(given)
     return {what: given if jnp.issubdtype(given.dtype, jnp.floating) else given.astype(float)}
-
-
-def event_dims(law: Any) -> int | None:
-    """1 for a one-hot law, 0 for a bit, None for any other."""
-    if isinstance(law, LogitsDistribution):
-        return law.event_dims
-    bits = BernoulliLogits | BernoulliProbs | RelaxedBernoulliLogits
-    return 0 if isinstance(law, bits) else None
 
 
 def is_relaxed(law: Any) -> bool:
@@ -199,11 +198,13 @@ def _handed(msg: dict[str, Any]) -> Any:
         return value
     values = values_of(law)
     if values is not None:
-        if not jnp.issubdtype(jnp.result_type(value), jnp.floating) and is_masked(msg["fn"]):
+        given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        if given and (msg["fn"].batch_shape or is_masked(msg["fn"])):
             refuse_soft_value(
-                name, "a masked site that a handler around relax gives an integer",
+                name,
+                "given integers by a handler around relax, the value of a batch",
                 "condition inside, as in relax(condition(program, ...))",
-            )  # fmt: skip
+            )
         weights = law.weights(value)
         return soft_index(name, jnp.exp(weights) if is_log(law) else weights, values)
     if event_dims(law) == 0:

@@ -18,6 +18,7 @@ from numpyro.distributions import (
     CategoricalProbs,
     DiscreteUniform,
     Distribution,
+    RelaxedBernoulliLogits,
     constraints,
 )
 
@@ -26,6 +27,14 @@ from gs_ppl.numpyro._base import LogitsDistribution
 from gs_ppl.numpyro.soft_index import constant
 
 __all__: list[str] = []
+
+
+def event_dims(law: Any) -> int | None:
+    """1 for a one-hot law, 0 for a bit, None for any other."""
+    if isinstance(law, LogitsDistribution):
+        return law.event_dims
+    bits = BernoulliLogits | BernoulliProbs | RelaxedBernoulliLogits
+    return 0 if isinstance(law, bits) else None
 
 
 class IndexScored:
@@ -115,6 +124,23 @@ def _known(site: str, law: Any, x: Any) -> np.ndarray:
     if value is None:
         refuse_support(site, type(law).__name__)
     return value
+
+
+def support_of(site: str, law: Any) -> tuple[int, ...]:
+    """The integers of a law, also of one that stands for others."""
+    values = getattr(law, "values", None)
+    return classes(site, law)[0] if values is None else values
+
+
+def index_in_support(site: str, law: Any, value: Array) -> Array:
+    """The class of an integer."""
+    support = support_of(site, law)
+    return (jnp.asarray(value)[..., None] == np.array(support)).argmax(-1)
+
+
+def class_dims(law: Any) -> int | None:
+    """1 for laws of classes, one-hot or integer, 0 for a bit, None for any other."""
+    return 1 if is_integer(law) else event_dims(law)
 
 
 class FiniteIntegers(Distribution):

@@ -37,6 +37,7 @@ from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCat
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.integers import (
     classes,
+    event_dims,
     integer_law,
     is_count,
     is_integer,
@@ -55,15 +56,6 @@ from gs_ppl.pyro.soft_index import (
 )
 
 __all__ = ["discretize", "relax", "select"]
-
-
-def event_dims(law: Any) -> int | None:
-    """1 for a one-hot law, 0 for a bit, None for any other."""
-    if isinstance(law, LogitsDistribution):
-        return law.event_dims
-    if isinstance(law, TorchOneHotCategorical | RelaxedOneHotCategorical):
-        return 1
-    return 0 if isinstance(law, TorchBernoulli | RelaxedBernoulli) else None
 
 
 def is_relaxed(law: Any) -> bool:

@@ -11,7 +11,8 @@ from torch import Size, Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Binomial as TorchBinomial
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import constraints
+from torch.distributions import OneHotCategorical as TorchOneHotCategorical
+from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, constraints
 
 from gs_ppl._shared.families import refuse_support
 from gs_ppl.pyro._base import LogitsDistribution
@@ -25,6 +26,15 @@ def parameters(law: Any) -> dict[str, Tensor]:
     if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
         return {"probs": source.probs}
     return {"logits": law.logits}
+
+
+def event_dims(law: Any) -> int | None:
+    """1 for a one-hot law, 0 for a bit, None for any other."""
+    if isinstance(law, LogitsDistribution):
+        return law.event_dims
+    if isinstance(law, TorchOneHotCategorical | RelaxedOneHotCategorical):
+        return 1
+    return 0 if isinstance(law, TorchBernoulli | RelaxedBernoulli) else None
 
 
 class IndexScored:
@@ -108,6 +118,23 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
     if exists is not None:
         logits = logits.masked_fill(~exists, -math.inf)
     return tuple(support.long().tolist()), {"logits": logits.movedim(0, -1)}
+
+
+def support_of(site: str, law: Any) -> tuple[int, ...]:
+    """The integers of a law, also of one that stands for others."""
+    values = getattr(law, "values", None)
+    return classes(site, law)[0] if values is None else values
+
+
+def index_in_support(site: str, law: Any, value: Tensor) -> Tensor:
+    """The class of an integer."""
+    support = support_of(site, law)
+    return (value[..., None] == torch.tensor(support, device=value.device)).long().argmax(-1)
+
+
+def class_dims(law: Any) -> int | None:
+    """1 for laws of classes, one-hot or integer, 0 for a bit, None for any other."""
+    return 1 if is_integer(law) else event_dims(law)
 
 
 class FiniteIntegers(TorchDistribution):
