@@ -27,7 +27,7 @@ from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
-from gs_ppl.numpyro.enumeration import config_enumerate
+from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
 from gs_ppl.numpyro.handlers import discretize, event_dims, relax, select
 from gs_ppl.numpyro.integers import class_dims, index_in_support, is_integer, support_of
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
@@ -145,7 +145,7 @@ class Tilt(Messenger):
         done = msg.get("_control_flow_done", False)  # tilted inside of the body
         if msg["type"] == "sample" and msg["name"] in self.tilts and not done:
             law, value = innermost(msg["fn"]), msg["value"]
-            if is_integer(law):
+            if is_integer(law) and not isinstance(law, OneHotIndex):
                 value = index_in_support(msg["name"], law, value)
             binary = event_dims(law) == 0
             step, tilt = msg["infer"].get("_scan_current_index"), self.tilts[msg["name"]]

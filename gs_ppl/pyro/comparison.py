@@ -24,7 +24,7 @@ from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.distributions import GumbelSoftmax
-from gs_ppl.pyro.enumeration import config_enumerate
+from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
 from gs_ppl.pyro.handlers import (
     annealed,
     discretize,
@@ -164,7 +164,7 @@ class Tilt(Messenger):
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.tilts:
             law, value = innermost(msg["fn"]), msg["value"]
-            if is_integer(law):
+            if is_integer(law) and not isinstance(law, OneHotIndex):
                 value = index_in_support(msg["name"], law, value)
             binary = event_dims(law) == 0
             tilt = pyro.subsample(self.tilts[msg["name"]], event_dim=1)
