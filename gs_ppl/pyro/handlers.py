@@ -266,13 +266,16 @@ def relax(
     sites: Collection[str] | None = None,
     objective: str = "categorical",
 ) -> Any:
-    """Relaxes the latent OneHotCategorical and Bernoulli sites of a program, for SVI.
+    """Relaxes the discrete latents of a program, for SVI: integers, bits and one-hot vectors.
+
+    The trace holds the weights of the classes. A program that draws integers stays as it is: it
+    gets a soft index, so that table[z] is the mean of the table under the weights.
 
     Model and guide are relaxed alike. Observed sites, continuous ones and those that are relaxed
     already stay as they are; a program without discrete latents stays as it is altogether.
 
     Args:
-        fn: program; without one, the handler is a context manager.
+        fn: program; without one, the handler is a context manager, for one-hot sites and bits.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
@@ -285,8 +288,9 @@ def relax(
             Straight-through families are scored by the mass in either case.
 
     Raises:
-        ValueError: naming the site: an integer Categorical latent, a family without a class for
-            it, a name that no site has, no temperature.
+        ValueError: naming the site: an integer site within a bare context manager, a use of a
+            soft index that has no meaning, a support that is not fixed and finite, a family
+            without a class for it, a name that no site has, no temperature.
 
     Example:
         >>> import pyro, torch
