@@ -82,15 +82,17 @@ class Trainer:
     def save(self, file: BinaryIO) -> None:
         state = self.svi.get_state()
         state["params"] = state["params"]["params"]  # none is constrained
+        state["optim"] = dict(sorted(state["optim"].items()))  # Pyro's order is that of a set
         torch.save({**state, "random": _plain(get_rng_state())}, file)
 
     def load(self, file: BinaryIO) -> None:
         state = torch.load(file, weights_only=True)  # tensors and numbers
         # registers the networks' parameters, which set_state then writes to
         self.svi.evaluate_loss(*self.settings.inputs(self.images[: self.settings.batch]))
-        random, names = state.pop("random"), pyro.get_param_store().keys()
-        if state["params"].keys() != names:
-            raise ValueError(f"parameters {[*names]} are wanted, got {[*state['params']]}")
+        random, params = state.pop("random"), dict(pyro.get_param_store().items())
+        wanted, got = ({n: (*x.shape,) for n, x in ps.items()} for ps in (params, state["params"]))
+        if got != wanted:
+            raise ValueError(f"parameters of {wanted} are wanted, got {got}")
         self.svi.set_state(state | {"params": {"params": state["params"], "constraints": {}}})
         set_rng_state(random)
 

@@ -76,6 +76,17 @@ def test_wrong_content(folder, change):
         data.load_mnist(folder)
 
 
+@pytest.mark.parametrize("block", [0x07, 0x05], ids=["of no kind", "of bad lengths"])
+def test_corrupt_deflate_data(folder, block):
+    """Behind a good gzip header: zlib's own error is not gzip's."""
+    path = folder / "train-images-idx3-ubyte.gz"
+    content = bytearray(path.read_bytes())
+    content[10:14] = bytes([block, 0xFF, 0xFF, 0xFF])
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}: no whole gzip file of .*while decompressing"):
+        data.load_mnist(folder)
+
+
 def test_not_gzip(folder):
     (folder / "train-images-idx3-ubyte.gz").write_bytes(b"an error page")
     with pytest.raises(ValueError, match="no whole gzip file"):

@@ -5,6 +5,7 @@ own copy of the guide's parameters, so that row i of the gradient is one estimat
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -495,15 +496,63 @@ def test_darn_at_a_one_hot_vector(backend):
     assert all(np.isclose(rows, row).all(-1).any() for row in expected)
 
 
+PLAIN = [
+    (lambda native: native.Bernoulli(0.3), 0.3, 0.8),
+    (lambda native: native.Bernoulli(logits=0.0), 0.5, -1.1),
+    (lambda native: native.Bernoulli(np.float64(0.6)), 0.6, 0.5),
+    (lambda native: native.Bernoulli(1.0), 1.0, 0.2),
+]  # law, its probability, the weight of its bit
+
+
+@pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
+def test_parameters_that_are_plain_numbers(backend, name):
+    """A bit w with logit a beside bits of plain numbers, one of them sure; summed by hand."""
+    ppl, native, array, rows = backend.ppl, backend.native, backend.array, 20_000
+
+    def plain_bits():
+        return [ppl.sample(f"z{i}", law(native)) for i, (law, *_) in enumerate(PLAIN)]
+
+    def model():
+        with ppl.plate("rows", rows):
+            loc = 1.4 * ppl.sample("w", native.Bernoulli(0.3))
+            for z, (*_, weight) in zip(plain_bits(), PLAIN, strict=True):
+                loc = loc + weight * z
+            ppl.sample("x", native.Normal(loc, 1.0), obs=array(0.6))
+
+    def guide():
+        a = ppl.param("a", array(np.full(rows, -0.4)))
+        with ppl.plate("rows", rows):
+            ppl.sample("w", native.Bernoulli(logits=a))
+            plain_bits()
+
+    elbo = ESTIMATORS[name](backend)
+    wrapped = elbo.wrap(guide) if hasattr(elbo, "wrap") else guide
+    ((_, gradient),) = backend.gradients(elbo, model, wrapped, [0])
+    assert all(np.isfinite(backend.numpy(slope)).all() for slope in gradient.values())
+    estimates = -backend.numpy(gradient["a"])
+    mean = np.zeros(2)  # of log p(x | w, z), by w
+    for z in itertools.product([0, 1], repeat=len(PLAIN)):
+        weight = np.prod([p if bit else 1 - p for bit, (_, p, _) in zip(z, PLAIN, strict=True)])
+        loc = sum(bit * c for bit, (*_, c) in zip(z, PLAIN, strict=True))
+        mean += weight * normal(0.6, loc + 1.4 * np.arange(2))
+    q = expit(-0.4)
+    r = mean + np.log([0.7, 0.3]) - np.log([1 - q, q])
+    error = estimates.std() / np.sqrt(rows)
+    assert error < 0.01
+    assert abs(estimates.mean() - q * (1 - q) * (r[1] - r[0])) < Z * error
+
+
 @pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
 def test_masked_categories(backend, name):
     """A category that does not exist has no gradient; the others have theirs."""
     a = np.array([0.5, -np.inf, 0.1])
     elbo, size = ESTIMATORS[name](backend), 20_000
     model, guide = one_site(backend, "one_hot", a, size)
+    guide = elbo.wrap(guide) if hasattr(elbo, "wrap") else guide
     ((loss, gradient),) = backend.gradients(elbo, model, guide, [0])
     x = -gradient["a"]
     assert np.isfinite(loss)
+    assert all(np.isfinite(backend.numpy(slope)).all() for slope in gradient.values())
     assert (x[:, 1] == 0).all()
     keep = [0, 2]
 

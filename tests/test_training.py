@@ -14,7 +14,7 @@ import pytest
 from scipy.special import log_softmax
 
 from gs_ppl.models import training
-from gs_ppl.models.training import Settings, evaluate, fit, make_trainer
+from gs_ppl.models.training import SemiSupervisedSettings, Settings, evaluate, fit, make_trainer
 
 ROOT = Path(__file__).parents[1]
 SIDES = ["pyro", "numpyro"]
@@ -124,17 +124,144 @@ def test_another_run_in_the_folder_is_refused(side, tmp_path):
         run(side, other, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"model": "gan"}, "model must be one of vae, structured_output.*got 'gan'"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-    ],
-    ids=str,
-)
+REFUSED = {
+    "model": ({"model": "gan"}, "model must be one of vae, structured_output.*got 'gan'"),
+    "family": ({"family": "Concrete"}, "family must be one of GumbelSoftmax.*got 'Concrete'"),
+    "objective": ({"objective": "exact"}, "objective must be one of categorical, relaxed, got"),
+    **{
+        f"{name} {value}": ({name: value}, f"{name} must be at least 1, got {value}")
+        for name in ("variables", "classes", "steps", "batch", "every")
+        for value in (0, -3)
+    },
+    "no steps": ({"steps": 0}, "steps must be at least 1, got 0"),
+    "width": ({"hidden": (5, 0)}, r"hidden\[1\] must be at least 1, got 0"),
+    "seed": ({"seed": -1}, "seed must be at least 0, got -1"),
+    "large seed": ({"seed": 2**32}, r"seed must be below 2\*\*32 - 1, got 4294967296"),
+    "baseline": ({"baseline": -1}, "baseline must be at least 0, got -1"),
+    **{
+        f"learning rate {value}": (
+            {"learning_rate": value},
+            f"learning_rate must be finite and positive, got {value}",
+        )
+        for value in (0, -0.1, float("inf"), float("nan"))
+    },
+    "decay": ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0, got -0.1"),
+    "rate": ({"rate": -1e-3}, "rate must be finite and at least 0, got -0.001"),
+    "minimum": ({"minimum": 0.0}, "minimum must be .*positive.*, got 0.0"),
+    "minimum above start": ({"minimum": 2.0}, "minimum must be at most start, 1.0, got 2.0"),
+    "start": ({"rate": 0.0, "start": -1.0}, "temperature must be .*positive.*, got -1.0"),
+    "grey halves": ({"model": "structured_output", "grey": True}, "for the model vae alone"),
+    "hidden halves": ({"model": "structured_output", "hidden": (5,)}, "has no hidden layers"),
+    "no baseline": ({"baseline": 5}, "for the family NVIL_ELBO alone, got 'GumbelSoftmax'"),
+    "pairs": ({"family": "DisARM_ELBO", "classes": 4}, "DisARM_ELBO is for bits, got 4 classes"),
+    "hard": ({"family": "ReinMax", "objective": "relaxed"}, "'relaxed' is for GumbelSoftmax, "),
+    "summed": ({"family": "enumerated", "objective": "relaxed"}, "got the family enumerated"),
+}
+SEMI_SUPERVISED = {
+    "model": ({"model": "vae"}, "model must be one of semi_supervised, got 'vae'"),
+    "classes": ({"classes": None}, "needs a number of classes, got None"),
+    "widths": ({"hidden": (5, 6)}, r"has one hidden width, got \(5, 6\)"),
+    "channels": ({"channels": 0}, "channels must be at least 1, got 0"),
+    "labelled": ({"labelled": 0}, "labelled must be at least 1, got 0"),
+    "alpha": ({"alpha": -1.0}, "alpha must be finite and at least 0, got -1.0"),
+    "batch": ({"batch": 0}, "batch must be at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Settings(**options)
+
+
+@pytest.mark.parametrize(("options", "message"), SEMI_SUPERVISED.values(), ids=SEMI_SUPERVISED)
+def test_bad_semi_supervised_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        SemiSupervisedSettings(**options)
+
+
+@pytest.mark.parametrize("value", [2.0, True, "3", None], ids=repr)
+@pytest.mark.parametrize("name", ["variables", "steps", "batch", "seed"])
+def test_settings_that_are_no_integers(name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be an integer, got {value!r}"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", [True, "3", None], ids=repr)
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_settings_that_are_no_numbers(name, value):
+    with pytest.raises(TypeError, match=rf"{name} must be a number, got {value!r}"):
+        Settings(**{name: value})
+
+
+FEW = IMAGES[:20]
+LABELLED = IMAGES[:4], np.array([0, 1, 2, 3])
+SEMI = SemiSupervisedSettings(classes=4, variables=2, hidden=(3,), steps=2, batch=4, labelled=2)
+UNFIT = {
+    # of fit: settings, other arguments, and what is said before a trainer is made
+    "samples": (SMALL, {"samples": 0}, "samples must be at least 1, got 0"),
+    "chunk": (SMALL, {"chunk": 0}, "chunk must be at least 1, got 0"),
+    "evaluate": (SMALL, {"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+    "checkpoint": (SMALL, {"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+    "a cube": (SMALL, {"images": FEW[None]}, r"of shape \(images, pixels\), got \(1, 20, 16\)"),
+    "pixels": (SMALL, {"test_images": FEW[:, 1:]}, r"got \(20, 16\) and \(20, 15\)"),
+    "no images": (SMALL, {"images": FEW[:0]}, "an image to train on and two to test on .* got 0"),
+    "one to test on": (SMALL, {"test_images": FEW[:1]}, "are wanted, got 20 and 1"),
+    "odd halves": (
+        MODELS["structured output"],
+        {"images": FEW[:, 1:], "test_images": FEW[:, 1:]},
+        "structured_output halves images, got 15 pixels",
+    ),
+    "labels for a VAE": (SMALL, {"labelled": LABELLED}, "are for the model semi_supervised"),
+    "no labels": (SEMI, {}, "are for the model semi_supervised, which needs them"),
+    "labels": (SEMI, {"labelled": (IMAGES[:1], np.array([4]))}, "labelled: classes must be from 0"),
+    "test labels": (
+        SEMI,
+        {"labelled": LABELLED, "test_labels": np.array([-1, 3])},
+        "test_labels: classes must be from 0 to 3, got -1 to 3",
+    ),
+    "no squares": (
+        dataclasses.replace(SEMI, channels=2),
+        {"labelled": LABELLED, "images": FEW[:, 1:], "test_images": FEW[:, 1:]},
+        "whose side is a multiple of 4, got 15 pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "options", "message"), UNFIT.values(), ids=UNFIT)
+def test_refused_before_the_first_step(settings, options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "make_trainer", None)  # is not reached
+    images = options.get("images", FEW), options.get("test_images", FEW)
+    others = {name: value for name, value in options.items() if not name.endswith("images")}
+    with pytest.raises(training.RunError, match=message):
+        fit("pyro", settings, *images, tmp_path / "run", **others)
+    assert not (tmp_path / "run").exists()
+
+
+def test_families(backend):
+    """All that relax, and all ELBOs of discrete programs; soft are those with two objectives."""
+    public = {name: getattr(backend.gs, name) for name in backend.gs.__all__}
+    relaxing = {name: x for name, x in public.items() if getattr(x, "has_temperature", False)}
+    assert {*training.HARD} == {name for name, x in relaxing.items() if x.is_hard}
+    assert {*training.SOFT} == {name for name, x in relaxing.items() if not x.is_hard}
+    elbos = {name for name in public if name.endswith("_ELBO")} - {"TraceEnum_ELBO"}
+    assert {*training.DISCRETE} == elbos
+
+
+def test_settings_without_effect():
+    """Exactly what the others leave without one, with the reason."""
+    tau = ("rate", "minimum", "every", "start")
+    for changes, names in (
+        ({}, ()),
+        ({"rate": 0.0}, ("minimum", "every")),
+        ({"family": "ReinMax"}, ("objective",)),
+        ({"family": "ReinMax", "rate": 0.0}, ("objective", "minimum", "every")),
+        ({"family": "RLOO_ELBO"}, ("objective", *tau)),
+        ({"family": "enumerated"}, ("objective", *tau)),
+    ):
+        assert Settings(**changes).without_effect.keys() == {*names}
+    assert Settings(rate=0.0).without_effect["every"] == "rate 0"
+    assert Settings(family="RLOO_ELBO").without_effect["rate"] == "the family RLOO_ELBO"
 
 
 def test_bound_is_the_evidence_in_the_limit(side):

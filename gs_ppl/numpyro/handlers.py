@@ -15,6 +15,7 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
+<<<<<<< HEAD
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -24,6 +25,11 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
 from gs_ppl.numpyro._base import LogitsDistribution, OwnSample
+=======
+from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
+from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
+from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, parse_logits
+>>>>>>> main
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
@@ -319,8 +325,12 @@ def _discretized(law: Any) -> Any:
 
 
 def logits_of(law: Any) -> Array:
-    """In at least float32."""
-    return law.a if isinstance(law, LogitsDistribution) else law.logits
+    """As an array in at least float32; infinite for a bit of probability 0 or 1."""
+    if isinstance(law, LogitsDistribution):
+        return law.a
+    given = parameters(law)
+    logits = parse_logits(type(law).__name__, given.get("probs"), given.get("logits"), 0)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 # --- select ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from numpyro.util import check_model_guide_match
 from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, is_scored, samples, with_state
 from gs_ppl.numpyro.distributions import SoftBernoulli
-from gs_ppl.numpyro.handlers import event_dims
+from gs_ppl.numpyro.handlers import event_dims, logits_of
 
 __all__ = ["NVIL_ELBO", "RLOO_ELBO"]
 
@@ -36,7 +36,7 @@ def _exact_score(fn: Any) -> Any:
     """
     fn = unmasked(fn)
     is_bit = event_dims(innermost(fn)) == 0
-    return rewrap(fn, lambda law: SoftBernoulli(1.0, logits=law.logits)) if is_bit else fn
+    return rewrap(fn, lambda law: SoftBernoulli(1.0, logits=logits_of(law))) if is_bit else fn
 
 
 class ScoreFunctionELBO(ELBO):

@@ -26,7 +26,7 @@ from gs_ppl.numpyro._base import LogitsDistribution
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, samples, with_state
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.numpyro.handlers import event_dims, is_latent, relax
+from gs_ppl.numpyro.handlers import event_dims, is_latent, logits_of, relax
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
@@ -88,7 +88,9 @@ class Bit:
     def midpoint(a: Array) -> Array:
         return jnp.full_like(a, 0.5)
 
-    log_prob = staticmethod(F.bernoulli_log_prob)
+    @staticmethod
+    def log_prob(a: Array, b: Array) -> Array:
+        return F.bernoulli_log_prob(a, b, jnp.isfinite(a))
 
     @staticmethod
     def pull(y: Array, v: Array) -> Array:
@@ -139,7 +141,7 @@ class _AtValues(Messenger):
         name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
         _check_law(name, law, self.estimator)
         kind = OneHot if event_dims(law) else Bit
-        logits = jnp.asarray(law.logits, jnp.promote_types(law.logits.dtype, jnp.float32))
+        logits = logits_of(law)
         a = jnp.broadcast_to(logits, fn.shape())
         site = DiscreteSite(name, kind, a, fn.event_dim, list(msg["cond_indep_stack"]))
         scored = stop_gradient(logits) if self.fixed_law else logits
@@ -251,6 +253,12 @@ def _attach(g: Array, x: Array) -> Array:
     """Zero, with the gradient g by x; masked categories have none."""
     x = (stop_gradient(g) * jnp.where(jnp.isfinite(x), x, 0)).sum()
     return x - stop_gradient(x)
+
+
+def _tempered(z: Array, tau: Any) -> Array:
+    """z / tau; what is infinite stays so, without a gradient by tau."""
+    finite = jnp.isfinite(z)
+    return jnp.where(finite, jnp.where(finite, z, 0.0) / tau, z)
 
 
 class SubstitutingELBO(ELBO):
@@ -423,7 +431,7 @@ class REBAR_ELBO(SubstitutingELBO):
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         a, b = stop_gradient((site.a, hard.values[site.name]))
         z = a + shared.noise(site)
-        y = site.kind.squash(z / tau)
+        y = site.kind.squash(_tempered(z, tau))
 
         def relaxed(y: Array) -> tuple[Array, Array]:
             def rule(other: DiscreteSite) -> Array:
@@ -431,7 +439,7 @@ class REBAR_ELBO(SubstitutingELBO):
                     return y
                 if other.name in before:
                     return shared.b(other)
-                return other.kind.squash(shared.z(other) / tau)
+                return other.kind.squash(_tempered(shared.z(other), tau))
 
             run = programs.run(rule)
             return run.elbo, run.r(site)

@@ -17,7 +17,7 @@ from pyro.ops.indexing import Vindex
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
-from torch import Tensor
+from torch import Tensor, float32, promote_types
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, RelaxedBernoulli, RelaxedOneHotCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
@@ -32,7 +32,7 @@ from gs_ppl._shared.families import (
     refuse_straight_through,
 )
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
-from gs_ppl.pyro._base import LogitsDistribution
+from gs_ppl.pyro._base import LogitsDistribution, parse_logits
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.integers import (
@@ -335,8 +335,13 @@ def bit(law: Any) -> Bernoulli:
 
 
 def logits_of(law: Any) -> Tensor:
-    """In at least float32."""
-    return law.a if isinstance(law, LogitsDistribution) else law.logits
+    """In at least float32; infinite for a bit of probability 0 or 1."""
+    if isinstance(law, LogitsDistribution):
+        return law.a
+    given = parameters(law)
+    name, dims = type(law).__name__, len(law.event_shape)
+    logits = parse_logits(name, given.get("probs"), given.get("logits"), dims)
+    return logits.to(promote_types(logits.dtype, float32))
 
 
 def discretize(fn: Callable | None = None) -> Any:

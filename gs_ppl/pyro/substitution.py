@@ -24,7 +24,7 @@ from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro._elbo import SameRows, SurrogateELBO, costs_by_plates, samples, with_state
 from gs_ppl.pyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.pyro.handlers import event_dims, is_latent, relax
+from gs_ppl.pyro.handlers import event_dims, is_latent, logits_of, relax
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
@@ -76,7 +76,10 @@ class Bit:
 
     soft_law = SoftBernoulli
     squash = staticmethod(torch.sigmoid)
-    log_prob = staticmethod(F.bernoulli_log_prob)
+
+    @staticmethod
+    def log_prob(a: Tensor, b: Tensor) -> Tensor:
+        return F.bernoulli_log_prob(a, b, a.isfinite())
 
     @staticmethod
     def hard(z: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ class _AtValues(Messenger):
         name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
         _check_law(name, law, self.estimator)
         kind = OneHot if event_dims(law) else Bit
-        logits = law.logits.to(torch.promote_types(law.logits.dtype, torch.float32))
+        logits = logits_of(law)
         a = logits.expand(fn.shape())
         site = DiscreteSite(name, kind, a, fn.event_dim, msg["cond_indep_stack"])
         scored = logits.detach() if self.fixed_law else logits
@@ -238,6 +241,12 @@ def _attach(g: Tensor, x: Tensor) -> Tensor:
     """Zero, with the gradient g by x; masked categories have none."""
     x = (g.detach() * torch.where(x.isfinite(), x, 0)).sum()
     return x - x.detach()
+
+
+def _tempered(z: Tensor, tau: Any) -> Tensor:
+    """z / tau; what is infinite stays so, without a gradient by tau."""
+    finite = z.isfinite()
+    return torch.where(finite, torch.where(finite, z, 0.0) / tau, z)
 
 
 class SubstitutingELBO(SurrogateELBO):
@@ -418,7 +427,7 @@ class REBAR_ELBO(SubstitutingELBO):
         learned = tau.requires_grad
         a, b = site.a.detach(), hard.values[site.name]
         z = a + shared.noise(site)
-        y = site.kind.squash(z / tau)
+        y = site.kind.squash(_tempered(z, tau))
         y = y if learned else y.requires_grad_()
 
         def rule(other: DiscreteSite) -> Tensor:
@@ -426,7 +435,7 @@ class REBAR_ELBO(SubstitutingELBO):
                 return y
             if other.name in before:
                 return shared.b(other)
-            return other.kind.squash(shared.z(other) / tau)
+            return other.kind.squash(_tempered(shared.z(other), tau))
 
         run = programs.run(rule)
         (slope,) = torch.autograd.grad(run.elbo, y, create_graph=learned)
