@@ -15,7 +15,6 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
-<<<<<<< HEAD
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -24,12 +23,7 @@ from gs_ppl._shared.families import (
     refuse_soft_value,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
-from gs_ppl.numpyro._base import LogitsDistribution, OwnSample
-=======
-from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
-from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
 from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, parse_logits
->>>>>>> main
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
