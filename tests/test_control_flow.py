@@ -253,3 +253,37 @@ def test_sample_shape_is_not_enumerated_silently(backend):
 
     with pytest.raises(ValueError, match=r"site 'z': sample_shape joins \(3,\) discrete"):
         backend.enumerated_loss(backend.gs.config_enumerate(model), lambda: None, 0)
+
+
+def test_sample_shape_in_reports_and_losses(backend):
+    """Log weights of draws are whole; a loss that would count one of three bits is refused."""
+    ppl, native, gs = backend.ppl, backend.native, backend.gs
+
+    def model():
+        z = ppl.sample("z", native.Bernoulli(probs=backend.array(0.5)), sample_shape=(3,))
+        loc = z.sum(-1)
+        ppl.sample("y", native.Normal(loc, 1.0), sample_shape=(2,), obs=backend.array([2.0, 1.0]))
+
+    def guide():
+        ppl.sample("z", native.Bernoulli(probs=backend.array(0.2)), sample_shape=(3,))
+
+    with pytest.raises(ValueError, match=r"site 'z': sample_shape joins \(3,\) discrete"):
+        backend.to_inference_data(model, num_samples=4)
+    for how, p in ((gs.AutoGumbelSoftmax(model), 0.5), (guide, 0.2)):
+        drawn = backend.to_inference_data(model, how, num_samples=4)
+        z = drawn["posterior"]["z"].values
+        assert z.shape == (1, 4, 3)
+        pointwise = stats.norm(z.sum(-1)[..., None]).logpdf([2.0, 1.0])
+        assert drawn["log_likelihood"]["y"].values == pytest.approx(pointwise, rel=1e-6)
+        log_q = stats.bernoulli(p).logpmf(z.astype(int)).sum(-1)
+        weight = pointwise.sum(-1) + 3 * np.log(0.5) - log_q
+        assert drawn["sample_stats"]["log_weight"].values == pytest.approx(weight, rel=1e-6)
+    relaxed = [gs.relax(p, 0.5, family=gs.STGumbelSoftmax) for p in (model, guide)]
+    with pytest.raises(ValueError, match=r"site 'z': TraceMeanField_ELBO counts .* of one of"):
+        gs.check(*relaxed, backend.infer.TraceMeanField_ELBO())
+    gs.check(*relaxed, backend.infer.Trace_ELBO())
+    for elbo in (gs.RLOO_ELBO(num_particles=2), gs.MuProp_ELBO()):
+        with pytest.raises(
+            ValueError, match=r"site 'z': axis -1 of its batch shape \(3,\) lies in"
+        ):
+            backend.elbo_loss(elbo, model, guide)

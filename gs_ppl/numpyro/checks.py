@@ -176,6 +176,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             )
         analytic = pair.is_soft_mass and _is_analytic(guide_trace[name], model_trace[name], loss)
         check_divergence(name, pair, type(loss).__name__, analytic=analytic)
+        drawn = guide_trace[name]["kwargs"].get("sample_shape")
+        if drawn and _is_analytic(guide_trace[name], model_trace[name], loss):
+            raise ValueError(
+                f"site {name!r}: {type(loss).__name__} counts the divergence of one of the"
+                f" variables of sample_shape={tuple(drawn)} in the guide: use a plate instead"
+            )
     sites = [*guide_trace.values(), *model_trace.values()]
     if any(isinstance(site["value"], jax.core.Tracer) for site in sites):
         return

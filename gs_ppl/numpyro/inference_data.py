@@ -226,8 +226,9 @@ def _layout(trace: Mapping[str, Any]) -> Layout:
         fn, law = site["fn"], innermost(site["fn"])
         if not (isinstance(law, Unit) or site["infer"].get("is_auxiliary")):
             kind = "observed" if site["is_observed"] else "latent"
-            plates = inference_data.plate_axes(frames, len(fn.batch_shape))
-            value = np.broadcast_to(site["value"], fn.shape())
+            drawn = tuple(site["kwargs"].get("sample_shape", ()))
+            plates = inference_data.plate_axes(frames, len(drawn) + len(fn.batch_shape))
+            value = np.broadcast_to(site["value"], drawn + fn.shape())
             sites[name] = Site(kind, value, plates, event_dims(law))
     return Layout(sites)
 
@@ -244,4 +245,5 @@ def _unpacked(value: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _pointwise(site: dict[str, Any]) -> Array:
-    return jnp.broadcast_to(site["fn"].log_prob(site["value"]), site["fn"].batch_shape)
+    drawn = tuple(site["kwargs"].get("sample_shape", ()))
+    return jnp.broadcast_to(site["fn"].log_prob(site["value"]), drawn + site["fn"].batch_shape)

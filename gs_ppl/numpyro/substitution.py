@@ -142,7 +142,7 @@ class _AtValues(Messenger):
         _check_law(name, law, self.estimator)
         kind = OneHot if event_dims(law) else Bit
         logits = logits_of(law)
-        a = jnp.broadcast_to(logits, fn.shape())
+        a = jnp.broadcast_to(logits, fn.shape(tuple(msg["kwargs"].get("sample_shape", ()))))
         site = DiscreteSite(name, kind, a, fn.event_dim, list(msg["cond_indep_stack"]))
         scored = stop_gradient(logits) if self.fixed_law else logits
         msg["fn"] = rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
