@@ -96,12 +96,13 @@ def find_versions(backends: list[str]) -> dict[str, str]:
     return {"python": platform.python_version(), "gs-ppl": gs_ppl.__version__, **versions}
 
 
-def digest(rows: Any) -> str:
-    """Of what a record holds, however it is laid out."""
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+def digest(rows: list[Any]) -> str:
+    """Of what a record holds, however it is laid out, in whatever order."""
+    lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def stamp(picture: Path, rows: Any) -> None:
+def stamp(picture: Path, rows: list[Any]) -> None:
     """Names in the picture the rows that it was drawn beside: a test compares the two."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Record", digest(rows))

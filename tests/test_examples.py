@@ -65,14 +65,46 @@ def check_picture(path, rows):
         assert min(image.size) > 200
         darkest, brightest = image.convert("L").getextrema()
         assert darkest < 100 < 250 < brightest
-        record = json.dumps(rows, sort_keys=True).encode()
-        assert image.text["Record"] == hashlib.sha256(record).hexdigest()
+        lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
+        assert image.text["Record"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def test_recorded_picture():
-    folder = ROOT / "examples" / "results" / "estimators"
-    rows = json.loads((folder / "report.json").read_text())["rows"]
-    check_picture(folder / "estimators.png", rows)
+PICTURES = {
+    "examples/results/estimators/estimators.png": "report.json",
+    "examples/results/hidden_markov/curves.png": "report.json",
+    "examples/results/hidden_markov/letters.png": "report.json",
+    "examples/results/relaxation/relaxation_numpyro.png": "report.json",
+    "examples/results/relaxation/relaxation_pyro.png": "report.json",
+    "examples/results/temperature_sweep/comparison_numpyro.png": "report.json",
+    "examples/results/temperature_sweep/comparison_pyro.png": "report.json",
+    "examples/results/two_component_mixture/points.png": "report.json",
+    "examples/results/which_causes/10_causes/cases.png": "report.json",
+    "examples/results/which_causes/10_causes/marginals.png": "report.json",
+    "examples/results/which_causes/cases.png": "report.json",
+    "examples/results/which_causes/marginals.png": "report.json",
+    "models/results/figure5.png": "figure5.json",
+    "models/results/grey.png": "grey_*.json",
+    "models/results/table1.png": "table1_*.json",
+    "tests/benchmarks/speed.png": "speed.json",
+}
+# curves.png and means.png of the demo are older than its record, which they do not name.
+UNTIED = {"examples/results/curves.png", "examples/results/means.png"}
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_recorded_picture(picture):
+    """It was drawn beside the record that is committed."""
+    path, rows = ROOT / picture, []
+    for record in sorted(path.parent.glob(PICTURES[picture])):
+        content = json.loads(record.read_text())
+        rows += content.get("rows", [content.get("speed", content)])
+    check_picture(path, rows)
+
+
+def test_every_picture_has_a_record():
+    folders = ROOT / "examples", ROOT / "models", ROOT / "tests"
+    found = {str(p.relative_to(ROOT)) for folder in folders for p in folder.rglob("*.png")}
+    assert found == {*PICTURES, *UNTIED}
 
 
 def test_compare_inference_refuses_a_bad_step_count():

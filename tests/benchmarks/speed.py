@@ -7,7 +7,9 @@ by round; process CPU time; medians over the rounds of times and of ratios. torc
 C++ compiler and takes the longest: --no-compiled leaves it out.
 """
 
+import hashlib
 import importlib
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -64,7 +66,8 @@ def draw(record: dict, path: Path) -> None:
         ax.set_ylabel("ns an element" if by_class else "µs a call")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    figure.savefig(path, dpi=110, metadata={"Record": digest})
 
 
 if __name__ == "__main__":
