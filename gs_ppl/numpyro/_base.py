@@ -13,6 +13,14 @@ from numpyro.distributions import Distribution, Independent, MaskedDistribution,
 from numpyro.distributions.batch_util import vmap_over
 from numpyro.util import not_jax_tracer
 
+from gs_ppl._shared.laws import (
+    check_categories,
+    check_limits,
+    check_positive,
+    pick,
+    refuse_broadcast,
+    refuse_empty,
+)
 from gs_ppl.numpyro.functional import Temperature, is_array
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -42,17 +50,12 @@ def _dtype_or_type(x: object) -> str:
 
 def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dims: int) -> Array:
     """Logits from whichever of probs and logits was given; types and shapes are always checked."""
-    if (probs is None) == (logits is None):
-        got = "both" if probs is not None else "neither"
-        raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
-    what, given = ("probs", probs) if logits is None else ("logits", logits)
+    what, given = pick(name, probs, logits)
     if not _is_floating(given):
         got = _dtype_or_type(given)
         raise TypeError(f"{name}: {what} must be a floating-point array, got {got}")
-    if event_dims and (given.ndim == 0 or given.shape[-1] == 0):
-        raise ValueError(
-            f"{name}: {what} must have a last axis of categories, got shape {tuple(given.shape)}"
-        )
+    if event_dims:
+        check_categories(name, what, tuple(given.shape))
     given = jnp.asarray(given)
     if logits is not None:
         return given
@@ -73,21 +76,10 @@ def check_logits(name: str, what: str, given: Array, event_dims: int, sure: bool
     if values is None or not values.size:
         return
     low, high = float(values.min()), float(values.max())
-    if sure and not event_dims:
-        wanted = "between 0 and 1" if what == "probs" else "no NaN"
-        bad = not (low >= 0 and high <= 1) if what == "probs" else math.isnan(low)
-    elif what == "probs":
-        wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
-        bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
-    else:
-        wanted = "neither NaN nor +inf" if event_dims else "finite"
-        bad = not high < math.inf or (not event_dims and low == -math.inf)
-    if bad:
-        raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
+    check_limits(name, what, low, high, event_dims, sure)
     masked = 0.0 if what == "probs" else -math.inf
     if event_dims and low == masked and (values.max(-1) == masked).any():
-        lacking = "all-zero probs" if what == "probs" else "all logits -inf"
-        raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
+        refuse_empty(name, what)
 
 
 def check_temperature(
@@ -98,19 +90,15 @@ def check_temperature(
         try:
             shape = np.broadcast_shapes(temperature.shape, batch_shape)
         except ValueError:
-            raise ValueError(
-                f"{name}: temperature must broadcast against the batch shape {tuple(batch_shape)}, "
-                f"got shape {tuple(temperature.shape)}"
-            ) from None
+            refuse_broadcast(name, tuple(temperature.shape), tuple(batch_shape))
         limits = _limits(temperature) if validate else None
     elif isinstance(temperature, Real) and not isinstance(temperature, bool):
         shape, limits = batch_shape, (temperature, temperature)
     else:
         what = _dtype_or_type(temperature)
         raise TypeError(f"{name}: temperature must be a number or a floating array, got {what}")
-    if limits is not None and not (limits[0] > 0 and limits[1] < math.inf):
-        got = limits[0] if limits[0] == limits[1] else f"values from {limits[0]} to {limits[1]}"
-        raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
+    if limits is not None:
+        check_positive(name, *limits)
     return shape
 
 

@@ -1,7 +1,6 @@
 """The Gumbel-Softmax family for NumPyro: is the sample soft or hard, scored as density or mass?"""
 
 import sys
-from typing import NoReturn
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,6 +9,7 @@ from numpyro.distributions import constraints as numpyro_constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.primitives import _PYRO_STACK
 
+from gs_ppl._shared.laws import refuse_form
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import KeepsIntermediates, LogitsDistribution, OwnSample
@@ -62,16 +62,13 @@ class Relaxed(LogitsDistribution):
 class Soft(Relaxed):
     """A soft sample: its mean and variance are integrals over the simplex."""
 
-    def _refuse(self, what: str, why: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
-
     @property
     def mean(self) -> Array:
-        self._refuse("mean", "average samples, or take `probs` for the probabilities of classes")
+        refuse_form(self, "mean")
 
     @property
     def variance(self) -> Array:
-        self._refuse("variance", "take that of samples")
+        refuse_form(self, "variance")
 
 
 # --- mass-scored ----------------------------------------------------------------------------------
@@ -279,10 +276,10 @@ class DensityScored(KeepsIntermediates, Soft):
 
     @property
     def mode(self) -> Array:
-        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
+        refuse_form(self, "mode")
 
     def entropy(self) -> Array:
-        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
+        refuse_form(self, "entropy")
 
 
 class GumbelSigmoid(DensityScored, TransformedDistribution):
@@ -339,7 +336,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         return bit_support(self, expand).astype(int)
 
     def entropy(self) -> Array:
-        self._refuse("entropy", "E[log y (1 - y)] has none")
+        refuse_form(self, "entropy of a bit")
 
 
 class ExpGumbelSoftmax(DensityScored):

@@ -12,6 +12,14 @@ from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from gs_ppl._shared.laws import (
+    check_categories,
+    check_limits,
+    check_positive,
+    pick,
+    refuse_broadcast,
+    refuse_empty,
+)
 from gs_ppl.pyro.functional import Temperature
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -35,17 +43,12 @@ def read(*scalars: Tensor) -> list[float] | None:
 
 def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_dims: int) -> Tensor:
     """Logits from whichever of probs and logits was given; types and shapes are always checked."""
-    if (probs is None) == (logits is None):
-        got = "both" if probs is not None else "neither"
-        raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
-    what, given = ("probs", probs) if logits is None else ("logits", logits)
+    what, given = pick(name, probs, logits)
     if not isinstance(given, Tensor) or not given.is_floating_point():
         got = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
         raise TypeError(f"{name}: {what} must be a floating-point torch.Tensor, got {got}")
-    if event_dims and (given.dim() == 0 or given.shape[-1] == 0):
-        raise ValueError(
-            f"{name}: {what} must have a last axis of categories, got shape {tuple(given.shape)}"
-        )
+    if event_dims:
+        check_categories(name, what, tuple(given.shape))
     if logits is not None:
         return logits
     if not event_dims:
@@ -64,22 +67,11 @@ def check_logits(
     `sure` allows bits of probability 0 and 1, which have a mass and no density.
     """
     low, high = limits
-    if sure and not event_dims:
-        wanted = "between 0 and 1" if what == "probs" else "no NaN"
-        bad = not (low >= 0 and high <= 1) if what == "probs" else math.isnan(low)
-    elif what == "probs":
-        wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
-        bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
-    else:
-        wanted = "neither NaN nor +inf" if event_dims else "finite"
-        bad = not high < math.inf or (not event_dims and low == -math.inf)
-    if bad:
-        raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
+    check_limits(name, what, low, high, event_dims, sure)
     if event_dims and low in (0.0, -math.inf):
         empty = read(logits.detach().amax(-1).isneginf().any())
         if empty and empty[0]:
-            lacking = "all-zero probs" if what == "probs" else "all logits -inf"
-            raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
+            refuse_empty(name, what)
 
 
 def check_temperature(
@@ -92,10 +84,7 @@ def check_temperature(
             if temperature.dim():
                 shape = torch.broadcast_shapes(temperature.shape, batch_shape)
         except RuntimeError:
-            raise ValueError(
-                f"{name}: temperature must broadcast against the batch shape {tuple(batch_shape)}, "
-                f"got shape {tuple(temperature.shape)}"
-            ) from None
+            refuse_broadcast(name, tuple(temperature.shape), tuple(batch_shape))
         limits = None
         if validate and temperature.numel():
             tau = temperature.detach()
@@ -105,9 +94,8 @@ def check_temperature(
     else:
         what = temperature.dtype if isinstance(temperature, Tensor) else type(temperature).__name__
         raise TypeError(f"{name}: temperature must be a number or a floating tensor, got {what}")
-    if limits is not None and not (limits[0] > 0 and limits[1] < math.inf):
-        got = limits[0] if limits[0] == limits[1] else f"values from {limits[0]} to {limits[1]}"
-        raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
+    if limits is not None:
+        check_positive(name, *limits)
     return shape
 
 

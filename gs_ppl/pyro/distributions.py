@@ -1,13 +1,12 @@
 """The Gumbel-Softmax family for Pyro: soft or hard samples, scored as a density or as a mass."""
 
-from typing import NoReturn
-
 import torch
 from pyro.distributions import Logistic
 from torch import Size, Tensor
 from torch.distributions import Transform, TransformedDistribution
 from torch.distributions import constraints as torch_constraints
 
+from gs_ppl._shared.laws import refuse_form
 from gs_ppl.pyro import constraints
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution, OwnSample
@@ -54,16 +53,13 @@ class Relaxed(LogitsDistribution):
 class Soft(Relaxed):
     """A soft sample: its mean and variance are integrals over the simplex."""
 
-    def _refuse(self, what: str, why: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what} in closed form: {why}")
-
     @property
     def mean(self) -> Tensor:
-        self._refuse("mean", "average samples, or take `probs` for the probabilities of classes")
+        refuse_form(self, "mean")
 
     @property
     def variance(self) -> Tensor:
-        self._refuse("variance", "take that of samples")
+        refuse_form(self, "variance")
 
 
 # --- mass-scored ----------------------------------------------------------------------------------
@@ -252,10 +248,10 @@ class DensityScored(Soft):
 
     @property
     def mode(self) -> Tensor:
-        self._refuse("mode", "the density is unbounded at low temperature; see ExpGumbelSoftmax")
+        refuse_form(self, "mode")
 
     def entropy(self) -> Tensor:
-        self._refuse("entropy", "E[sum log y] has none; ExpGumbelSoftmax has, in log-space")
+        refuse_form(self, "entropy")
 
 
 class GumbelSigmoid(DensityScored, TransformedDistribution):
@@ -311,7 +307,7 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         return bit_support(self, expand).long()
 
     def entropy(self) -> Tensor:
-        self._refuse("entropy", "E[log y (1 - y)] has none")
+        refuse_form(self, "entropy of a bit")
 
 
 class ExpGumbelSoftmax(DensityScored):

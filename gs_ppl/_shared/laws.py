@@ -1,0 +1,74 @@
+"""What both sides say of the parameters and the moments of a law."""
+
+import math
+from typing import Any, NoReturn
+
+
+def pick(name: str, probs: Any, logits: Any) -> tuple[str, Any]:
+    """Which of probs and logits was given, and what."""
+    if (probs is None) == (logits is None):
+        got = "both" if probs is not None else "neither"
+        raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
+    return ("probs", probs) if logits is None else ("logits", logits)
+
+
+def check_categories(name: str, what: str, shape: tuple[int, ...]) -> None:
+    """Refuses parameters of vectors that have no last axis."""
+    if not shape or shape[-1] == 0:
+        raise ValueError(f"{name}: {what} must have a last axis of categories, got shape {shape}")
+
+
+def check_limits(
+    name: str, what: str, low: float, high: float, event_dims: int, sure: bool
+) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument with these limits.
+
+    `sure` allows bits of probability 0 and 1, which have a mass and no density.
+    """
+    if sure and not event_dims:
+        wanted = "between 0 and 1" if what == "probs" else "no NaN"
+        bad = not (low >= 0 and high <= 1) if what == "probs" else math.isnan(low)
+    elif what == "probs":
+        wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
+        bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
+    else:
+        wanted = "neither NaN nor +inf" if event_dims else "finite"
+        bad = not high < math.inf or (not event_dims and low == -math.inf)
+    if bad:
+        raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
+
+
+def refuse_empty(name: str, what: str) -> NoReturn:
+    """All categories of an event are masked."""
+    lacking = "all-zero probs" if what == "probs" else "all logits -inf"
+    raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
+
+
+def check_positive(name: str, low: float, high: float) -> None:
+    """Refuses temperatures with these limits."""
+    if not (low > 0 and high < math.inf):
+        got = low if low == high else f"values from {low} to {high}"
+        raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
+
+
+def refuse_broadcast(name: str, shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> NoReturn:
+    """The temperature has a shape of its own."""
+    raise ValueError(
+        f"{name}: temperature must broadcast against the batch shape {batch_shape}, got shape"
+        f" {shape}"
+    ) from None
+
+
+WHY = {
+    "mean": "average samples, or take `probs` for the probabilities of classes",
+    "variance": "take that of samples",
+    "mode": "the density is unbounded at low temperature; see ExpGumbelSoftmax",
+    "entropy": "E[sum log y] has none; ExpGumbelSoftmax has, in log-space",
+    "entropy of a bit": "E[log y (1 - y)] has none",
+}
+
+
+def refuse_form(law: Any, what: str) -> NoReturn:
+    """A soft sample's moments are integrals over the simplex."""
+    name, what_of = type(law).__name__, what.removesuffix(" of a bit")
+    raise NotImplementedError(f"{name} has no {what_of} in closed form: {WHY[what]}")
