@@ -171,7 +171,15 @@ CELLS = [(case, name, runs) for case, cells in RUNS.items() for name, runs in ce
 
 
 @pytest.mark.parametrize(
-    ("case", "name", "runs"), CELLS, ids=[f"{case}-{name}" for case, name, _ in CELLS]
+    ("case", "name", "runs"),
+    [
+        pytest.param(
+            *cell,
+            id="-".join(cell[:2]),
+            marks=[pytest.mark.long] * cell[0].startswith("factorial-d"),
+        )
+        for cell in CELLS
+    ],
 )
 def test_unbiased(backend, case, name, runs):
     """And the loss is that of the discrete program."""

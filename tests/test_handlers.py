@@ -70,7 +70,14 @@ def test_condition_takes_indices_and_one_hot_vectors(backend, name):
         assert -loss == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("name", ["hidden_markov", "mixture", "factorial"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixture",
+        pytest.param("hidden_markov", marks=pytest.mark.long),
+        pytest.param("factorial", marks=pytest.mark.long),
+    ],
+)
 def test_infer_discrete_samples_the_posterior(backend, name):
     program = by_name(name)
     model = backend.gs.config_enumerate(plain(backend, program))

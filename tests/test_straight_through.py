@@ -444,6 +444,7 @@ def test_compare_shows_options(backend):
     assert "GumbelRao(num_samples=3)" in str(report)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("scale", "factor"), [(2.0, 0.8), (0.25, 0.5)], ids=["sharp", "smooth"])
 def test_reinmax_has_less_bias_than_st_gumbel_softmax(backend, scale, factor):
     """At its tau = 1 against tau = 0.5, on a net of four latents with eight classes.
