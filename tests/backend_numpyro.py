@@ -24,7 +24,7 @@ class NumPyroBackend:
     def __init__(self) -> None:
         self.jax = importlib.import_module("jax")
         self.jax.config.update("jax_enable_x64", True)  # tests compare in float64 too
-        self.jnp = self.jax.numpy
+        self.jnp = self.lib = self.jax.numpy
         self.gs = importlib.import_module("gs_ppl.numpyro")
         self.F = self.gs.functional
         self.ppl = importlib.import_module("numpyro")
@@ -418,3 +418,25 @@ class NumPyroBackend:
         result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
         left = result.params | (result.state.mutable_state or {})
         return np.array(result.losses), {name: self.numpy(x) for name, x in left.items()}
+
+    def log_joint(self, program: Callable, values: dict[str, Any]) -> float:
+        fixed = self.ppl.handlers.substitute(program, data=values)
+        return float(self.seeded_log_joint(fixed, 0))
+
+    def seeded_log_joint(self, program: Callable, seed: int) -> Array:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        return self.infer.util.log_density(seeded, (), {}, {})[0]
+
+    def recorded(self, program: Callable, seed: int) -> dict[str, Any]:
+        """The value of each site, deterministic ones too."""
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        trace = self.ppl.handlers.trace(seeded).get_trace()
+        return {name: site["value"] for name, site in trace.items()}
+
+    @property
+    def vindex(self) -> Any:
+        return importlib.import_module("numpyro.ops.indexing").Vindex
+
+    def totals(self, counts: np.ndarray) -> Any:
+        """Counts as the PPL's Binomial has them."""
+        return counts

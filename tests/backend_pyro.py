@@ -23,7 +23,7 @@ class PyroBackend:
     reinforce = "Trace_ELBO"  # the PPL's own score function
 
     def __init__(self) -> None:
-        self.torch = importlib.import_module("torch")
+        self.torch = self.lib = importlib.import_module("torch")
         self.gs = importlib.import_module("gs_ppl.pyro")
         self.F = self.gs.functional
         self.ppl = importlib.import_module("pyro")
@@ -418,3 +418,24 @@ class PyroBackend:
         svi = self.gs.AnnealedSVI(*programs, schedule) if schedule else self.infer.SVI(*programs)
         losses = np.array([svi.step() for _ in range(steps)])
         return losses, {n: self.numpy(value) for n, value in self.ppl.get_param_store().items()}
+
+    def log_joint(self, program: Callable, values: dict[str, Any]) -> float:
+        return float(self.seeded_log_joint(self.ppl.condition(program, data=values), 0))
+
+    def seeded_log_joint(self, program: Callable, seed: int) -> Array:
+        self.ppl.set_rng_seed(seed)
+        return self.ppl.poutine.trace(program).get_trace().log_prob_sum()
+
+    def recorded(self, program: Callable, seed: int) -> dict[str, Any]:
+        """The value of each site, deterministic ones too."""
+        self.ppl.set_rng_seed(seed)
+        trace = self.ppl.poutine.trace(program).get_trace()
+        return {name: site["value"] for name, site in trace.nodes.items() if "value" in site}
+
+    @property
+    def vindex(self) -> Any:
+        return importlib.import_module("pyro.ops.indexing").Vindex
+
+    def totals(self, counts: np.ndarray) -> Any:
+        """Counts as the PPL's Binomial has them."""
+        return self.array(counts)

@@ -60,11 +60,11 @@ VECTOR_READERS = {  # loc of z, whether it follows z with a gradient
     "root": (lambda b, z: ((z + 1e-4) ** 0.1 * b.array(TABLE)).sum(-1), True),
     "equal components": (lambda b, z: b.array(np.ones(3))[z.argmax(-1)], True),
     "unused": (lambda b, z: z.sum(-1) * 0.0 + 1.0, True),
-    "argmax": (lambda b, z: b.array(TABLE)[z.argmax(-1)], False),
-    "round": (lambda b, z: z.round() @ b.array(TABLE), False),
-    "threshold": (lambda b, z: ((z > 0.7) * b.array(TABLE)).sum(-1), False),
-    "positive": (lambda b, z: ((z > 0) * b.array(TABLE)).sum(-1), False),
-    "half": (lambda b, z: 0.3 * z @ b.array(TABLE) + b.array(TABLE)[z.argmax(-1)], False),
+    "argmax": (lambda b, z: b.array(TABLE)[z.argmax(-1)], True),
+    "round": (lambda b, z: z.round() @ b.array(TABLE), True),
+    "threshold": (lambda b, z: ((z > 0.7) * b.array(TABLE)).sum(-1), True),
+    "positive": (lambda b, z: ((z > 0) * b.array(TABLE)).sum(-1), True),
+    "half": (lambda b, z: 0.3 * z @ b.array(TABLE) + b.array(TABLE)[z.argmax(-1)], True),
 }
 
 

@@ -69,12 +69,15 @@ class Relaxation:
         """The sites that the options name."""
         return named(self.family)
 
-    def law(self, site: str, event_dims: int) -> Callable[..., Any]:
-        """Makes the law of a site from its parameters."""
+    def law(
+        self, site: str, event_dims: int, of_values: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """Makes the law of a site from its parameters; `of_values` is for one of integers."""
         family = self.family
         if isinstance(family, Mapping):
             family = family.get(site, self.default)
         make = counterpart(family, event_dims, self.objective, site)
+        make = make if of_values is None else of_values(make)
         temperature = temperature_at(site, self.temperature)
 
         def law(**parameters: Any) -> Any:
@@ -128,11 +131,24 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 
 
 def refuse_integer(site: str) -> None:
-    """A latent integer site cannot take a soft value."""
+    """A program that runs inside of a bare handler cannot read a soft index."""
     raise ValueError(
-        f"site {site!r} is an integer Categorical, which cannot take a soft value: write it as"
-        " OneHotCategorical, and table[z] as select(table, z)"
+        f"site {site!r} draws an integer, which is relaxed where the program is wrapped: write"
+        " relax(program) in place of the context manager"
     )
+
+
+def refuse_support(site: str, law: str) -> None:
+    """A relaxed integer site has one support, which is known before the program runs."""
+    raise ValueError(
+        f"site {site!r}: the support of {law} must be a fixed finite set of integers, known before"
+        " the program is compiled"
+    )
+
+
+def refuse_soft_value(site: str, what: str, cure: str) -> None:
+    """A soft index where a site wants an integer."""
+    raise ValueError(f"site {site!r}: {what} is a soft index; {cure}")
 
 
 def refuse_reparameterization(site: str, got: str) -> None:

@@ -41,6 +41,11 @@ class PairedSite:
         return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
 
     @property
+    def takes_integers(self) -> bool:
+        """Whether it is a relaxed integer site, which scores integers at their vertices."""
+        return self.kind == "mass" and getattr(self.law, "values", None) is not None
+
+    @property
     def is_soft_mass(self) -> bool:
         return self.kind == "mass" and not self.is_hard
 
@@ -59,10 +64,11 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
         )
     if guide.kind == model.kind == "density" and guide.log_space != model.log_space:
         raise ValueError(f"{pair} mixes log-space with the simplex: use one class on both sides")
-    if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
+    mixed = {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"})
+    if mixed and not (guide.kind == "integer" and model.takes_integers):
         raise ValueError(
-            f"{pair} mixes class indices with vectors: write both as OneHotCategorical, or"
-            " config_enumerate both"
+            f"{pair} mixes class indices with vectors: relax both, write both as"
+            " OneHotCategorical, or config_enumerate both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
         raise ValueError(f"{pair} scores soft values by a law of hard ones: relax the model too")

@@ -45,6 +45,15 @@ def unmasked(fn: Any) -> Any:
     return inner.expand(fn.batch_shape)
 
 
+def masks(fn: Any) -> list[Any]:
+    """The masks around the law."""
+    found = []
+    while is_wrapper(fn):
+        found += [fn._mask] if hasattr(fn, "_mask") else []
+        fn = fn.base_dist
+    return found
+
+
 def is_masked(fn: Any) -> bool:
     """Whether a mask stands anywhere around the law."""
     while is_wrapper(fn):

@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
+from numpyro.distributions import Bernoulli
 from numpyro.distributions.util import periodic_repeat
 from numpyro.infer import autoguide
 from numpyro.infer.inspect import get_dependencies
@@ -21,15 +21,15 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
     named,
-    refuse_integer,
     refuse_sure_rows,
 )
-from gs_ppl._shared.wrappers import innermost
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import carry_log_values, event_dims, parameters
+from gs_ppl.numpyro.integers import classes, is_integer, of_values, values_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
@@ -52,6 +52,7 @@ class SiteLogits(autoguide.AutoGuide):
         with handlers.block():
             self.prototype_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         self._sites: dict[str, int] = {}
+        self._values: dict[str, tuple[int, ...]] = {}  # of integer sites
         self._initial_logits: dict[str, Array] = {}
         for name, site in self.prototype_trace.items():
             if site["type"] == "plate":
@@ -59,13 +60,18 @@ class SiteLogits(autoguide.AutoGuide):
             elif site["type"] == "sample" and not site["is_observed"]:
                 self._setup_site(name, site, args, kwargs)
         if not self._sites:
-            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
+            raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
         check_sites(named(self._init_logits), {*self._sites})
 
     def _setup_site(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
         law = innermost(site["fn"])
-        if isinstance(law, CategoricalLogits | CategoricalProbs):
-            refuse_integer(name)
+        if is_integer(law):  # a vector of weights over its support
+            self._values[name], given = classes(name, law)
+            law = OneHotCategorical(**given)
+            site["fn"] = rewrap(site["fn"], lambda _: law)
+            site["value"] = jnp.zeros(site["fn"].shape(), law.logits.dtype)
+        elif (values := values_of(law)) is not None:
+            self._values[name] = values
         dims = event_dims(law)
         if dims is None:
             return
@@ -127,11 +133,19 @@ class SiteLogits(autoguide.AutoGuide):
         }
 
     def mode(self, params: dict[str, Array]) -> dict[str, Array]:
-        """The most probable value of each site: a one-hot vector, or a bit."""
+        """The most probable value of each site: a one-hot vector, a bit, or an integer."""
         return {
-            name: F.one_hot_argmax(a) if self._sites[name] else (a > 0).astype(a.dtype)
+            name: self._value(name, F.one_hot_argmax(a))
+            if self._sites[name]
+            else (a > 0).astype(a.dtype)
             for name, a in self._logits(params).items()
         }
+
+    def _value(self, name: str, vector: Array) -> Array:
+        """What a one-hot vector is to the program."""
+        if name not in self._values:
+            return vector
+        return jnp.asarray(self._values[name])[vector.argmax(-1)]
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:
         """The mode, which is what AutoGuideList asks its parts for."""
@@ -145,13 +159,13 @@ class SiteLogits(autoguide.AutoGuide):
         sample_shape: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> dict[str, Array]:
-        """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
+        """Discrete draws of each site: one-hot vectors, bits, integers; all rows of its plates."""
         logits = self._logits(params)
         keys = jax.random.split(rng_key, len(logits))
         return {
-            name: (
-                OneHotCategorical(logits=a) if self._sites[name] else Bernoulli(logits=a)
-            ).sample(key, sample_shape)
+            name: self._value(name, OneHotCategorical(logits=a).sample(key, sample_shape))
+            if self._sites[name]
+            else Bernoulli(logits=a).sample(key, sample_shape)
             for key, (name, a) in zip(keys, logits.items(), strict=True)
         }
 
@@ -163,7 +177,7 @@ class AutoGumbelSoftmax(SiteLogits):
     left to the other parts of an AutoGuideList. The parameters are called {site}_{prefix}_logits.
 
     Args:
-        model: program with one-hot or Bernoulli latents, relaxed or not.
+        model: program with discrete latents, relaxed or not.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others).
@@ -209,7 +223,9 @@ class AutoGumbelSoftmax(SiteLogits):
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
                 logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
-                law = self.relaxation.law(name, dims)(logits=logits).to_event(event_dim - dims)
+                values = self._values.get(name)
+                make = self.relaxation.law(name, dims, of_values(values) if values else None)
+                law = make(logits=logits).to_event(event_dim - dims)
                 with carry_log_values():
                     result[name] = numpyro.sample(name, law)
         return result

@@ -11,8 +11,6 @@ from numpyro import handlers
 from numpyro.distributions import (
     BernoulliLogits,
     BernoulliProbs,
-    CategoricalLogits,
-    CategoricalProbs,
     kl_divergence,
 )
 from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
@@ -30,6 +28,7 @@ from gs_ppl.numpyro import trace_enum
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
 from gs_ppl.numpyro.handlers import is_latent
+from gs_ppl.numpyro.integers import is_integer
 from gs_ppl.numpyro.probe import Probe
 
 __all__ = ["check"]
@@ -47,7 +46,7 @@ def _site(msg: dict[str, Any], full_sizes: dict[str, int], in_scan: bool) -> Pai
         kind = law.scored_as
     elif isinstance(law, BernoulliLogits | BernoulliProbs):
         kind = "mass"
-    elif isinstance(law, CategoricalLogits | CategoricalProbs):
+    elif is_integer(law):
         kind = "integer"
     frames = {f.dim: f for f in msg["cond_indep_stack"]}
     shape, scale = msg["fn"].batch_shape, msg["scale"]

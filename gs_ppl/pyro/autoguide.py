@@ -15,21 +15,28 @@ from pyro.infer.inspect import get_dependencies
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
-from torch.distributions import Bernoulli, Categorical, constraints
+from torch.distributions import Bernoulli, constraints
 
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
     check_sites,
     named,
-    refuse_integer,
     refuse_sure_rows,
 )
-from gs_ppl._shared.wrappers import innermost
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
-from gs_ppl.pyro.handlers import event_dims, parameters, random_state
+from gs_ppl.pyro.handlers import event_dims, random_state
+from gs_ppl.pyro.integers import (
+    classes,
+    is_count,
+    is_integer,
+    of_values,
+    parameters,
+    values_of,
+)
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]  # Pyro's list is right as it is
 
@@ -50,10 +57,17 @@ class SiteLogits(AutoGuide):
         super()._setup_prototype(*args, **kwargs)
         self.logits = PyroModule()
         self._sites: dict[str, int] = {}
+        self._values: dict[str, tuple[tuple[int, ...], bool]] = {}  # of integer sites
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             law = innermost(site["fn"])
-            if isinstance(law, Categorical):
-                refuse_integer(name)
+            if is_integer(law):  # a vector of weights over its support
+                values, given = classes(name, law)
+                self._values[name] = values, is_count(law)
+                law = OneHotCategorical(**given)
+                site["fn"] = rewrap(site["fn"], lambda _, law=law: law)
+                site["value"] = law.logits.new_zeros(site["fn"].shape())
+            elif (values := values_of(law)) is not None:
+                self._values[name] = values, law.floating
             dims = event_dims(law)
             if dims is None:
                 continue
@@ -68,7 +82,7 @@ class SiteLogits(AutoGuide):
                 self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
             )
         if not self._sites:
-            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
+            raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
         check_sites(named(self._init_logits), {*self._sites})
 
     def _initial(self, name: str, value: Tensor) -> Tensor:
@@ -111,22 +125,30 @@ class SiteLogits(AutoGuide):
         }
 
     def mode(self) -> dict[str, Tensor]:
-        """The most probable value of each site: a one-hot vector, or a bit."""
+        """The most probable value of each site: a one-hot vector, a bit, or an integer."""
         return {
-            name: F.one_hot_argmax(p) if self._sites[name] else (p > 0.5).to(p.dtype)
+            name: self._value(name, F.one_hot_argmax(p)) if self._sites[name] else (p > 0.5).to(p)
             for name, p in self.probs().items()
         }
+
+    def _value(self, name: str, vector: Tensor) -> Tensor:
+        """What a one-hot vector is to the program."""
+        if name not in self._values:
+            return vector
+        values, floating = self._values[name]
+        value = torch.tensor(values, device=vector.device)[vector.argmax(-1)]
+        return value.to(vector.dtype) if floating else value
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The mode, which is what AutoGuideList asks its parts for."""
         return self.mode()
 
     def sample_posterior(self, *, sample_shape: Size = Size()) -> dict[str, Tensor]:
-        """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
+        """Discrete draws of each site: one-hot vectors, bits, integers; all rows of its plates."""
         return {
-            name: (OneHotCategorical(probs=p) if self._sites[name] else Bernoulli(p)).sample(
-                sample_shape
-            )
+            name: self._value(name, OneHotCategorical(probs=p).sample(sample_shape))
+            if self._sites[name]
+            else Bernoulli(p).sample(sample_shape)
             for name, p in self.probs().items()
         }
 
@@ -138,7 +160,7 @@ class AutoGumbelSoftmax(SiteLogits):
     left to the other parts of an AutoGuideList.
 
     Args:
-        model: program with one-hot or Bernoulli latents, relaxed or not.
+        model: program with discrete latents, relaxed or not.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others).
@@ -180,6 +202,8 @@ class AutoGumbelSoftmax(SiteLogits):
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                law = self.relaxation.law(name, dims)(logits=attrgetter(name)(self.logits))
+                values = self._values.get(name)
+                make = self.relaxation.law(name, dims, of_values(*values) if values else None)
+                law = make(logits=attrgetter(name)(self.logits))
                 result[name] = pyro.sample(name, law.to_event(site["fn"].event_dim - dims))
         return result

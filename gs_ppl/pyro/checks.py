@@ -10,7 +10,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, kl_divergence
 
@@ -28,6 +27,7 @@ from gs_ppl.pyro import trace_enum
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 from gs_ppl.pyro.handlers import random_state
+from gs_ppl.pyro.integers import is_integer
 from gs_ppl.pyro.probe import Probe
 
 __all__ = ["check"]
@@ -45,7 +45,7 @@ def _site(node: dict[str, Any]) -> PairedSite:
         kind = "mass"
     elif isinstance(law, RelaxedOneHotCategorical | RelaxedBernoulli):
         kind = "density"
-    elif isinstance(law, TorchCategorical):
+    elif is_integer(law):
         kind = "integer"
     frames = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
     shape = node["fn"].batch_shape

@@ -13,7 +13,8 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import constraints
 
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
-from gs_ppl.pyro.handlers import _wrap, bit, event_dims, has_classes, is_latent, parameters
+from gs_ppl.pyro.handlers import _wrap, bit, event_dims, has_classes, is_latent
+from gs_ppl.pyro.integers import integer_law, parameters, values_of
 
 __all__ = ["config_enumerate"]
 
@@ -70,6 +71,8 @@ def _lowered(law: Any) -> Any:
     dims = event_dims(law)
     if dims is None or isinstance(law, TorchBernoulli):
         return law
+    if (values := values_of(law)) is not None:
+        return integer_law(law.a, values)
     return OneHotIndex(**parameters(law)) if dims else bit(law)
 
 
