@@ -79,6 +79,18 @@ class NumPyroBackend:
         grads = self.jax.grad(f, argnums=tuple(range(len(xs))))(*xs)
         return [self.numpy(g) for g in grads]
 
+    def value_and_grad(self, f: Callable) -> Callable:
+        """Of f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
+
+        def value_and_grad(*xs: Array) -> tuple[np.ndarray, list[np.ndarray]]:
+            (_, value), gradients = compiled(*xs)
+            return self.numpy(value), [self.numpy(g) for g in gradients]
+
+        compiled = self.jax.jit(
+            lambda *xs: self.jax.value_and_grad(f, tuple(range(len(xs))), has_aux=True)(*xs)
+        )
+        return value_and_grad
+
     def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
         """Sample, its log, the residue and the sum of the log in one step."""
         return self.F.gumbel_softmax_draw(tau, logits, noise, finite)

@@ -81,6 +81,16 @@ class PyroBackend:
         xs = [x.detach().clone().requires_grad_() for x in xs]
         return [self.numpy(g) for g in self.torch.autograd.grad(f(*xs), xs)]
 
+    def value_and_grad(self, f: Callable) -> Callable:
+        """Of f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
+
+        def value_and_grad(*xs: Array) -> tuple[np.ndarray, list[np.ndarray]]:
+            xs = [x.detach().clone().requires_grad_() for x in xs]
+            scalar, value = f(*xs)
+            return self.numpy(value), [self.numpy(g) for g in self.torch.autograd.grad(scalar, xs)]
+
+        return value_and_grad
+
     def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
         """Sample, its log and the residue in one step; torch's takes the noise's memory."""
         return self.F.gumbel_softmax_draw_(tau, logits, noise.clone(), finite)
