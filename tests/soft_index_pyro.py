@@ -3,6 +3,10 @@
 Each form takes what the sites give (`s`) and the program's tables (`t`).
 """
 
+import operator
+import pickle
+
+import numpy as np
 import torch
 from pyro.ops.indexing import Vindex, vindex
 from torch.nn.functional import embedding, one_hot
@@ -110,4 +114,29 @@ FORMS = {
     "hot_equal": lambda s, t: (s.h == 1).to(t.x.dtype) @ t.D,
     "hot_column": lambda s, t: t.locs[s.h[:, 1].long()],
     "hot_product": lambda s, t: (s.h * one_hot(s.z, 3)).sum(-1),
+}
+
+# what is refused, and a word of the operation
+REFUSED = {
+    "bool": (lambda s, t: t.x if s.z[0] == 0 else t.u, "if"),
+    "range": (lambda s, t: range(s.z[0]), "range"),
+    "int": (lambda s, t: int(s.z[0]), "int()"),
+    "float": (lambda s, t: float(s.z[0]), "float()"),
+    "item": (lambda s, t: s.z[0].item(), "item()"),
+    "numpy": (lambda s, t: np.asarray(s.z), "NumPy"),
+    "pickle": (lambda s, t: pickle.dumps(s.z), "pickle"),
+    "assign": (lambda s, t: t.locs.__setitem__(s.z, 1.0), "assignment"),
+    "mask_index": (lambda s, t: t.x[s.z == 0], "boolean"),
+    "reduce": (lambda s, t: s.z.sum(), "sum over several draws"),
+    "sort": (lambda s, t: torch.sort(s.z), "sort"),
+    "index_of_index": (lambda s, t: s.z[s.g], "soft index by a soft index"),
+    "mixed": (lambda s, t: (s.z[:, None] == s.z) * t.x, "share some of their draws"),
+    "product": (lambda s, t: t.x[sum(vars(s)[f"b{i}"] for i in range(30)).long()], "product"),
+    # of torch
+    "while": (lambda s, t: [0 for _ in iter(lambda: bool(s.z[0] < 3), False)], "while"),
+    "shape": (lambda s, t: torch.zeros(s.z[0]), "zeros"),
+    "operator": (lambda s, t: operator.index(s.z[0]), "Python integer"),
+    "assign_soft": (lambda s, t: t.perm.__setitem__(0, s.z[0]), "assignment"),
+    "slice": (lambda s, t: t.locs[: s.z[0]], "Python integer"),
+    "counts": (lambda s, t: torch.bincount(s.z, minlength=3), "bincount"),
 }
