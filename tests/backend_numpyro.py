@@ -435,6 +435,15 @@ class NumPyroBackend:
         fixed = self.ppl.handlers.substitute(program, data=values)
         return float(self.seeded_log_joint(fixed, 0))
 
+    def given(self, program: Callable, values: dict[str, Any]) -> Callable:
+        return self.ppl.handlers.substitute(program, data=values)
+
+    def at_each(self, f: Callable, batch: dict, tables: dict, argnums: tuple) -> tuple:
+        compiled = self.jax.jit(
+            self.jax.vmap(self.jax.value_and_grad(f, argnums), in_axes=(0, None))
+        )
+        return self.jax.tree.map(self.numpy, compiled(batch, tables))
+
     def seeded_log_joint(self, program: Callable, seed: int) -> Array:
         seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
         return self.infer.util.log_density(seeded, (), {}, {})[0]

@@ -432,6 +432,27 @@ class PyroBackend:
     def log_joint(self, program: Callable, values: dict[str, Any]) -> float:
         return float(self.seeded_log_joint(self.ppl.condition(program, data=values), 0))
 
+    def given(self, program: Callable, values: dict[str, Any]) -> Callable:
+        """The program with these values of its latent sites."""
+        return self.ppl.condition(program, data=values)
+
+    def at_each(self, f: Callable, batch: dict, tables: dict, argnums: tuple) -> tuple:
+        """Value and gradients of f(values, tables) at each row of a batch of values."""
+        found = []
+        for i in range(len(next(iter(batch.values())))):
+            args = [
+                {name: x.detach().clone() for name, x in values.items()}
+                for values in ({name: x[i] for name, x in batch.items()}, tables)
+            ]
+            by = [x.requires_grad_() for n in argnums for x in args[n].values()]
+            value = f(*args)
+            slopes = iter(self.torch.autograd.grad(value, by, materialize_grads=True))
+            found.append((value, *({k: next(slopes) for k in args[n]} for n in argnums)))
+        values, *gradients = zip(*found, strict=True)
+        stack = lambda xs: self.numpy(self.torch.stack(xs))  # noqa: E731
+        by_name = [{k: stack([row[k] for row in rows]) for k in rows[0]} for rows in gradients]
+        return stack(values), tuple(by_name)
+
     def seeded_log_joint(self, program: Callable, seed: int) -> Array:
         self.ppl.set_rng_seed(seed)
         return self.ppl.poutine.trace(program).get_trace().log_prob_sum()
