@@ -104,8 +104,10 @@ def on_tables(func: Callable, args: Sequence, kwargs: dict, number: bool = False
         tables = [table if table.is_floating_point() else table.to(dtype) for table in tables]
     following = iter(tables)
     leaves = [next(following) if isinstance(x, SoftIndex) else x for x in leaves]
-    values = dict(zip(kwargs, leaves[len(args) :], strict=True))
-    return Form(func(*leaves[: len(args)], **values), tuple(axes), shape)
+    table = func(*leaves[: len(args)], **dict(zip(kwargs, leaves[len(args) :], strict=True)))
+    if table is NotImplemented:  # z == None
+        raise TypeError
+    return Form(table, tuple(axes), shape)
 
 
 def has_float_array(values: Sequence) -> bool:
@@ -440,7 +442,8 @@ def scattered(func: Callable, t: Any, dim: int, index: Any, source: Any, **kwarg
     if "scatter" in name:
         source = source[tuple(slice(size) for size in form.shape)]
     else:  # index_add: one place for a whole slice
-        weights, across = weights.reshape(*weights.shape, *[1] * (t.ndim - 1 - dim % t.ndim)), 0
+        dim, across = dim % t.ndim, 0
+        weights = weights.reshape(-1, *[1] * dim, *form.shape, *[1] * (t.ndim - 1 - dim))
     source = (weights.to(source.dtype) * source).unbind(0)
     return func(t, dim, torch.cat(places.unbind(0), across), torch.cat(source, dim), **kwargs)
 

@@ -100,6 +100,8 @@ class SoftIndex(Tensor):
         cls, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         rule = RULES.get(func) or RULES[None]
+        if kwargs and kwargs.get("out") is not None:
+            raise refusal(sites_of(args), "the argument out")
         with quiet():
             try:
                 return rule(func, *args, **(kwargs or {}))
