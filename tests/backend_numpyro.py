@@ -418,3 +418,17 @@ class NumPyroBackend:
         result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
         left = result.params | (result.state.mutable_state or {})
         return np.array(result.losses), {name: self.numpy(x) for name, x in left.items()}
+
+    # the life of a guide
+
+    @property
+    def saved_script(self) -> Any:
+        return importlib.import_module("saved_numpyro")
+
+    def saved_logits(self, logits: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Parameters of an automatic guide of this process that another one has trained."""
+        return {f"{name}_auto_logits": self.array(a) for name, a in logits.items()}
+
+    def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
+        predictive = self.infer.Predictive(model, guide=guide, params=params, num_samples=samples)
+        return predictive(self.jax.random.key(0), *args)

@@ -418,3 +418,18 @@ class PyroBackend:
         svi = self.gs.AnnealedSVI(*programs, schedule) if schedule else self.infer.SVI(*programs)
         losses = np.array([svi.step() for _ in range(steps)])
         return losses, {n: self.numpy(value) for n, value in self.ppl.get_param_store().items()}
+
+    # the life of a guide
+
+    @property
+    def saved_script(self) -> Any:
+        return importlib.import_module("saved_pyro")
+
+    def saved_logits(self, logits: dict[str, np.ndarray]) -> None:
+        """Parameters of an automatic guide of this process that another one has trained."""
+        self.ppl.clear_param_store()
+        for name, a in logits.items():
+            self.ppl.param(f"AutoGumbelSoftmax.logits.{name}", self.array(a))
+
+    def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
+        return self.infer.Predictive(model, guide=guide, num_samples=samples)(*args)

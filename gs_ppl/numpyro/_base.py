@@ -13,6 +13,7 @@ from numpyro.distributions import Distribution, Independent, MaskedDistribution,
 from numpyro.distributions.batch_util import vmap_over
 from numpyro.util import not_jax_tracer
 
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.laws import (
     check_categories,
     check_limits,
@@ -287,6 +288,41 @@ class LogitsDistribution(Parameters):
         tau = tuple(tau.shape) if is_array(tau) and tau.ndim else tau
         shown = f"temperature: {tau}, " if self.has_temperature else ""
         return f"{type(self).__name__}({shown}logits: {jnp.shape(self.logits)})"
+
+
+class WithoutTemperature(LogitsDistribution):
+    """Stands at a site to be relaxed that no temperature has reached: discretize and
+    config_enumerate put another law in its place; it is neither drawn nor scored.
+    """
+
+    has_temperature = False
+    scored_as = "mass"
+    pytree_aux_fields = ("site",)
+
+    def __init__(
+        self,
+        temperature: None,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        *,
+        site: str,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args)
+        self.site = site
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        refuse_without_temperature(self.site)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        refuse_without_temperature(self.site)
+
+
+class BitWithoutTemperature(WithoutTemperature):
+    """The same of a bit."""
+
+    arg_constraints = {"logits": constraints.real}
+    event_dims = 0
 
 
 # --- own samples ----------------------------------------------------------------------------------

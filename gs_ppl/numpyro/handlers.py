@@ -16,9 +16,16 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
-from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, parse_logits
+from gs_ppl.numpyro._base import (
+    BitWithoutTemperature,
+    LogitsDistribution,
+    OwnSample,
+    WithoutTemperature,
+    parse_logits,
+)
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
@@ -145,6 +152,12 @@ class RelaxMessenger(carry_log_values):
             make = self.relaxation.law(name, dims)
             msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        # at a value that was given; a handler around would have put another law here
+        if is_latent(msg) and isinstance(innermost(msg["fn"]), WithoutTemperature):
+            refuse_without_temperature(msg["name"])
+        super().postprocess_message(msg)
+
 
 def relax(
     fn: Callable | None = None,
@@ -185,7 +198,8 @@ def relax(
         ...     bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+    laws = BitWithoutTemperature, WithoutTemperature
+    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
     return RelaxMessenger(fn, relaxation, sites)
 
 

@@ -12,6 +12,7 @@ from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.laws import (
     check_categories,
     check_limits,
@@ -219,6 +220,45 @@ class LogitsDistribution(Parameters):
         tau = tuple(tau.shape) if isinstance(tau, Tensor) and tau.dim() else tau
         shown = f"temperature: {tau}, " if self.has_temperature else ""
         return f"{type(self).__name__}({shown}logits: {tuple(self.logits.shape)})"
+
+
+class WithoutTemperature(LogitsDistribution):
+    """Stands at a site to be relaxed that no temperature has reached: discretize and
+    config_enumerate put another law in its place; it is neither drawn nor scored.
+    """
+
+    has_temperature = False
+    scored_as = "mass"
+
+    def __init__(
+        self,
+        temperature: None,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        site: str,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args)
+        self.site = site
+
+    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
+        new = super().expand(batch_shape, _instance)
+        new.site = self.site
+        return new
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        refuse_without_temperature(self.site)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        refuse_without_temperature(self.site)
+
+
+class BitWithoutTemperature(WithoutTemperature):
+    """The same of a bit."""
+
+    arg_constraints = {"logits": constraints.real}
+    event_dims = 0
 
 
 # --- own samples ----------------------------------------------------------------------------------

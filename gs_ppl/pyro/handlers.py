@@ -22,6 +22,7 @@ from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical
 
 from gs_ppl._shared import annealing
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -30,7 +31,12 @@ from gs_ppl._shared.families import (
     refuse_straight_through,
 )
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
-from gs_ppl.pyro._base import LogitsDistribution, parse_logits
+from gs_ppl.pyro._base import (
+    BitWithoutTemperature,
+    LogitsDistribution,
+    WithoutTemperature,
+    parse_logits,
+)
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 
@@ -152,6 +158,11 @@ class RelaxMessenger(Messenger):
             make = self.relaxation.law(name, dims)
             msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        # at a value that was given; a handler around would have put another law here
+        if isinstance(innermost(msg["fn"]), WithoutTemperature) and not msg["is_observed"]:
+            refuse_without_temperature(msg["name"])
+
 
 def relax(
     fn: Callable | None = None,
@@ -191,7 +202,8 @@ def relax(
         >>> bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+    laws = BitWithoutTemperature, WithoutTemperature
+    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
     return _wrap(RelaxMessenger(relaxation, sites), fn)
 
 
