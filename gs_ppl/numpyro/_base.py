@@ -68,16 +68,13 @@ def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dim
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, given)))
 
 
-def check_logits(name: str, what: str, given: Array, event_dims: int, sure: bool) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument that was given.
-
-    `sure` allows bits of probability 0 and 1, which have a mass and no density.
-    """
+def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument that was given."""
     values = read(given)
     if values is None or not values.size:
         return
     low, high = float(values.min()), float(values.max())
-    check_limits(name, what, low, high, event_dims, sure)
+    check_limits(name, what, low, high, event_dims)
     masked = 0.0 if what == "probs" else -math.inf
     if event_dims and low == masked and (values.max(-1) == masked).any():
         refuse_empty(name, what)
@@ -185,7 +182,7 @@ class Parameters(LogitsTree):
         if validate:
             what, given = ("probs", probs) if logits is None else ("logits", logits)
             assert given is not None  # or parse_logits had refused
-            check_logits(name, what, given, self.event_dims, self.scored_as == "mass")
+            check_logits(name, what, given, self.event_dims)
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.ndim - self.event_dims]
         if self.has_temperature:

@@ -61,14 +61,11 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
 
 
 def check_logits(
-    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int, sure: bool
+    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int
 ) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument with these limits.
-
-    `sure` allows bits of probability 0 and 1, which have a mass and no density.
-    """
+    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
     low, high = limits
-    check_limits(name, what, low, high, event_dims, sure)
+    check_limits(name, what, low, high, event_dims)
     if event_dims and low in (0.0, -math.inf):
         empty = read(logits.detach().amax(-1).isneginf().any())
         if empty and empty[0]:
@@ -131,8 +128,7 @@ class Parameters(TorchDistribution):
         assert given is not None  # or parse_logits had refused
         limits = self._limits(given.detach(), validate)
         if validate and limits is not None:
-            sure = self.scored_as == "mass"
-            check_logits(name, what, limits, self.logits, self.event_dims, sure)
+            check_logits(name, what, limits, self.logits, self.event_dims)
         lowest = 0.0 if what == "probs" else -math.inf
         masked = self.event_dims and given.numel() and not (limits and limits[0] > lowest)
         self.finite = self.logits.detach() > -math.inf if masked else None
