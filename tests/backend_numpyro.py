@@ -461,3 +461,17 @@ class NumPyroBackend:
     def totals(self, counts: np.ndarray) -> Any:
         """Counts as the PPL's Binomial has them."""
         return counts
+
+    # the life of a guide
+
+    @property
+    def saved_script(self) -> Any:
+        return importlib.import_module("saved_numpyro")
+
+    def saved_logits(self, logits: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Parameters of an automatic guide of this process that another one has trained."""
+        return {f"{name}_auto_logits": self.array(a) for name, a in logits.items()}
+
+    def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
+        predictive = self.infer.Predictive(model, guide=guide, params=params, num_samples=samples)
+        return predictive(self.jax.random.key(0), *args)

@@ -470,3 +470,18 @@ class PyroBackend:
     def totals(self, counts: np.ndarray) -> Any:
         """Counts as the PPL's Binomial has them."""
         return self.array(counts)
+
+    # the life of a guide
+
+    @property
+    def saved_script(self) -> Any:
+        return importlib.import_module("saved_pyro")
+
+    def saved_logits(self, logits: dict[str, np.ndarray]) -> None:
+        """Parameters of an automatic guide of this process that another one has trained."""
+        self.ppl.clear_param_store()
+        for name, a in logits.items():
+            self.ppl.param(f"AutoGumbelSoftmax.logits.{name}", self.array(a))
+
+    def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
+        return self.infer.Predictive(model, guide=guide, num_samples=samples)(*args)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 from backends import BACKENDS
 
@@ -64,3 +65,38 @@ def forget_compilations() -> Iterator[None]:
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+def global_state() -> dict[str, object]:
+    """What one test could leave to the next, of the frameworks that are imported."""
+    state: dict[str, object] = {"folder": os.getcwd(), "numpy.errors": np.geterr()}
+    if torch := sys.modules.get("torch"):
+        state["torch.dtype"] = torch.get_default_dtype()
+        state["torch.gradients"] = torch.is_grad_enabled()
+        state["torch.validation"] = torch.distributions.Distribution._validate_args
+    if pyro := sys.modules.get("pyro"):
+        parts = pyro.distributions, pyro.infer, pyro.poutine
+        state["pyro.validation"] = [part.is_validation_enabled() for part in parts]
+        state["pyro.stack"] = [*pyro.poutine.runtime._PYRO_STACK]
+    if jax := sys.modules.get("jax"):
+        flags = "enable_x64", "check_tracer_leaks", "debug_nans", "disable_jit", "default_prng_impl"
+        state |= {f"jax.{flag}": getattr(jax.config, f"jax_{flag}") for flag in flags}
+    if numpyro := sys.modules.get("numpyro"):
+        laws = numpyro.distributions.distribution
+        state["numpyro.validation"] = laws._VALIDATION_ENABLED, laws.Distribution._validate_args
+        state["numpyro.stack"] = [*numpyro.primitives._PYRO_STACK]
+    return state
+
+
+@pytest.fixture(autouse=True)
+def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Names what a test has changed globally, where a later test would fail of it."""
+    if "backend" in request.fixturenames:
+        request.getfixturevalue("backend")  # whose import may set something
+    before = global_state()
+    yield
+    after = global_state()
+    changed = {name: (was, after[name]) for name, was in before.items() if after[name] != was}
+    assert not changed, f"this test has changed {changed}"
+    if pyro := sys.modules.get("pyro"):
+        pyro.clear_param_store()

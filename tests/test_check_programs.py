@@ -143,54 +143,7 @@ def test_guide_reads_its_own_site(backend, honest):
         check(backend, model, guide=guide)
 
 
-# --- soft masses without the analytic divergence --------------------------------------------------
-
-ELBOS = {
-    "Trace_ELBO": {},
-    MEAN_FIELD: {},
-    "TraceGraph_ELBO": {},
-    "RenyiELBO": {"alpha": 0.5, "num_particles": 2},
-    "TraceEnum_ELBO": {"max_plate_nesting": 1},
-}
-LAWS = [
-    ("GumbelSoftmax", "categorical"),
-    ("GumbelSoftmax", "relaxed"),
-    ("STGumbelSoftmax", "categorical"),
-    ("ReinMax", "categorical"),
-    ("GappedST", "categorical"),
-]
-ROWS = 2000
-
-
-@pytest.mark.parametrize("elbo", [*ELBOS, "gs.TraceEnum_ELBO"])
-@pytest.mark.parametrize(("family", "objective"), LAWS)
-def test_without_data_the_optimum_is_the_prior(backend, family, objective, elbo):
-    """Loss 0 and gradient 0 at q = p, or refused with the cure."""
-    ppl, gs, array = backend.ppl, backend.gs, backend.array
-    options = {"family": getattr(gs, family), "objective": objective}
-
-    def program(logits):
-        def run():
-            with ppl.plate("rows", ROWS):
-                ppl.sample("z", gs.OneHotCategorical(logits=logits()))
-
-        return gs.relax(run, 0.7, **options)
-
-    start = array(np.tile(np.log(PRIOR), (ROWS, 1)))
-    model = program(lambda: array(np.log(PRIOR)))
-    guide = program(lambda: ppl.param("a", start))
-    own, name = elbo.startswith("gs."), elbo.removeprefix("gs.")
-    loss = getattr(gs if own else backend.infer, name)(**ELBOS[name])
-    analytic = own or name == MEAN_FIELD
-    if (family, objective) == LAWS[0] and not analytic:
-        with pytest.raises(ValueError, match=f"'z': {name} has no analytic divergence .*relaxed'"):
-            gs.check(model, guide, loss)
-        return
-    gs.check(model, guide, loss)
-    value, gradient = backend.loss_and_gradient(loss, model, guide, 0)
-    (rows,) = gradient.values()
-    assert value == pytest.approx(0.0, abs=1e-3)
-    assert (np.abs(rows.mean(0)) <= 5 * rows.std(0) / np.sqrt(ROWS) + 1e-6).all()
+# --- soft masses beside enumerated sites ----------------------------------------------------------
 
 
 def side_by_side(backend, below):

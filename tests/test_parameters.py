@@ -100,31 +100,15 @@ def test_bad_vectors(backend, law, what, values, message):
 @pytest.mark.parametrize(
     ("what", "values", "message"),
     [
-        ("logits", [0.0, NAN], "logits must be (finite|no NaN), got"),
-        ("probs", [0.5, -0.1], "probs must be (strictly )?between 0 and 1, got"),
-        ("probs", [0.5, 1.1], "probs must be (strictly )?between 0 and 1, got"),
-        ("probs", [0.5, NAN], "probs must be (strictly )?between 0 and 1, got"),
+        ("logits", [0.0, NAN], "logits must be no NaN, got"),
+        ("probs", [0.5, -0.1], "probs must be between 0 and 1, got"),
+        ("probs", [0.5, 1.1], "probs must be between 0 and 1, got"),
+        ("probs", [0.5, NAN], "probs must be between 0 and 1, got"),
     ],
 )
 def test_bad_bits(backend, law, what, values, message):
     with pytest.raises(ValueError, match=f"{law.name}: .*{message}"):
         law(backend, 0.5, **{what: backend.array(values)}, validate_args=True)
-
-
-@pytest.mark.parametrize(
-    ("what", "values"),
-    [
-        ("logits", [0.0, INF]),
-        ("logits", [0.0, -INF]),
-        ("probs", [0.5, 0.0]),
-        ("probs", [0.5, 1.0]),
-    ],
-)
-def test_a_sure_bit_has_no_density(backend, what, values):
-    """The classes that are scored by a mass take it."""
-    wanted = {"logits": "finite", "probs": "strictly between 0 and 1"}[what]
-    with pytest.raises(ValueError, match=f"GumbelSigmoid: {what} must be {wanted}, got"):
-        backend.gs.GumbelSigmoid(0.5, **{what: backend.array(values)}, validate_args=True)
 
 
 @pytest.mark.parametrize("what", ["probs", "logits"])

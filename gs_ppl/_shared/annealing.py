@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 _temperature: ContextVar[Any] = ContextVar("temperature", default=None)
 
@@ -19,14 +19,17 @@ def at_temperature(temperature: Any) -> Iterator[None]:
         _temperature.reset(token)
 
 
-def temperature_at(site: str, explicit: Any) -> Any:
-    """The temperature of a site: the handler's own, else that of the annealed run."""
-    temperature = _temperature.get() if explicit is None else explicit
-    if temperature is None:
-        raise ValueError(
-            f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI"
-        )
-    return temperature
+def temperature_in_force(explicit: Any) -> Any:
+    """The handler's own, else that of the annealed run, else None."""
+    return _temperature.get() if explicit is None else explicit
+
+
+def refuse_without_temperature(site: str) -> NoReturn:
+    """Drawn or scored; what replaces the law, such as discretize, needs none."""
+    raise ValueError(
+        f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI; what is"
+        " trained needs none as discretize(guide)"
+    )
 
 
 def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn: fn) -> Callable:
@@ -50,6 +53,15 @@ def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn
             return fn(*args[:position], temperature, *args[position:], **kwargs)
 
     return program
+
+
+def refuse_before_first_run(takes_arguments: bool) -> None:
+    """Of a program that takes data nothing is known in a fresh process, but by its run."""
+    if takes_arguments:
+        raise ValueError(
+            "AutoGumbelSoftmax: the program takes arguments, and its latents are known once it has"
+            " run on them: call discretize(guide)(*args) once before, which needs no temperature"
+        )
 
 
 def takes(fn: Any, count: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from gs_ppl._shared.annealing import temperature_at
+from gs_ppl._shared.annealing import temperature_in_force
 
 OBJECTIVES = ("categorical", "relaxed")
 
@@ -48,13 +48,15 @@ def family_label(family: Family | Any) -> str:
 class Relaxation:
     """How discrete sites are relaxed: the options that relax and AutoGumbelSoftmax share.
 
-    A `family` by site name leaves the others to the default.
+    A `family` by site name leaves the others to the default. Where there is no temperature the law
+    is one of `without_temperature`, by its event dimensions, which discretize can replace.
     """
 
     temperature: Any
     family: Family | Mapping[str, Family]
     objective: str
     default: type
+    without_temperature: tuple[type, type]
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -77,8 +79,10 @@ class Relaxation:
         if isinstance(family, Mapping):
             family = family.get(site, self.default)
         make = counterpart(family, event_dims, self.objective, site)
+        temperature = temperature_in_force(self.temperature)
+        if temperature is None:
+            make = partial(self.without_temperature[event_dims], site=site)
         make = make if of_values is None else of_values(make)
-        temperature = temperature_at(site, self.temperature)
 
         def law(**parameters: Any) -> Any:
             with at_site(site):

@@ -18,22 +18,14 @@ def check_categories(name: str, what: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: {what} must have a last axis of categories, got shape {shape}")
 
 
-def check_limits(
-    name: str, what: str, low: float, high: float, event_dims: int, sure: bool
-) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument with these limits.
-
-    `sure` allows bits of probability 0 and 1, which have a mass and no density.
-    """
-    if sure and not event_dims:
-        wanted = "between 0 and 1" if what == "probs" else "no NaN"
-        bad = not (low >= 0 and high <= 1) if what == "probs" else math.isnan(low)
-    elif what == "probs":
-        wanted = "non-negative and finite" if event_dims else "strictly between 0 and 1"
-        bad = not (low >= 0 and high < math.inf) if event_dims else not (low > 0 and high < 1)
+def check_limits(name: str, what: str, low: float, high: float, event_dims: int) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
+    if what == "probs":
+        wanted = "non-negative and finite" if event_dims else "between 0 and 1"
+        bad = not (low >= 0 and (high < math.inf if event_dims else high <= 1))
     else:
-        wanted = "neither NaN nor +inf" if event_dims else "finite"
-        bad = not high < math.inf or (not event_dims and low == -math.inf)
+        wanted = "neither NaN nor +inf" if event_dims else "no NaN"
+        bad = not high < math.inf if event_dims else math.isnan(low)
     if bad:
         raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
 

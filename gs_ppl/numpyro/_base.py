@@ -13,6 +13,7 @@ from numpyro.distributions import Distribution, Independent, MaskedDistribution,
 from numpyro.distributions.batch_util import vmap_over
 from numpyro.util import not_jax_tracer
 
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.laws import (
     check_categories,
     check_limits,
@@ -67,16 +68,13 @@ def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dim
     return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, given)))
 
 
-def check_logits(name: str, what: str, given: Array, event_dims: int, sure: bool) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument that was given.
-
-    `sure` allows bits of probability 0 and 1, which have a mass and no density.
-    """
+def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
+    """Refuses values that are no logits (probs); `what` names the argument that was given."""
     values = read(given)
     if values is None or not values.size:
         return
     low, high = float(values.min()), float(values.max())
-    check_limits(name, what, low, high, event_dims, sure)
+    check_limits(name, what, low, high, event_dims)
     masked = 0.0 if what == "probs" else -math.inf
     if event_dims and low == masked and (values.max(-1) == masked).any():
         refuse_empty(name, what)
@@ -184,7 +182,7 @@ class Parameters(LogitsTree):
         if validate:
             what, given = ("probs", probs) if logits is None else ("logits", logits)
             assert given is not None  # or parse_logits had refused
-            check_logits(name, what, given, self.event_dims, self.scored_as == "mass")
+            check_logits(name, what, given, self.event_dims)
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.ndim - self.event_dims]
         if self.has_temperature:
@@ -287,6 +285,41 @@ class LogitsDistribution(Parameters):
         tau = tuple(tau.shape) if is_array(tau) and tau.ndim else tau
         shown = f"temperature: {tau}, " if self.has_temperature else ""
         return f"{type(self).__name__}({shown}logits: {jnp.shape(self.logits)})"
+
+
+class WithoutTemperature(LogitsDistribution):
+    """Stands at a site to be relaxed that no temperature has reached: discretize and
+    config_enumerate put another law in its place; it is neither drawn nor scored.
+    """
+
+    has_temperature = False
+    scored_as = "mass"
+    pytree_aux_fields = ("site",)
+
+    def __init__(
+        self,
+        temperature: None,
+        probs: Array | None = None,
+        logits: Array | None = None,
+        *,
+        site: str,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args)
+        self.site = site
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        refuse_without_temperature(self.site)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        refuse_without_temperature(self.site)
+
+
+class BitWithoutTemperature(WithoutTemperature):
+    """The same of a bit."""
+
+    arg_constraints = {"logits": constraints.real}
+    event_dims = 0
 
 
 # --- own samples ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """An automatic mean-field guide over the discrete latents of a program."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from numpyro.distributions.util import periodic_repeat
 from numpyro.infer import autoguide
 from numpyro.infer.inspect import get_dependencies
 
+from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -25,7 +27,7 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
-from gs_ppl.numpyro._base import read
+from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import carry_log_values, event_dims, parameters
@@ -77,7 +79,9 @@ class SiteLogits(autoguide.AutoGuide):
             return
         self._sites[name] = dims
         event_dim = site["fn"].event_dim
-        logits = self._initial(name, site["value"]) + self._sure(name, site, args, kwargs)
+        sure = self._sure(name, site, args, kwargs)
+        with jax.ensure_compile_time_eval():  # kept, while the first run may be inside of jit
+            logits = self._initial(name, site["value"]) + sure
         for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
             self._prototype_frames[frame.name] = frame
             full_size = self._prototype_frame_full_sizes[frame.name]
@@ -117,12 +121,16 @@ class SiteLogits(autoguide.AutoGuide):
             axis, full_size = frame.dim - site["fn"].event_dim, self._prototype_frame_full_sizes
             if full_size[frame.name] != frame.size and (sure != sure.take([0], axis)).any():
                 refuse_sure_rows(name, frame.name)
-        return jnp.asarray(sure, jnp.result_type(site["value"], float))
+        return sure.astype(jnp.result_type(site["value"], float))
 
     def _param_name(self, site: str) -> str:
         return f"{site}_{self.prefix}_logits"
 
     def _logits(self, params: dict[str, Array]) -> dict[str, Array]:
+        if self.prototype_trace is None:  # in a fresh process
+            refuse_before_first_run(bool(inspect.signature(self.model).parameters))
+            with handlers.seed(rng_seed=0):
+                self._setup_prototype()
         return {name: params[self._param_name(name)] for name in self._sites}
 
     def probs(self, params: dict[str, Array]) -> dict[str, Array]:
@@ -208,13 +216,17 @@ class AutoGumbelSoftmax(SiteLogits):
         prefix: str = "auto",
         create_plates: Callable | None = None,
     ) -> None:
-        self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+        laws = BitWithoutTemperature, WithoutTemperature
+        self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
         super().__init__(model, init_logits, prefix, create_plates)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        check_sites(self.relaxation.named, {*self._sites})
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-            check_sites(self.relaxation.named, {*self._sites})
         plates, result = self._create_plates(*args, **kwargs), {}
         for name, dims in self._sites.items():
             site = self.prototype_trace[name]

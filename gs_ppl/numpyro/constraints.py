@@ -192,21 +192,34 @@ class ExpTransform(Transform):
         return (self.finite,), (("finite",), {})
 
 
-class SigmoidTransform(ParameterFreeTransform):
-    """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1."""
+class SigmoidTransform(Transform):
+    """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1.
+
+    With the logits of a law: bits of probability 0 and 1, those not `unsure`, are that value.
+    """
 
     domain = constraints.real
     codomain = open_unit_interval
     sign = 1
 
+    def __init__(self, logits: Array | None = None, unsure: Array | None = None) -> None:
+        self.logits, self.unsure = logits, unsure
+
+    def eq(self, other: object, static: bool = False) -> bool:
+        return type(self) is type(other) and self.unsure is other.unsure
+
     def __call__(self, x: Array) -> Array:
-        return F.to_unit_interval(x, x.dtype)
+        y = F.to_unit_interval(x, x.dtype)
+        return y if self.logits is None else F.put_sure(y, self.logits, self.unsure)
 
     def _inverse(self, y: Array) -> Array:
-        return F.from_unit_interval(y)
+        return F.from_unit_interval(F.without_sure(y, self.unsure, 0.5))
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: object = None) -> Array:
         return -F.log_odds_term(x)
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        return (self.logits, self.unsure), (("logits", "unsure"), {})
 
 
 biject_to.register(log_simplex, lambda constraint: LogSimplexTransform())

@@ -47,9 +47,7 @@ class Relaxed(LogitsDistribution):
         if not self.event_dims:
             noise = F.logistic_noise(key, shape, dtype=a.dtype)
             unsure = self.unsure
-            x = F.gumbel_sigmoid_sample(
-                tau, a if unsure is None else jnp.where(unsure, a, 0), noise
-            )
+            x = F.gumbel_sigmoid_sample(tau, F.without_sure(a, unsure), noise)
             y = F.to_unit_interval(x, dtype)
             return F.put_sure(y, a, unsure), [OwnSample(x, noise)]
         noise = F.exponential_noise(key, shape, dtype=a.dtype)
@@ -290,10 +288,13 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     must lie inside too: a rounded sigmoid reaches 0 and 1 by itself. An integer 0 or 1, which is
     what `enumerate_support` gives, is a class and scored by its mass.
 
+    A bit of probability 0 or 1 is that value, with log_prob 0 there, -inf elsewhere, and no
+    gradient, like a vector of one category. KL is inf where one of two bits alone is certain.
+
     Args:
         temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
-        probs: probability of one, strictly between 0 and 1, shape batch.
-        logits: log-odds a, finite, shape batch, nats.
+        probs: probability of one, shape batch.
+        logits: log-odds a, shape batch, nats.
         validate_args: check values (default: NumPyro's setting).
 
     Shapes, Raises: as GumbelSoftmax, without the last axis.
@@ -312,11 +313,12 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
 
     @property
     def base_dist(self) -> Logistic:
-        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
+        a = F.without_sure(self.a, self.unsure)
+        return Logistic(a / self.tau, 1 / self.tau, validate_args=False)
 
     @property
     def transforms(self) -> list[Transform]:
-        return [constraints.SigmoidTransform()]
+        return [constraints.SigmoidTransform(self.a, self.unsure)]
 
     def sample_with_intermediates(
         self, key: Array, sample_shape: Shape = ()
@@ -327,10 +329,15 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         if not intermediates and not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             mass = self.mass_scored(0.5, logits=self.logits, validate_args=self._validate_args)
             return mass.log_prob(value)
-        draw = self._recall(value, intermediates)
-        x = F.from_unit_interval(self._cast(value)) if draw is None else draw.log_value
+        draw, a, unsure = self._recall(value, intermediates), self.a, self.unsure
+        y = self._cast(value)
+        x = F.from_unit_interval(F.without_sure(y, unsure, 0.5)) if draw is None else draw.log_value
         noise = None if draw is None else draw.residue
-        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
+        density = F.gumbel_sigmoid_log_prob(self.tau, F.without_sure(a, unsure), x, noise)
+        return F.score_sure(density, y, a, unsure)
+
+    def _validate_sample(self, value: Array) -> Array:
+        return super()._validate_sample(F.without_sure(value, self.unsure, 0.5))
 
     def enumerate_support(self, expand: bool = True) -> Array:
         return bit_support(self, expand).astype(int)

@@ -502,9 +502,16 @@ def gumbel_sigmoid_log_prob(
 
 
 def gumbel_sigmoid_kl(p_logits: Array, q_logits: Array) -> Array:
-    """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0)."""
-    p, q = (jnp.stack([a, jnp.zeros_like(a)], -1) for a in (p_logits, q_logits))
-    return exp_gumbel_softmax_kl(p, q)
+    """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0).
+
+    Of two bits of the same probability 0 or 1 it is 0; where one has it alone, inf.
+    """
+
+    def pair(a: Array) -> Array:
+        one = a == jnp.inf
+        return jnp.stack([jnp.where(one, 0.0, a), jnp.where(one, -jnp.inf, 0.0)], -1)
+
+    return exp_gumbel_softmax_kl(pair(p_logits), pair(q_logits))
 
 
 def to_unit_interval(logit_value: Array, dtype: np.dtype) -> Array:
@@ -538,8 +545,8 @@ def bernoulli_log_prob(logits: Array, value: Array, unsure: Array | None = None)
     """
     if unsure is None:
         return value * logits - jax.nn.softplus(logits)
-    log_prob = bernoulli_log_prob(jnp.where(unsure, logits, 0.0), value)
-    return jnp.where(unsure, log_prob, jnp.where(value == (logits > 0), 0.0, -jnp.inf))
+    log_prob = bernoulli_log_prob(without_sure(logits, unsure), value)
+    return score_sure(log_prob, value, logits, unsure)
 
 
 def bernoulli_entropy(logits: Array, unsure: Array | None = None) -> Array:
@@ -558,9 +565,25 @@ def bernoulli_kl(
     return bernoulli_log_prob(p_logits, p, p_unsure) - bernoulli_log_prob(q_logits, p, q_unsure)
 
 
+# --- bits of probability 0 and 1 ------------------------------------------------------------------
+# `unsure` marks the others, None meaning all.
+
+
+def without_sure(x: Array, unsure: Array | None, instead: float = 0.0) -> Array:
+    """Logits or values, with another in place of theirs."""
+    return x if unsure is None else jnp.where(unsure, x, instead)
+
+
 def put_sure(y: Array, logits: Array, unsure: Array | None) -> Array:
     """Bits of probability 0 and 1 are those values, without gradient."""
     return y if unsure is None else jnp.where(unsure, y, (logits > 0).astype(y.dtype))
+
+
+def score_sure(log_prob: Array, value: Array, logits: Array, unsure: Array | None) -> Array:
+    """They have the log mass 0 at their value, -inf elsewhere, without gradient."""
+    if unsure is None:
+        return log_prob
+    return jnp.where(unsure, log_prob, jnp.where(value == (logits > 0), 0.0, -jnp.inf))
 
 
 # --- surrogates of the straight-through families --------------------------------------------------

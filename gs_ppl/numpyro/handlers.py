@@ -15,6 +15,7 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -23,7 +24,13 @@ from gs_ppl._shared.families import (
     refuse_soft_value,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
-from gs_ppl.numpyro._base import LogitsDistribution, OwnSample, parse_logits
+from gs_ppl.numpyro._base import (
+    BitWithoutTemperature,
+    LogitsDistribution,
+    OwnSample,
+    WithoutTemperature,
+    parse_logits,
+)
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
@@ -151,6 +158,9 @@ class RelaxMessenger(carry_log_values):
         super().process_message(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        # at a value that was given; a handler around would have put another law here
+        if is_latent(msg) and isinstance(innermost(msg["fn"]), WithoutTemperature):
+            refuse_without_temperature(msg["name"])
         super().postprocess_message(msg)
         # after an outer trace has recorded weights, or the hardened value
         if msg["type"] == "sample" and msg["name"] in self._relaxed and self.reads:
@@ -237,7 +247,6 @@ def _is_counted(constraint: Any) -> bool:
     except NotImplementedError:
         return False
 
-
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
@@ -281,7 +290,8 @@ def relax(
         ...     bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+    laws = BitWithoutTemperature, WithoutTemperature
+    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
     return RelaxMessenger(fn, relaxation, sites)
 
 

@@ -57,8 +57,7 @@ class BitEstimator(BernoulliScored, Relaxed):
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         a, shape = self.a, self.shape(tuple(sample_shape))
         logits, unsure = a, self.unsure
-        if unsure is not None:
-            a = jnp.where(unsure, a, 0.0)
+        a = F.without_sure(a, unsure)
         x = a + F.logistic_noise(key, shape, dtype=a.dtype)
         hard = (x > 0).astype(x.dtype)
         soft = self._soft_bit(a, x, hard, jax.random.fold_in(key, 1))

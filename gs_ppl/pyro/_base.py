@@ -12,6 +12,7 @@ from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.laws import (
     check_categories,
     check_limits,
@@ -60,14 +61,11 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
 
 
 def check_logits(
-    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int, sure: bool
+    name: str, what: str, limits: list[float], logits: Tensor, event_dims: int
 ) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument with these limits.
-
-    `sure` allows bits of probability 0 and 1, which have a mass and no density.
-    """
+    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
     low, high = limits
-    check_limits(name, what, low, high, event_dims, sure)
+    check_limits(name, what, low, high, event_dims)
     if event_dims and low in (0.0, -math.inf):
         empty = read(logits.detach().amax(-1).isneginf().any())
         if empty and empty[0]:
@@ -130,8 +128,7 @@ class Parameters(TorchDistribution):
         assert given is not None  # or parse_logits had refused
         limits = self._limits(given.detach(), validate)
         if validate and limits is not None:
-            sure = self.scored_as == "mass"
-            check_logits(name, what, limits, self.logits, self.event_dims, sure)
+            check_logits(name, what, limits, self.logits, self.event_dims)
         lowest = 0.0 if what == "probs" else -math.inf
         masked = self.event_dims and given.numel() and not (limits and limits[0] > lowest)
         self.finite = self.logits.detach() > -math.inf if masked else None
@@ -219,6 +216,45 @@ class LogitsDistribution(Parameters):
         tau = tuple(tau.shape) if isinstance(tau, Tensor) and tau.dim() else tau
         shown = f"temperature: {tau}, " if self.has_temperature else ""
         return f"{type(self).__name__}({shown}logits: {tuple(self.logits.shape)})"
+
+
+class WithoutTemperature(LogitsDistribution):
+    """Stands at a site to be relaxed that no temperature has reached: discretize and
+    config_enumerate put another law in its place; it is neither drawn nor scored.
+    """
+
+    has_temperature = False
+    scored_as = "mass"
+
+    def __init__(
+        self,
+        temperature: None,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        *,
+        site: str,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(temperature, probs, logits, validate_args)
+        self.site = site
+
+    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
+        new = super().expand(batch_shape, _instance)
+        new.site = self.site
+        return new
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        refuse_without_temperature(self.site)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        refuse_without_temperature(self.site)
+
+
+class BitWithoutTemperature(WithoutTemperature):
+    """The same of a bit."""
+
+    arg_constraints = {"logits": constraints.real}
+    event_dims = 0
 
 
 # --- own samples ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """An automatic mean-field guide over the discrete latents of a program."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, constraints
 
+from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -26,9 +28,10 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
+from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
-from gs_ppl.pyro.handlers import event_dims, random_state
+from gs_ppl.pyro.handlers import event_dims, program_inside, random_state
 from gs_ppl.pyro.integers import (
     classes,
     is_count,
@@ -116,12 +119,23 @@ class SiteLogits(AutoGuide):
                 refuse_sure_rows(name, frame.name)
         return sure
 
+    def _logits(self) -> dict[str, Tensor]:
+        """Those of the parameter store, in a fresh process too."""
+        if self.prototype_trace is None:
+            refuse_before_first_run(bool(inspect.signature(program_inside(self.model)).parameters))
+            with random_state():
+                for guide in (self,) if self.master is None else (self.master(), self):
+                    if guide.prototype_trace is None:
+                        guide._setup_prototype()
+        with self._pyro_context, poutine.block():  # outside of it a module has its own values
+            return {name: attrgetter(name)(self.logits) for name in self._sites}
+
     @torch.no_grad()
     def probs(self) -> dict[str, Tensor]:
         """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
-        logits = {name: attrgetter(name)(self.logits) for name in self._sites}
         return {
-            name: a.softmax(-1) if self._sites[name] else a.sigmoid() for name, a in logits.items()
+            name: a.softmax(-1) if self._sites[name] else a.sigmoid()
+            for name, a in self._logits().items()
         }
 
     def mode(self) -> dict[str, Tensor]:
@@ -189,13 +203,17 @@ class AutoGumbelSoftmax(SiteLogits):
         init_logits: float | Mapping[str, Any] = 0.0,
         create_plates: Callable | None = None,
     ) -> None:
-        self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+        laws = BitWithoutTemperature, WithoutTemperature
+        self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
         super().__init__(model, init_logits, create_plates)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        check_sites(self.relaxation.named, {*self._sites})
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-            check_sites(self.relaxation.named, {*self._sites})
         plates, result = self._create_plates(*args, **kwargs), {}
         for name, dims in self._sites.items():
             site = self.prototype_trace.nodes[name]

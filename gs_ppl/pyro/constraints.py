@@ -151,15 +151,28 @@ class ExpTransform(Transform):
 
 
 class SigmoidTransform(torch.distributions.SigmoidTransform):
-    """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1."""
+    """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1.
+
+    With the logits of a law: bits of probability 0 and 1, those not `unsure`, are that value.
+    """
 
     codomain = open_unit_interval  # type: ignore[assignment]
 
+    def __init__(self, logits: Tensor | None = None, unsure: Tensor | None = None) -> None:
+        super().__init__()
+        self.logits, self.unsure = logits, unsure
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.unsure is other.unsure
+
+    __hash__ = Transform.__hash__
+
     def _call(self, x: Tensor) -> Tensor:
-        return F.to_unit_interval(x, x.dtype)
+        y = F.to_unit_interval(x, x.dtype)
+        return y if self.logits is None else F.put_sure(y, self.logits, self.unsure)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return F.from_unit_interval(y)
+        return F.from_unit_interval(F.without_sure(y, self.unsure, 0.5))
 
 
 for registry in (biject_to, transform_to):

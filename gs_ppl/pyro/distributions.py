@@ -41,10 +41,8 @@ class Relaxed(LogitsDistribution):
         a, tau = self.a, self.tau
         if not self.event_dims:
             noise = F.logistic_noise(shape, dtype=a.dtype, device=a.device)
-            unsure = self.unsure
-            free = a if unsure is None else a.masked_fill(~unsure, 0.0)
-            x = F.gumbel_sigmoid_sample(tau, free, noise)
-            return F.put_sure(F.to_unit_interval(x, dtype), a, unsure), x, noise
+            x = F.gumbel_sigmoid_sample(tau, F.without_sure(a, self.unsure), noise)
+            return F.put_sure(F.to_unit_interval(x, dtype), a, self.unsure), x, noise
         noise = F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device)
         y, l, residue = F.gumbel_softmax_draw_(tau, a, noise, self.finite)
         return y if dtype == a.dtype else F.to_simplex(l, dtype, self.finite), l, residue
@@ -262,10 +260,13 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     must lie inside too: a rounded sigmoid reaches 0 and 1 by itself. An integer 0 or 1, which is
     what `enumerate_support` gives, is a class and scored by its mass.
 
+    A bit of probability 0 or 1 is that value, with log_prob 0 there, -inf elsewhere, and no
+    gradient, like a vector of one category. KL is inf where one of two bits alone is certain.
+
     Args:
         temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
-        probs: probability of one, strictly between 0 and 1, shape batch.
-        logits: log-odds a, finite, shape batch, nats.
+        probs: probability of one, shape batch.
+        logits: log-odds a, shape batch, nats.
         validate_args: check values (default: Pyro's setting).
 
     Shapes, Raises: as GumbelSoftmax, without the last axis.
@@ -284,11 +285,12 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
 
     @property
     def base_dist(self) -> Logistic:
-        return Logistic(self.a / self.tau, 1 / self.tau, validate_args=False)
+        a = F.without_sure(self.a, self.unsure)
+        return Logistic(a / self.tau, 1 / self.tau, validate_args=False)
 
     @property
     def transforms(self) -> list[Transform]:
-        return [constraints.SigmoidTransform()]
+        return [constraints.SigmoidTransform(self.a, self.unsure)]
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         y, x, noise = self._draw(sample_shape)
@@ -298,10 +300,15 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         if not value.is_floating_point():
             mass = self.mass_scored(0.5, logits=self.logits, validate_args=self._validate_args)
             return mass.log_prob(value)
-        draw = self._recall(value)
-        x = F.from_unit_interval(value.to(self.a.dtype)) if draw is None else draw.log_value
+        draw, a, unsure = self._recall(value), self.a, self.unsure
+        y = value.to(a.dtype)
+        x = F.from_unit_interval(F.without_sure(y, unsure, 0.5)) if draw is None else draw.log_value
         noise = draw.residue if draw is not None and draw.scored_by_noise(self) else None
-        return F.gumbel_sigmoid_log_prob(self.tau, self.a, x, noise)
+        density = F.gumbel_sigmoid_log_prob(self.tau, F.without_sure(a, unsure), x, noise)
+        return F.score_sure(density, y, a, unsure)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        super()._validate_sample(F.without_sure(value, self.unsure, 0.5))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return bit_support(self, expand).long()

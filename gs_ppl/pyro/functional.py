@@ -503,9 +503,17 @@ def gumbel_sigmoid_log_prob(
 
 
 def gumbel_sigmoid_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0)."""
-    p, q = (torch.stack([a, torch.zeros_like(a)], -1) for a in (p_logits, q_logits))
-    return exp_gumbel_softmax_kl(p, q)
+    """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0).
+
+    Of two bits of the same probability 0 or 1 it is 0; where one has it alone, inf.
+    """
+
+    def pair(a: Tensor) -> Tensor:
+        one = a == math.inf
+        zero = torch.zeros_like(a)
+        return torch.stack([a.where(~one, zero), zero.masked_fill(one, -math.inf)], -1)
+
+    return exp_gumbel_softmax_kl(pair(p_logits), pair(q_logits))
 
 
 def to_unit_interval(logit_value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -532,9 +540,8 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, unsure: Tensor | None = No
     """
     if unsure is None:
         return value * logits - torch.logaddexp(logits, torch.zeros_like(logits))
-    log_prob = bernoulli_log_prob(logits.masked_fill(~unsure, 0.0), value)
-    elsewhere = torch.zeros_like(log_prob).masked_fill(value != (logits > 0), -math.inf)
-    return log_prob.where(unsure, elsewhere)
+    log_prob = bernoulli_log_prob(without_sure(logits, unsure), value)
+    return score_sure(log_prob, value, logits, unsure)
 
 
 def bernoulli_entropy(logits: Tensor, unsure: Tensor | None = None) -> Tensor:
@@ -553,9 +560,26 @@ def bernoulli_kl(
     return bernoulli_log_prob(p_logits, p, p_unsure) - bernoulli_log_prob(q_logits, p, q_unsure)
 
 
+# --- bits of probability 0 and 1 ------------------------------------------------------------------
+# `unsure` marks the others, None meaning all.
+
+
+def without_sure(x: Tensor, unsure: Tensor | None, instead: float = 0.0) -> Tensor:
+    """Logits or values, with another in place of theirs."""
+    return x if unsure is None else x.where(unsure, instead)
+
+
 def put_sure(y: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
     """Bits of probability 0 and 1 are those values, without gradient."""
     return y if unsure is None else y.where(unsure, (logits > 0).to(y.dtype))
+
+
+def score_sure(log_prob: Tensor, value: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
+    """They have the log mass 0 at their value, -inf elsewhere, without gradient."""
+    if unsure is None:
+        return log_prob
+    elsewhere = torch.zeros_like(log_prob).masked_fill(value != (logits > 0), -math.inf)
+    return log_prob.where(unsure, elsewhere)
 
 
 # --- surrogates of the straight-through families --------------------------------------------------

@@ -23,6 +23,7 @@ from torch.distributions import Distribution, RelaxedBernoulli, RelaxedOneHotCat
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
 from gs_ppl._shared import annealing
+from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
@@ -32,7 +33,12 @@ from gs_ppl._shared.families import (
     refuse_straight_through,
 )
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
-from gs_ppl.pyro._base import LogitsDistribution, parse_logits
+from gs_ppl.pyro._base import (
+    BitWithoutTemperature,
+    LogitsDistribution,
+    WithoutTemperature,
+    parse_logits,
+)
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.integers import (
@@ -150,6 +156,9 @@ class RelaxMessenger(Messenger):
             self._relax(msg)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        # at a value that was given; a handler around would have put another law here
+        if isinstance(innermost(msg["fn"]), WithoutTemperature) and not msg["is_observed"]:
+            refuse_without_temperature(msg["name"])
         # after an outer trace has recorded weights, or the hardened value
         if not self.reads or msg["value"] is None:
             return
@@ -257,7 +266,6 @@ def _is_counted(constraint: Any) -> bool:
     except NotImplementedError:
         return False
 
-
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
@@ -300,7 +308,8 @@ def relax(
         >>> bool((relax(model, temperature=0.5)() > 0).all())
         True
     """
-    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax)
+    laws = BitWithoutTemperature, WithoutTemperature
+    relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
     messenger = RelaxMessenger(relaxation, sites, reads=fn is not None)
     if fn is None:
         return messenger

@@ -65,7 +65,8 @@ class GumbelSoftmaxReparam(Reparam):
     def forward(law: Relaxed, noise: Tensor) -> Tensor:
         """The sample that the noise gives."""
         if not law.event_dims:
-            return F.to_unit_interval((law.a + noise) / law.tau, law.logits.dtype)
+            x = F.gumbel_sigmoid_sample(law.tau, F.without_sure(law.a, law.unsure), noise)
+            return F.put_sure(F.to_unit_interval(x, law.logits.dtype), law.a, law.unsure)
         l = F.tempered_log_softmax(law.tau, law.a + noise)
         if isinstance(law, ExpGumbelSoftmax):
             return l.to(law.logits.dtype)
@@ -77,7 +78,8 @@ class GumbelSoftmaxReparam(Reparam):
         law = innermost(law)
         value = value.to(law.a.dtype)
         if not law.event_dims:
-            return law.tau * F.from_unit_interval(value) - law.a
+            x = F.from_unit_interval(F.without_sure(value, law.unsure, 0.5))
+            return law.tau * x - F.without_sure(law.a, law.unsure)
         l = value if isinstance(law, ExpGumbelSoftmax) else F.from_simplex(value, law.finite)
         return F.gumbel_noise_of(law.tau, law.a, l, law.finite)
 

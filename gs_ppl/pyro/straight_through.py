@@ -52,13 +52,11 @@ class BitEstimator(BernoulliScored, Relaxed):
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         a, shape = self.a, self._extended_shape(sample_shape)
-        logits, unsure = a, self.unsure
-        if unsure is not None:
-            a = a.masked_fill(~unsure, 0.0)
+        logits, a = a, F.without_sure(a, self.unsure)
         x = a + F.logistic_noise(shape, dtype=a.dtype, device=a.device)
         hard = (x > 0).to(x.dtype)
         y = F.straight_through(hard, self._soft_bit(a, x, hard))
-        return F.put_sure(y, logits, unsure).to(self.logits.dtype)
+        return F.put_sure(y, logits, self.unsure).to(self.logits.dtype)
 
     def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
         pairs = (a, torch.zeros_like(a)), (x, torch.zeros_like(x)), (hard, 1 - hard)

@@ -1,0 +1,144 @@
+"""A guide after its training: what reads it or replaces its laws asks for no temperature."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from programs import LOCS, PRIOR, by_name, plain
+from scipy.special import expit, log_expit, log_softmax, softmax
+
+LOGITS = {"a": np.array([0.3, -0.2, 0.9]), "b": np.array([0.1, -0.4]), "c": np.array(-0.7)}
+
+
+def auto(backend, model, **options):
+    logits = {name: backend.array(a) for name, a in LOGITS.items()}
+    return backend.gs.AutoGumbelSoftmax(model, init_logits=logits, **options)
+
+
+def by_hand(backend, model, **options):
+    """The same by a plain program that is relaxed."""
+
+    def guide():
+        for name in ("a", "b"):
+            law = backend.gs.OneHotCategorical(logits=backend.array(LOGITS[name]))
+            backend.ppl.sample(name, law)
+        backend.ppl.sample("c", backend.native.Bernoulli(logits=backend.array(LOGITS["c"])))
+
+    return backend.gs.relax(guide, **options)
+
+
+def elbo_by_hand():
+    """Sum over all classes, at LOGITS."""
+    joint = by_name("factorial").log_joints()
+    c = LOGITS["c"]
+    log_q = sum(np.ix_(log_softmax(LOGITS["a"]), log_softmax(LOGITS["b"]), log_expit([-c, c])))
+    return (np.exp(log_q) * (joint - log_q)).sum()
+
+
+@pytest.mark.parametrize("make", [auto, by_hand], ids=["auto", "relax"])
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [
+        ("GumbelSoftmax", "categorical"),
+        ("GumbelSoftmax", "relaxed"),
+        ("STGumbelSoftmax", "categorical"),
+    ],
+)
+def test_what_replaces_the_law_needs_no_temperature(backend, make, family, objective):
+    """Enumerated and discretized: the ELBO summed by hand, and draws of its classes."""
+    model, gs = plain(backend, by_name("factorial")), backend.gs
+    guide = make(backend, model, family=getattr(gs, family), objective=objective)
+    pair = gs.config_enumerate(model), gs.config_enumerate(guide)
+    loss = backend.enumerated_loss(*pair, by_name("factorial").plates)
+    assert loss == pytest.approx(-elbo_by_hand(), rel=1e-6)
+    pair = (gs.config_enumerate(gs.discretize(fn)) for fn in (gs.relax(model), guide))
+    loss = backend.enumerated_loss(*pair, by_name("factorial").plates)
+    assert loss == pytest.approx(-elbo_by_hand(), rel=1e-6)
+    for value in backend.trace(gs.discretize(guide), 0).values():
+        assert np.isin(backend.numpy(value), (0, 1)).all()
+
+
+def drawn(backend, model):
+    backend.trace(auto(backend, model), 0)
+
+
+def drawn_by_hand(backend, model):
+    backend.trace(by_hand(backend, model), 0)
+
+
+def scored(backend, model):
+    guide = auto(backend, model, temperature=0.5)
+    backend.loss("TraceMeanField_ELBO", backend.gs.relax(model), guide, 1, 0)
+
+
+def scored_density(backend, model):
+    guide = auto(backend, model, temperature=0.5, objective="relaxed")
+    backend.loss("Trace_ELBO", backend.gs.relax(model, objective="relaxed"), guide, 1, 0)
+
+
+@pytest.mark.parametrize("use", [drawn, drawn_by_hand, scored, scored_density])
+def test_drawing_and_scoring_need_one(backend, use):
+    with pytest.raises(ValueError, match=r"site 'a' has no temperature.*discretize\(guide\)"):
+        use(backend, plain(backend, by_name("factorial")))
+
+
+# --- in a fresh process ---------------------------------------------------------------------------
+
+
+def test_parameters_are_read_without_a_run(backend):
+    model = plain(backend, by_name("factorial"))
+    guide, params = backend.gs.AutoGumbelSoftmax(model), backend.saved_logits(LOGITS)
+    probs, mode = backend.guide_probs(guide, params), backend.guide_mode(guide, params)
+    np.testing.assert_allclose(probs["a"], softmax(LOGITS["a"]), rtol=1e-6)
+    np.testing.assert_allclose(probs["b"], softmax(LOGITS["b"]), rtol=1e-6)
+    np.testing.assert_allclose(probs["c"], expit(LOGITS["c"]), rtol=1e-6)
+    assert mode["a"].tolist() == [0, 0, 1]
+    assert mode["c"] == 0
+
+
+def rows(backend):
+    """A program that takes its data."""
+
+    def model(x):
+        with backend.ppl.plate("data", len(x)):
+            z = backend.ppl.sample("z", backend.gs.OneHotCategorical(probs=backend.array(PRIOR)))
+            loc = backend.gs.select(backend.array(LOCS), z)
+            backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
+
+    return model
+
+
+def test_of_a_program_with_data_the_call_is_named(backend):
+    model, logits = rows(backend), np.arange(6.0).reshape(2, 3) ** 2
+    guide, params = backend.gs.AutoGumbelSoftmax(model), backend.saved_logits({"z": logits})
+    with pytest.raises(ValueError, match=r"call discretize\(guide\)\(\*args\) once"):
+        backend.guide_probs(guide, params)
+    x = backend.array(np.zeros(2))
+    backend.trace(lambda: backend.gs.discretize(guide)(x), 0)
+    probs = backend.guide_probs(guide, params)["z"]
+    np.testing.assert_allclose(probs, softmax(logits, -1), rtol=1e-6)
+
+
+def test_first_run_by_predictive(backend):
+    """Which is inside of a loop of JAX's; what the guide has kept is right outside of it."""
+    model, logits = rows(backend), 40.0 * np.eye(3)[[2, 0]]
+    guide, params = backend.gs.AutoGumbelSoftmax(model), backend.saved_logits({"z": logits})
+    x = backend.array(np.zeros(2))
+    draws = backend.predict(model, backend.gs.discretize(guide), params, 5, x)
+    assert draws["x"].shape == (5, 2)
+    np.testing.assert_array_equal(backend.guide_probs(guide, params)["z"].argmax(-1), [2, 0])
+    backend.trace(lambda: backend.gs.discretize(guide)(x), 0)
+
+
+def test_two_processes(backend, tmp_path):
+    """Saved as the page on it says, and read in a process of its own."""
+    script = backend.saved_script
+    expected = script.train(tmp_path / "saved")
+    command = [sys.executable, "-W", "ignore", script.__file__, tmp_path / "saved"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    np.testing.assert_allclose(found["probs"], expected["probs"], rtol=1e-6)
+    assert found["loc"] == pytest.approx(expected["loc"], rel=1e-6)
+    assert found["mode"] == np.eye(2)[np.argmax(expected["probs"], -1)].tolist()
+    assert np.abs(np.subtract(found["predicted"], [-2, -2, 2])).max() < 0.5
