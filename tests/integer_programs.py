@@ -53,6 +53,7 @@ class Instance:
     given: tuple[str, ...] = ()  # continuous latents, whose values are tables
     counts: tuple[str, ...] = ()  # data that a law counts up to
     sure: dict[str, np.ndarray] = field(default_factory=dict)  # draws that are 1 for sure
+    masked: dict[str, np.ndarray] = field(default_factory=dict)  # draws that a mask leaves out
     zeros: bool = False  # whether some cells have no chance
 
     def cells(self) -> dict[str, np.ndarray]:
@@ -156,7 +157,7 @@ def capture_recapture(lib, d, y, t):
     total, before = 0.0, None
     for i in range(t.captures.shape[1]):
         alive = y[f"alive{i}"]
-        for n in np.flatnonzero(FIRST < i):  # the others live for sure
+        for n in np.flatnonzero(i > FIRST):  # the others live for sure
             total = total + bits(lib, alive[n], t.phi * before[n])
             total = total + d.Bernoulli(t.rho * alive[n]).log_prob(t.captures[n, i])
         before = alive
@@ -261,6 +262,7 @@ PROGRAMS = {
         chain({"w": Site(2, (2, 1)), "x": Site(2, (2, 1))}, 2),
         {"to_w": simplex(2, 2), "to_x": simplex(2, 2), "on": RNG.uniform(0.2, 0.8, (2, 2, 3))},
         {"notes": RNG.integers(2, size=(2, 2, 3)) * 1.0, "lengths": np.array([2, 1])},
+        masked={name: np.array([[False], [True]]) for name in ("w1", "x1")},
     ),
     "annotation": Instance(
         annotation,
@@ -281,7 +283,7 @@ PROGRAMS = {
         chain({"alive": Site(2, (2,), bit=True)}, 3),
         {"phi": np.array(0.8), "rho": np.array(0.6)},
         {"captures": CAPTURES},
-        sure={f"alive{i}": FIRST >= i for i in range(3)},
+        sure={f"alive{i}": i <= FIRST for i in range(3)},
         zeros=True,
     ),
     "topics": Instance(
@@ -305,6 +307,7 @@ PROGRAMS = {
         | {"y": normal(3), "b": np.array([1.0, 0, 0])},
         {"a": np.array([2, 0, 1]), "no_class": np.array([True, True, False])}
         | {"no_bit": np.array([False, True, True])},
+        masked={"a": np.array([False, False, True]), "b": np.array([True, False, False])},
     ),
     "switching": Instance(
         switching,
@@ -341,6 +344,19 @@ SCANS = {
     "second_order_scan": "second_order",
     "factorial_scan": "factorial",
     "capture_recapture_scan": "capture_recapture",
+}
+
+# programs that are refused, and the operation that the message names
+REFUSED = {
+    "branches": "if|branch|bool",
+    "slices": "Python integer|Python index|static integers",
+    "counted_from": "integer parameter total_count",
+    "observes": "obs",
+    "chooses_rows": "mask as an index|boolean",
+    "assigns": "assignment",
+    "counts_members": "sum over",
+    "reads_number": r"float\(\)|reading one value",
+    "nests": "index by a soft index|index of an index",
 }
 
 

@@ -228,3 +228,67 @@ def capture_recapture_scan(t):
 
     start = jnp.ones(animals, int), jnp.zeros(animals, bool)
     scan(step, start, jnp.swapaxes(t.captures, 0, 1))
+
+
+# --- what no weights can stand for: each ends in an error that names the site ---------------------
+
+
+def branches(t):
+    """A Python branch on a class."""
+    z = numpyro.sample("z", dist.Categorical(t.weights))
+    scale = 1.0 if z == 0 else 2.0
+    numpyro.sample("x", dist.Normal(t.locs[z], scale), obs=t.x)
+
+
+def slices(t):
+    """The days before the change, by a slice."""
+    z = numpyro.sample("z", dist.Categorical(t.weights))
+    numpyro.sample("x", dist.Normal(t.locs[:z].sum(), 1.0), obs=t.x)
+
+
+def counted_from(t):
+    """A count as the total of another."""
+    z = numpyro.sample("z", dist.Binomial(3, t.phi))
+    numpyro.sample("x", dist.Binomial(z, t.phi), obs=t.one)
+
+
+def observes(t):
+    """A class as what another law has drawn."""
+    z = numpyro.sample("z", dist.Categorical(t.weights))
+    numpyro.sample("label", dist.Categorical(t.weights), obs=z)
+
+
+def chooses_rows(t):
+    """The rows of one class, by a mask as an index."""
+    with numpyro.plate("rows", len(t.locs)):
+        z = numpyro.sample("z", dist.Categorical(t.weights))
+    numpyro.sample("x", dist.Normal(t.locs[z == 0].sum(), 1.0), obs=t.x)
+
+
+def assigns(t):
+    """What is missing, put into an array of integers."""
+    with numpyro.plate("rows", len(t.locs)):
+        z = numpyro.sample("z", dist.Categorical(t.weights))
+    classes = jnp.zeros(len(t.locs), int).at[:].set(z)
+    numpyro.sample("x", dist.Normal(t.locs[classes].sum(), 1.0), obs=t.x)
+
+
+def counts_members(t):
+    """How many rows belong to a class."""
+    with numpyro.plate("rows", len(t.locs)):
+        z = numpyro.sample("z", dist.Categorical(t.weights))
+    numpyro.sample("x", dist.Poisson(1.0 + (z == 0).sum()), obs=t.one)
+
+
+def reads_number(t):
+    """A Python number from a class."""
+    z = numpyro.sample("z", dist.Categorical(t.weights))
+    numpyro.sample("x", dist.Normal(float(z), 1.0), obs=t.x)
+
+
+def nests(t):
+    """A class among those that another class picks out."""
+    with numpyro.plate("rows", len(t.locs)):
+        z = numpyro.sample("z", dist.Categorical(t.weights))
+    k = numpyro.sample("k", dist.Categorical(t.weights))
+    numpyro.sample("x", dist.Normal(t.locs[z[k]], 1.0), obs=t.x)

@@ -6,11 +6,12 @@ gradient by the tables. Between vertices both are those of the one-hot way, writ
 
 import functools
 import importlib
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from integer_programs import PROGRAMS, SCANS, stacked
+from integer_programs import PROGRAMS, REFUSED, SCANS, stacked
 
 POINTS = 2  # between the vertices
 
@@ -135,3 +136,17 @@ def test_vertices_in_scan(backend, name):
 @pytest.mark.parametrize("name", SCANS)
 def test_between_vertices_in_scan(backend, name):
     between_vertices_is_the_one_hot_way(backend, name)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(backend, name):
+    """By an error of one line that names site, operation and cure."""
+    t = {"weights": [0.2, 0.3, 0.5], "locs": [-1.0, 0.0, 2.0], "x": 0.5, "phi": 0.3, "one": 1.0}
+    t = SimpleNamespace(**{key: backend.array(x) for key, x in t.items()})
+    program = backend.gs.relax(lambda: source(backend, name)(t), 0.5)
+    # JAX itself refuses a slice, before anybody is asked; its IndexError shows the soft index
+    with pytest.raises((ValueError, IndexError), match=REFUSED[name]) as error:
+        backend.trace(program, 0)
+    message = str(error.value)
+    assert re.search(r"sites? '(z|x|label|k)'", message)
+    assert isinstance(error.value, IndexError) or "; " in message.splitlines()[0]
