@@ -150,6 +150,24 @@ def refuse_support(site: str, law: str) -> None:
     )
 
 
+def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
+    """Only a law of counts is cut off, at a count."""
+    if not isinstance(largest, int) or isinstance(largest, bool) or largest < 1:
+        raise ValueError(
+            f"site {site!r}: truncate wants the largest count, 1 or more, got {largest!r}"
+        )
+    if not counts:
+        raise ValueError(f"site {site!r}: truncate is for laws of counts 0, 1, 2, ..., got {law}")
+
+
+def refuse_weights(site: str) -> None:
+    """A guide draws a site that the model keeps an integer."""
+    raise ValueError(
+        f"site {site!r}: the guide gives weights of its classes, and relax(sites=...) leaves it an"
+        " integer: give both the same sites="
+    )
+
+
 def refuse_soft_value(site: str, what: str, cure: str) -> None:
     """A soft index where a site wants an integer."""
     raise ValueError(f"site {site!r}: {what} is a soft index; {cure}")

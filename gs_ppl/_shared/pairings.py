@@ -67,8 +67,8 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
     mixed = {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"})
     if mixed and not (guide.kind == "integer" and model.takes_integers):
         raise ValueError(
-            f"{pair} mixes class indices with vectors: relax both, write both as"
-            " OneHotCategorical, or config_enumerate both"
+            f"{pair} mixes class indices with vectors: relax both, with the same sites=, write both"
+            " as OneHotCategorical, or config_enumerate both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
         raise ValueError(f"{pair} scores soft values by a law of hard ones: relax the model too")
@@ -134,6 +134,16 @@ def _check_scale(pair: str, guide: PairedSite, model: PairedSite) -> None:
         raise ValueError(
             f"{pair} is scaled by {of[0]} in the guide and by {of[1]} in the model: apply scale,"
             " and subsample plates, alike on both sides"
+        )
+
+
+def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
+    """Refuses a truncation that leaves out more than it may; `tail` is that of the worst row."""
+    limit = getattr(paired.law, "max_tail", None)
+    if limit is not None and tail is not None and not tail <= limit:
+        raise ValueError(
+            f"site {site!r}: its counts above {paired.law.values[-1]} have the probability"
+            f" {tail:.2g}, more than max_tail={limit:g}: truncate at a larger count"
         )
 
 

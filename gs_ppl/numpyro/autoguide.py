@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -42,11 +42,13 @@ class SiteLogits(autoguide.AutoGuide):
     def __init__(
         self,
         model: Callable,
+        sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
         prefix: str,
         create_plates: Callable | None,
     ) -> None:
         self._init_logits = init_logits
+        self._wanted = None if sites is None else frozenset(sites)
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -59,11 +61,15 @@ class SiteLogits(autoguide.AutoGuide):
         for name, site in self.prototype_trace.items():
             if site["type"] == "plate":
                 self._prototype_frame_full_sizes[name] = site["args"][0]
-            elif site["type"] == "sample" and not site["is_observed"]:
+            elif self._is_wanted(name, site):
                 self._setup_site(name, site, args, kwargs)
+        check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
-        check_sites(named(self._init_logits), {*self._sites})
+
+    def _is_wanted(self, name: str, site: dict[str, Any]) -> bool:
+        wanted = self._wanted is None or name in self._wanted
+        return wanted and site["type"] == "sample" and not site["is_observed"]
 
     def _setup_site(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
         law = innermost(site["fn"])
@@ -189,6 +195,7 @@ class AutoGumbelSoftmax(SiteLogits):
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others).
+        sites: names of the sites to draw; None: all. Give relax the same.
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
         prefix, create_plates: as in NumPyro's other automatic guides.
@@ -211,6 +218,7 @@ class AutoGumbelSoftmax(SiteLogits):
         temperature: Temperature | None = None,
         *,
         family: Family | Mapping[str, Family] = GumbelSoftmax,
+        sites: Collection[str] | None = None,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         prefix: str = "auto",
@@ -218,7 +226,7 @@ class AutoGumbelSoftmax(SiteLogits):
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, init_logits, prefix, create_plates)
+        super().__init__(model, sites, init_logits, prefix, create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)

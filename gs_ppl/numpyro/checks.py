@@ -21,6 +21,7 @@ from gs_ppl._shared.pairings import (
     check_divergence,
     check_order,
     check_pairing,
+    check_tail,
     check_unpaired,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
@@ -28,7 +29,7 @@ from gs_ppl.numpyro import trace_enum
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
 from gs_ppl.numpyro.handlers import is_latent
-from gs_ppl.numpyro.integers import is_integer
+from gs_ppl.numpyro.integers import is_integer, tail
 from gs_ppl.numpyro.probe import Probe
 
 __all__ = ["check"]
@@ -163,6 +164,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:
+        check_tail(name, site, tail(site.law))
         if site.enumerated and isinstance(site.law, LogitsDistribution):
             raise ValueError(
                 f"site {name!r}: NumPyro does not sum out {site.name} by its infer flag alone: use"

@@ -26,7 +26,7 @@ from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
 from gs_ppl.numpyro.handlers import event_dims, has_classes, is_latent, is_relaxed, logits_of
-from gs_ppl.numpyro.integers import FiniteIntegers, classes, values_of
+from gs_ppl.numpyro.integers import COUNTS, FiniteIntegers, classes, values_of
 
 __all__ = ["config_enumerate"]
 
@@ -63,7 +63,7 @@ def _integers(logits: Array, values: tuple[int, ...]) -> CategoricalLogits:
 
 
 def _lowered(site: str, law: Any) -> Any:
-    if isinstance(law, DiscreteUniform | FiniteIntegers):
+    if isinstance(law, DiscreteUniform | FiniteIntegers | COUNTS):
         values, given = classes(site, law)
         return _integers(given["logits"], values)
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):

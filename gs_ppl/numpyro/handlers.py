@@ -22,6 +22,7 @@ from gs_ppl._shared.families import (
     check_sites,
     refuse_integer,
     refuse_soft_value,
+    refuse_weights,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
 from gs_ppl.numpyro._base import (
@@ -45,6 +46,7 @@ from gs_ppl.numpyro.integers import (
     integer_law,
     is_integer,
     of_values,
+    truncated,
     values_of,
 )
 from gs_ppl.numpyro.soft_index import (
@@ -127,11 +129,17 @@ class RelaxMessenger(carry_log_values):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
     def __init__(
-        self, fn: Callable | None, relaxation: Relaxation, sites: Collection[str] | None
+        self,
+        fn: Callable | None,
+        relaxation: Relaxation,
+        sites: Collection[str] | None,
+        truncate: Mapping[str, int],
+        max_tail: float,
     ) -> None:
         super().__init__(None if fn is None else interpret(fn))
         self.reads = fn is not None  # what a program computes from soft indices
         self.relaxation = relaxation
+        self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> None:
@@ -148,7 +156,8 @@ class RelaxMessenger(carry_log_values):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            check_sites({*(self.sites or ()), *self.relaxation.named}, self._discrete)
+            named = {*(self.sites or ()), *self.relaxation.named, *self.truncate}
+            check_sites(named, self._discrete)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if self.reads:
@@ -165,6 +174,10 @@ class RelaxMessenger(carry_log_values):
         # after an outer trace has recorded weights, or the hardened value
         if msg["type"] == "sample" and msg["name"] in self._relaxed and self.reads:
             msg["value"] = _handed(msg)
+        elif is_latent(msg) and msg["name"] in self._discrete and self.reads:
+            floating = jnp.issubdtype(jnp.result_type(msg["value"]), jnp.floating)
+            if is_integer(innermost(msg["fn"])) and floating:
+                refuse_weights(msg["name"])
         elif msg["type"] == "deterministic" and msg["name"] in self._recorded:
             msg["value"] = self._recorded.pop(msg["name"])
 
@@ -181,16 +194,18 @@ class RelaxMessenger(carry_log_values):
 
     def _relax(self, msg: dict[str, Any]) -> None:
         name, law = msg["name"], innermost(msg["fn"])
-        if _is_discrete(law) or is_integer(law):
+        largest = self.truncate.get(name)
+        if _is_discrete(law) or is_integer(law) or largest is not None:
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
         refuse_composed(name, law, has_classes)
-        if is_integer(law):
+        if largest is not None or is_integer(law):
             if not self.reads:
                 refuse_integer(name)
-            values, given = classes(name, law)
-            make = self.relaxation.law(name, 1, of_values(values))
+            limit = None if largest is None else self.max_tail
+            values, given = classes(name, law) if largest is None else truncated(name, law, largest)
+            make = self.relaxation.law(name, 1, of_values(values, limit))
         elif _is_discrete(law) and (dims := event_dims(law)) is not None:
             make, given = self.relaxation.law(name, dims), parameters(law)
         else:
@@ -247,12 +262,15 @@ def _is_counted(constraint: Any) -> bool:
     except NotImplementedError:
         return False
 
+
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
     *,
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
+    truncate: Mapping[str, int] | None = None,
+    max_tail: float = 1e-3,
     objective: str = "categorical",
 ) -> Any:
     """Relaxes the discrete latents of a program, for SVI: integers, bits and one-hot vectors.
@@ -269,7 +287,10 @@ def relax(
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
             one (GumbelSoftmax) or a straight-through one. A Bernoulli site takes its binary class.
-        sites: names of the sites to relax; None: all.
+        sites: names of the sites to relax; None: all. The others are enumerated as marked.
+        truncate: largest count by site name, for laws of counts without end (Poisson), which stand
+            for 0..largest then, renormalised.
+        max_tail: of the probability above the largest count; check refuses more, in any row.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
@@ -292,7 +313,7 @@ def relax(
     """
     laws = BitWithoutTemperature, WithoutTemperature
     relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-    return RelaxMessenger(fn, relaxation, sites)
+    return RelaxMessenger(fn, relaxation, sites, truncate or {}, max_tail)
 
 
 # --- discretize -----------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from numpyro.distributions import (
     constraints,
 )
 
-from gs_ppl._shared.families import refuse_support
-from gs_ppl.numpyro._base import LogitsDistribution
+from gs_ppl._shared.families import check_truncation, refuse_support
+from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.soft_index import constant
 
 __all__: list[str] = []
@@ -41,6 +41,7 @@ class IndexScored:
     """What a family is at an integer site: it scores vectors of weights, and integers besides."""
 
     values: ClassVar[tuple[int, ...]]
+    max_tail: ClassVar[float | None]  # of the mass that truncation may leave out
     has_enumerate_support = False  # marks of the PPL's own enumeration do not reach it
 
     def weights(self, value: Array) -> Array:
@@ -54,17 +55,18 @@ class IndexScored:
 
 
 @cache
-def _of_values(family: type, values: tuple[int, ...]) -> type:
-    return type(family.__name__, (IndexScored, family), {"values": values, "__doc__": None})
+def _of_values(family: type, values: tuple[int, ...], max_tail: float | None) -> type:
+    body = {"values": values, "max_tail": max_tail, "__doc__": None}
+    return type(family.__name__, (IndexScored, family), body)
 
 
-def of_values(values: tuple[int, ...]) -> Callable[[Any], Any]:
+def of_values(values: tuple[int, ...], max_tail: float | None = None) -> Callable[[Any], Any]:
     """Makes a family, with its options, one for a site of these integers."""
 
     def make(family: Any) -> Any:
         if isinstance(family, partial):
             return partial(make(family.func), **family.keywords)
-        return _of_values(family, values)
+        return _of_values(family, values, max_tail)
 
     return make
 
@@ -124,6 +126,25 @@ def _known(site: str, law: Any, x: Any) -> np.ndarray:
     if value is None:
         refuse_support(site, type(law).__name__)
     return value
+
+
+def truncated(site: str, law: Any, largest: int) -> tuple[tuple[int, ...], dict[str, Array]]:
+    """The counts 0..largest, and their log-probabilities: what these lack in mass is the tail."""
+    scalar = isinstance(law, Distribution) and law.event_shape == ()
+    counts = scalar and getattr(law.support, "is_discrete", False)
+    check_truncation(site, largest, type(law).__name__, counts)
+    at = jnp.arange(largest + 1).reshape(-1, *(1,) * len(law.batch_shape))
+    exists = law.support(at)
+    logits = jnp.where(exists, law.log_prob(jnp.where(exists, at, 0)), -jnp.inf)
+    logits = jnp.broadcast_to(logits, (largest + 1, *law.batch_shape))
+    return tuple(range(largest + 1)), {"logits": jnp.moveaxis(logits, 0, -1)}
+
+
+def tail(law: Any) -> float | None:
+    """The mass that truncation leaves out, of the worst row; None where nothing is, or in jit."""
+    if getattr(law, "max_tail", None) is None or (a := read(law.a)) is None:
+        return None
+    return max(0.0, float(1 - np.exp(a.astype(np.float64)).sum(-1).min()))
 
 
 def support_of(site: str, law: Any) -> tuple[int, ...]:

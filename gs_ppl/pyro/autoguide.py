@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any
@@ -50,10 +50,12 @@ class SiteLogits(AutoGuide):
     def __init__(
         self,
         model: Callable,
+        sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
         create_plates: Callable | None,
     ) -> None:
         self._init_logits = init_logits
+        self._wanted = None if sites is None else frozenset(sites)
         super().__init__(model, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +64,8 @@ class SiteLogits(AutoGuide):
         self._sites: dict[str, int] = {}
         self._values: dict[str, tuple[tuple[int, ...], bool]] = {}  # of integer sites
         for name, site in self.prototype_trace.iter_stochastic_nodes():
+            if self._wanted is not None and name not in self._wanted:
+                continue
             law = innermost(site["fn"])
             if is_integer(law):  # a vector of weights over its support
                 values, given = classes(name, law)
@@ -84,9 +88,9 @@ class SiteLogits(AutoGuide):
             deep_setattr(
                 self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
             )
+        check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
-        check_sites(named(self._init_logits), {*self._sites})
 
     def _initial(self, name: str, value: Tensor) -> Tensor:
         given = self._init_logits
@@ -178,6 +182,7 @@ class AutoGumbelSoftmax(SiteLogits):
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others).
+        sites: names of the sites to draw; None: all. Give relax the same.
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
         create_plates: as in Pyro's other automatic guides.
@@ -199,13 +204,14 @@ class AutoGumbelSoftmax(SiteLogits):
         temperature: Temperature | None = None,
         *,
         family: Family | Mapping[str, Family] = GumbelSoftmax,
+        sites: Collection[str] | None = None,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         create_plates: Callable | None = None,
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, init_logits, create_plates)
+        super().__init__(model, sites, init_logits, create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)

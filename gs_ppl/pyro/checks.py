@@ -20,6 +20,7 @@ from gs_ppl._shared.pairings import (
     check_order,
     check_pairing,
     check_rows,
+    check_tail,
     check_unpaired,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked
@@ -27,7 +28,7 @@ from gs_ppl.pyro import trace_enum
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 from gs_ppl.pyro.handlers import random_state
-from gs_ppl.pyro.integers import is_integer
+from gs_ppl.pyro.integers import is_integer, tail
 from gs_ppl.pyro.probe import Probe
 
 __all__ = ["check"]
@@ -166,6 +167,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])
             check_rows(plate, drawn.numpy(force=True), torch.as_tensor(rows).numpy(force=True))
     in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    for name, site in [*in_guide.items(), *in_model.items()]:
+        check_tail(name, site, tail(site.law))
     for name, site in in_model.items():
         if name not in in_guide:
             check_axes(name, "model", site)

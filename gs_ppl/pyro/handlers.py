@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from pyro.distributions import (
     Bernoulli,
+    Categorical,
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
 )
@@ -31,6 +32,7 @@ from gs_ppl._shared.families import (
     refuse_integer,
     refuse_soft_value,
     refuse_straight_through,
+    refuse_weights,
 )
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
 from gs_ppl.pyro._base import (
@@ -49,6 +51,7 @@ from gs_ppl.pyro.integers import (
     is_integer,
     of_values,
     parameters,
+    truncated,
     values_of,
 )
 from gs_ppl.pyro.soft_index import (
@@ -127,10 +130,17 @@ class RelaxMessenger(Messenger):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
     def __init__(
-        self, relaxation: Relaxation, sites: Collection[str] | None, *, reads: bool
+        self,
+        relaxation: Relaxation,
+        sites: Collection[str] | None,
+        truncate: Mapping[str, int],
+        max_tail: float,
+        *,
+        reads: bool,
     ) -> None:
         super().__init__()
         self.relaxation, self.reads = relaxation, reads
+        self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> Self:
@@ -147,7 +157,8 @@ class RelaxMessenger(Messenger):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            check_sites({*(self.sites or ()), *self.relaxation.named}, self._discrete)
+            named = {*(self.sites or ()), *self.relaxation.named, *self.truncate}
+            check_sites(named, self._discrete)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if self.reads:
@@ -164,6 +175,10 @@ class RelaxMessenger(Messenger):
             return
         if msg["name"] in self._relaxed:
             msg["value"] = _handed(msg)
+        elif msg["name"] in self._discrete and not msg["is_observed"]:
+            law = innermost(msg["fn"])
+            if isinstance(law, Categorical) and msg["value"].is_floating_point():
+                refuse_weights(msg["name"])
         elif msg["name"] in self._recorded:
             msg["value"] = self._recorded.pop(msg["name"])
 
@@ -183,7 +198,8 @@ class RelaxMessenger(Messenger):
 
     def _relax(self, msg: dict[str, Any]) -> None:
         name, law = msg["name"], innermost(msg["fn"])
-        if _is_discrete(law) or is_integer(law):
+        largest = self.truncate.get(name)
+        if _is_discrete(law) or is_integer(law) or largest is not None:
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
@@ -191,11 +207,13 @@ class RelaxMessenger(Messenger):
         straight = RelaxedOneHotCategoricalStraightThrough | RelaxedBernoulliStraightThrough
         if isinstance(law, straight):
             refuse_straight_through(name, type(law).__name__)
-        if is_integer(law):
+        if largest is not None or is_integer(law):
             if not self.reads:
                 refuse_integer(name)
-            values, given = classes(name, law)
-            make = self.relaxation.law(name, 1, of_values(values, is_count(law)))
+            limit = None if largest is None else self.max_tail
+            values, given = classes(name, law) if largest is None else truncated(name, law, largest)
+            integers = of_values(values, limit is not None or is_count(law), limit)
+            make = self.relaxation.law(name, 1, integers)
         elif _is_discrete(law) and (dims := event_dims(law)) is not None:
             make, given = self.relaxation.law(name, dims), parameters(law)
         else:
@@ -251,9 +269,13 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
         return fn
     if any(isinstance(mask, SoftIndex) for mask in masks(fn)):
         _refuse_mask(site)
-    for name, constraint in getattr(fn, "arg_constraints", {}).items():
-        if isinstance(fn.__dict__.get(name), SoftIndex) and _is_counted(constraint):
+    constraints = getattr(fn, "arg_constraints", {})
+    for name in changed:
+        given = fn.__dict__[name]
+        if isinstance(given, SoftIndex) and name in constraints and _is_counted(constraints[name]):
             refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
+        if isinstance(given, SoftIndex) and name == "mask":  # of MaskedMixture
+            _refuse_mask(site)
     new = copy.copy(fn)
     new.__dict__.update(changed)
     return new
@@ -266,12 +288,15 @@ def _is_counted(constraint: Any) -> bool:
     except NotImplementedError:
         return False
 
+
 def relax(
     fn: Callable | None = None,
     temperature: Temperature | None = None,
     *,
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
+    truncate: Mapping[str, int] | None = None,
+    max_tail: float = 1e-3,
     objective: str = "categorical",
 ) -> Any:
     """Relaxes the discrete latents of a program, for SVI: integers, bits and one-hot vectors.
@@ -288,7 +313,10 @@ def relax(
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
             one (GumbelSoftmax) or a straight-through one. A Bernoulli site takes its binary class.
-        sites: names of the sites to relax; None: all.
+        sites: names of the sites to relax; None: all. The others are enumerated as marked.
+        truncate: largest count by site name, for laws of counts without end (Poisson), which stand
+            for 0..largest then, renormalised.
+        max_tail: of the probability above the largest count; check refuses more, in any row.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
@@ -310,7 +338,7 @@ def relax(
     """
     laws = BitWithoutTemperature, WithoutTemperature
     relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-    messenger = RelaxMessenger(relaxation, sites, reads=fn is not None)
+    messenger = RelaxMessenger(relaxation, sites, truncate or {}, max_tail, reads=fn is not None)
     if fn is None:
         return messenger
     program = interpret(fn)
@@ -334,7 +362,7 @@ def _discretized(law: Any) -> Any:
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
     if (values := values_of(law)) is not None:
-        return integer_law(logits_of(law), values)
+        return integer_law(logits_of(law), values, law.floating)
     return OneHotCategorical(logits=logits_of(law)) if event_dims(law) else bit(law)
 
 
