@@ -7,6 +7,7 @@ vectors of weights (of a bit the weight of 1). The continuous parts are the PPL'
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -98,6 +99,9 @@ def chain(sites: dict[str, Site], steps: int) -> dict[str, Site]:
     return {f"{name}{i}": site for i in range(steps) for name, site in sites.items()}
 
 
+CAPTURES = np.array([[1.0, 0, 1], [1, 1, 0]])
+LATE = np.array([[1.0, 0, 1], [0, 1, 0]])  # an animal that nobody has seen at first
+
 # --- the one-hot ways -----------------------------------------------------------------------------
 
 
@@ -153,11 +157,11 @@ def competence(lib, d, y, t):
     return total + d.Categorical(probs=p).log_prob(t.labels).sum()
 
 
-def capture_recapture(lib, d, y, t):
-    total, before = 0.0, None
-    for i in range(t.captures.shape[1]):
+def capture_recapture(lib, d, y, t, captures=CAPTURES):
+    total, before, first = 0.0, None, captures.argmax(1)
+    for i in range(captures.shape[1]):
         alive = y[f"alive{i}"]
-        for n in np.flatnonzero(i > FIRST):  # the others live for sure
+        for n in np.flatnonzero(i > first):  # the others live for sure
             total = total + bits(lib, alive[n], t.phi * before[n])
             total = total + d.Bernoulli(t.rho * alive[n]).log_prob(t.captures[n, i])
         before = alive
@@ -238,8 +242,19 @@ def counts(lib, d, y, t):
 
 # --- the instances --------------------------------------------------------------------------------
 
-CAPTURES = np.array([[1.0, 0, 1], [0, 1, 0]])
-FIRST = CAPTURES.argmax(1)  # when each animal is seen first
+
+def capturing(way, captures):
+    alive = Site(2, captures.shape[:1], bit=True)
+    return Instance(
+        way,
+        chain({"alive": alive}, captures.shape[1]),
+        {"phi": np.array(0.8), "rho": np.array(0.6)},
+        {"captures": captures},
+        sure={f"alive{i}": i <= captures.argmax(1) for i in range(captures.shape[1])},
+        zeros=True,
+    )
+
+
 PROGRAMS = {
     "mixture": Instance(
         mixture,
@@ -278,14 +293,8 @@ PROGRAMS = {
         {"labels": np.array([[0, 1], [2, 1]]), "annotators": np.array([[0], [1]])},
         zeros=True,
     ),
-    "capture_recapture": Instance(
-        capture_recapture,
-        chain({"alive": Site(2, (2,), bit=True)}, 3),
-        {"phi": np.array(0.8), "rho": np.array(0.6)},
-        {"captures": CAPTURES},
-        sure={f"alive{i}": i <= FIRST for i in range(3)},
-        zeros=True,
-    ),
+    "capture_recapture": capturing(capture_recapture, CAPTURES),
+    "late_entry": capturing(partial(capture_recapture, captures=LATE), LATE),
     "topics": Instance(
         topics,
         {"z": Site(2, (3, 2))},

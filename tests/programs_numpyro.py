@@ -91,6 +91,9 @@ def capture_recapture(t):
             seen = seen | t.captures[:, i].astype(bool)
 
 
+late_entry = capture_recapture
+
+
 def topics(t):
     """Latent Dirichlet allocation."""
     number, vocabulary = t.topic_words.shape

@@ -93,6 +93,9 @@ def capture_recapture(t):
             seen = seen | t.captures[:, i].bool()
 
 
+late_entry = capture_recapture
+
+
 def topics(t):
     """Latent Dirichlet allocation."""
     number, vocabulary = t.topic_words.shape
