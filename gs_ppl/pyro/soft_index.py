@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from gs_ppl.pyro.soft_rules import draw_ids
+from gs_ppl.pyro import soft_rules  # noqa: F401  enters the rules
 from gs_ppl.pyro.soft_value import (
     Axis,
     Form,
     SoftIndex,
     SoftIndexError,
     as_float,
+    draw_ids,
     refusal,
     shape_of,
-    sites_of,
 )
 
 __all__ = [
@@ -78,7 +78,7 @@ def soft_bit(site: str, y: Tensor) -> SoftIndex:
     def form() -> Form:
         shape = shape_of(y)
         table = torch.arange(2, dtype=y.dtype, device=y.device).reshape(2, *[1] * len(shape))
-        return Form(table, (_axis(site, torch.stack([1 - y, y]), shape),), shape)
+        return Form(table, (_axis(site, torch.stack([1 - y, y]), shape),), shape, True)
 
     return SoftIndex(form, y)
 
@@ -108,7 +108,7 @@ def leave(value: Any) -> Any:
         return weights.movedim(0, -1).expand(*form.shape, len(table))
     if (table < 0).any():
         cure = "return a float that is computed from it"
-        raise refusal(sites_of(value), "returning negative integers", cure)
+        raise refusal(value, "returning negative integers", cure)
     return as_float(torch.nn.functional.one_hot(value, int(table.max()) + 1))
 
 

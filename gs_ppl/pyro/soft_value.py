@@ -5,12 +5,14 @@ weights of the classes make a float of it, the mean. Tables, weights and ids are
 size 1 in every dimension along which they are the same.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import reduce
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.util import ignore_jit_warnings
 from torch import Tensor
@@ -50,8 +52,7 @@ RULES: dict[Callable | None, Callable] = {}  # by function of torch; None: that 
 
 
 class SoftIndex(Tensor):
-    """A tensor without storage. A float that nothing was done to has its mean, and makes its form
-    when it is asked for."""
+    """A tensor without storage. A float that nothing was done to makes its form when asked."""
 
     _form: Form | Callable[[], Form]
     _mean: Tensor | None
@@ -87,7 +88,7 @@ class SoftIndex(Tensor):
 
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         weights = "; ".join(str(axis.weights.movedim(0, -1)) for axis in self.form.axes)
-        return f"<soft index of {names(sites_of(self))}: {tuple(self._shape)}, weights {weights}>"
+        return f"<soft index of {named(sites_of(self))}: {tuple(self._shape)}, weights {weights}>"
 
     def __format__(self, spec: str) -> str:
         return repr(self)
@@ -101,19 +102,19 @@ class SoftIndex(Tensor):
     ) -> Any:
         rule = RULES.get(func) or RULES[None]
         if kwargs and kwargs.get("out") is not None:
-            raise refusal(sites_of(args), "the argument out")
+            raise refusal(args, "the argument out")
         with quiet():
             try:
                 return rule(func, *args, **(kwargs or {}))
             except TypeError as error:  # an operator would answer by NotImplemented, == by False
-                sites = sites_of(args, kwargs)
-                raise refusal(sites, f"{name_of(func)} of these arguments") from error
+                raise refusal((args, kwargs), f"{name_of(func)} of these arguments") from error
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        raise refusal(sites_of(args, kwargs), str(func).removeprefix("aten.").split(".")[0])
+        name = str(func).removeprefix("aten.").split(".")[0]
+        raise refusal((args, kwargs), name.replace("_local_scalar_dense", "item()"))
 
 
 def quiet() -> Any:
@@ -127,6 +128,11 @@ def shape_of(x: Tensor) -> torch.Size:
         return x.shape
     with ignore_jit_warnings():
         return torch.Size(int(size) for size in x.shape)
+
+
+def broadcast(shapes: Sequence) -> torch.Size:
+    """torch's own takes 20 us."""
+    return torch.Size(np.broadcast_shapes(*shapes))
 
 
 def soft_in(*args: Any) -> list[SoftIndex]:
@@ -143,21 +149,35 @@ def soft_in(*args: Any) -> list[SoftIndex]:
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def sites_of(*args: Any) -> frozenset[str]:
-    return frozenset().union(*(axis.sites for z in soft_in(args) for axis in z.form.axes))
+def sites_of(*values: Any) -> frozenset[str]:
+    """The sites that soft values come from."""
+    return frozenset().union(*(axis.sites for z in soft_in(values) for axis in z.form.axes))
 
 
-def names(sites: frozenset[str]) -> str:
+def refusal(of: Any, operation: str, cure: str = INDEX_CURE) -> SoftIndexError:
+    """Names the sites of soft values, the operation and the cure."""
+    where = named(of if isinstance(of, frozenset) else sites_of(of))
+    return SoftIndexError(f"{where}: {operation} is not defined for a soft index; {cure}")
+
+
+def named(sites: frozenset[str]) -> str:
+    """As a refusal names them."""
     return f"site{'s' * (len(sites) > 1)} {', '.join(map(repr, sorted(sites)))}"
 
 
-def refusal(sites: frozenset[str], operation: str, cure: str = INDEX_CURE) -> SoftIndexError:
-    return SoftIndexError(f"{names(sites)}: {operation} is not defined for a soft index; {cure}")
-
-
 def name_of(func: Any) -> str:
+    """Of a function, a method or a property of torch."""
     name = getattr(func, "__name__", str(func))
     return func.__self__.__name__ if name == "__get__" else name
+
+
+_draws = itertools.count()
+
+
+def draw_ids(shape: torch.Size, device: torch.device) -> Tensor:
+    """Numbers of new draws, one for each element."""
+    start = next(_draws) % 2**22 * 2**40
+    return torch.arange(start, start + math.prod(shape), device=device).reshape(shape)
 
 
 # --- the mean -------------------------------------------------------------------------------------
@@ -275,7 +295,7 @@ def aligned(operation: str, forms: Sequence[Form], n: int) -> tuple[list[Tensor]
         table = form.table.permute(*order, *range(len(order), form.table.ndim))
         compact = form.table.shape[len(place) :]
         tables.append(table.reshape(*lead, *[1] * (n - len(form.shape)), *compact))
-    size = math.prod(torch.broadcast_shapes(*[table.shape for table in tables]))
+    size = math.prod(broadcast([table.shape for table in tables]))
     if len(axes) > 1 and size > LARGEST_PRODUCT:
         raise refusal(
             frozenset().union(*(axis.sites for axis in axes)),
