@@ -63,7 +63,7 @@ def _integers(logits: Array, values: tuple[int, ...]) -> CategoricalLogits:
 
 
 def _lowered(site: str, law: Any) -> Any:
-    if isinstance(law, DiscreteUniform | FiniteIntegers | COUNTS):
+    if isinstance(law, (DiscreteUniform, FiniteIntegers, *COUNTS)):
         values, given = classes(site, law)
         return _integers(given["logits"], values)
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
