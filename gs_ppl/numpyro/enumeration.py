@@ -12,14 +12,22 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs, Unit
+from numpyro.distributions import CategoricalLogits, CategoricalProbs, Unit
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
-from gs_ppl.numpyro.handlers import event_dims, has_classes, is_latent, is_relaxed, logits_of
+from gs_ppl.numpyro.handlers import (
+    IMPOSSIBLE,
+    bit,
+    event_dims,
+    has_classes,
+    is_latent,
+    is_relaxed,
+    logits_of,
+)
 
 __all__ = ["config_enumerate"]
 
@@ -37,14 +45,13 @@ class OneHotIndex(CategoricalLogits):
             ):
                 raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
             value = jnp.asarray(value).argmax(-1)
-        return super().log_prob(value)
+        return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
 
 
 def _lowered(law: Any) -> Any:
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
-    logits = logits_of(law)
-    return OneHotIndex(logits, validate_args=False) if event_dims(law) else Bernoulli(logits=logits)
+    return OneHotIndex(logits_of(law), validate_args=False) if event_dims(law) else bit(law)
 
 
 def has_one_class(fn: Any) -> bool:
