@@ -26,7 +26,7 @@ test-long: $(INSTALLED)
 	    densities dtypes own_samples sampling)
 
 doctest: $(INSTALLED)
-	$(BIN)/pytest --doctest-modules --doctest-glob=README.md gs_ppl models README.md
+	$(PYTEST) --dist loadfile --doctest-modules --doctest-glob=README.md gs_ppl models README.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -180,6 +180,31 @@ def check_divergence(site: str, guide: PairedSite, elbo: str, *, analytic: bool)
             " same event dimensions on both sides, a straight-through family such as"
             " STGumbelSoftmax, or objective='relaxed'"
         )
+
+
+def refuse_mixed(p: Any, q: Any) -> NoReturn:
+    """A divergence of a density and a mass."""
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
+        " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
+        " both (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
+    )
+
+
+def refuse_spaces(p: Any, q: Any) -> NoReturn:
+    """A divergence of two densities on different spaces."""
+    raise ValueError(
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
+        " one of the two classes on both sides"
+    )
+
+
+def refuse_temperatures(p: Any, q: Any) -> NoReturn:
+    """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
+    raise NotImplementedError(
+        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
+        " both the same object, or equal numbers"
+    )
 
 
 def check_order(

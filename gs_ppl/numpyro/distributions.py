@@ -336,8 +336,8 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
         density = F.gumbel_sigmoid_log_prob(self.tau, F.without_sure(a, unsure), x, noise)
         return F.score_sure(density, y, a, unsure)
 
-    def _validate_sample(self, value: Array) -> Array:
-        return super()._validate_sample(F.without_sure(value, self.unsure, 0.5))
+    def _validate_sample(self, value: Array) -> None:
+        super()._validate_sample(F.without_sure(value, self.unsure, 0.5))
 
     def enumerate_support(self, expand: bool = True) -> Array:
         return bit_support(self, expand).astype(int)

@@ -12,20 +12,22 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.distributions import (
-    Bernoulli,
-    CategoricalLogits,
-    CategoricalProbs,
-    DiscreteUniform,
-    Unit,
-)
+from numpyro.distributions import CategoricalLogits, CategoricalProbs, DiscreteUniform, Unit
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
-from gs_ppl.numpyro.handlers import event_dims, has_classes, is_latent, is_relaxed, logits_of
+from gs_ppl.numpyro.handlers import (
+    IMPOSSIBLE,
+    bit,
+    event_dims,
+    has_classes,
+    is_latent,
+    is_relaxed,
+    logits_of,
+)
 from gs_ppl.numpyro.integers import COUNTS, FiniteIntegers, classes, values_of
 
 __all__ = ["config_enumerate"]
@@ -44,10 +46,17 @@ class OneHotIndex(CategoricalLogits):
             ):
                 raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
             value = jnp.asarray(value).argmax(-1)
-        return super().log_prob(value)
+        return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
 
 
-class ValueIndex(CategoricalLogits):
+class IntegerIndex(CategoricalLogits):
+    """The law that a relaxed integer is lowered to; classes above a row's own are impossible."""
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
+
+
+class ValueIndex(IntegerIndex):
     """A class of values that are not 0..K-1, as which NumPyro enumerates them."""
 
     pytree_aux_fields = ("values",)
@@ -56,7 +65,7 @@ class ValueIndex(CategoricalLogits):
 
 def _integers(logits: Array, values: tuple[int, ...]) -> CategoricalLogits:
     if values == tuple(range(len(values))):
-        return CategoricalLogits(logits, validate_args=False)
+        return IntegerIndex(logits, validate_args=False)
     law = ValueIndex(logits, validate_args=False)
     law.values = values
     return law
@@ -68,10 +77,9 @@ def _lowered(site: str, law: Any) -> Any:
         return _integers(given["logits"], values)
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
-    logits = logits_of(law)
     if (values := values_of(law)) is not None:
-        return _integers(logits, values)
-    return OneHotIndex(logits, validate_args=False) if event_dims(law) else Bernoulli(logits=logits)
+        return _integers(law.a, values)
+    return OneHotIndex(logits_of(law), validate_args=False) if event_dims(law) else bit(law)
 
 
 def has_one_class(fn: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro.distributions import (
     Bernoulli,
@@ -25,12 +26,14 @@ from gs_ppl._shared.families import (
     refuse_weights,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
+from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import (
     BitWithoutTemperature,
     LogitsDistribution,
     OwnSample,
     WithoutTemperature,
     parse_logits,
+    read,
 )
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
@@ -346,7 +349,32 @@ def _discretized(law: Any) -> Any:
         return law
     if (values := values_of(law)) is not None:
         return integer_law(law.a, values)
-    return OneHotCategorical(logits=law.a) if event_dims(law) else Bernoulli(logits=logits_of(law))
+    return OneHotCategorical(logits=law.a) if event_dims(law) else bit(law)
+
+
+IMPOSSIBLE = -1e30  # an enumerated guide weighs it by 0, and 0 times -inf is NaN
+
+
+class SureBernoulli(BernoulliLogits):
+    """NumPyro's, which has no score where the logits are infinite, and refuses them."""
+
+    def __init__(self, logits: Array) -> None:
+        super().__init__(logits, validate_args=False)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        log_prob = F.bernoulli_log_prob(self.logits, value, jnp.isfinite(self.logits))
+        return jnp.maximum(log_prob, IMPOSSIBLE)
+
+    def entropy(self) -> Array:
+        return F.bernoulli_entropy(self.logits, jnp.isfinite(self.logits))
+
+
+def bit(law: Any) -> BernoulliLogits:
+    """NumPyro's law of a bit's class."""
+    logits = logits_of(law)
+    values = read(logits)
+    known = values is not None and np.isfinite(values).all()
+    return Bernoulli(logits=logits) if known else SureBernoulli(logits)
 
 
 def logits_of(law: Any) -> Array:

@@ -1,7 +1,5 @@
 """KL divergences in NumPyro's registry: mass on mass, density on density; mixed pairs refused."""
 
-from typing import NoReturn
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,6 +11,7 @@ from numpyro.distributions import (
     kl_divergence,
 )
 
+from gs_ppl._shared.pairings import refuse_mixed, refuse_spaces, refuse_temperatures
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.distributions import (
@@ -64,16 +63,12 @@ def _kl_bernoulli(p: Distribution, q: Distribution) -> Array:
 
 
 def _require_equal_temperature(p: DensityScored, q: DensityScored) -> None:
-    """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
     if p.temperature is q.temperature:
         return
     p_tau, q_tau = read(p.temperature), read(q.temperature)
     if p_tau is not None and q_tau is not None and np.all(p_tau == q_tau.astype(p_tau.dtype)):
         return
-    raise NotImplementedError(
-        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
-        " both the same object, or equal numbers"
-    )
+    refuse_temperatures(p, q)
 
 
 @kl_divergence.register(ExpGumbelSoftmax, ExpGumbelSoftmax)
@@ -91,28 +86,12 @@ def _kl_relaxed_bit(p: GumbelSigmoid, q: GumbelSigmoid) -> Array:
 
 # --- mixed measures -------------------------------------------------------------------------------
 
-
-def _refuse_mixed(p: Distribution, q: Distribution) -> NoReturn:
-    raise ValueError(
-        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
-        " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
-        " both (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
-    )
-
-
 _DENSITIES = (DensityScored, RelaxedBernoulliLogits)
 _MASSES = (CategoricalScored, BernoulliScored, *Bernoulli)
 for density in _DENSITIES:
     for mass in _MASSES:
         if issubclass(density, LogitsDistribution) or issubclass(mass, LogitsDistribution):
-            kl_divergence.register(density, mass)(_refuse_mixed)
-            kl_divergence.register(mass, density)(_refuse_mixed)
-
-
-@kl_divergence.register(ExpGumbelSoftmax, GumbelSoftmax)
-@kl_divergence.register(GumbelSoftmax, ExpGumbelSoftmax)
-def _refuse_spaces(p: Distribution, q: Distribution) -> NoReturn:
-    raise ValueError(
-        f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
-        " one of the two classes on both sides"
-    )
+            kl_divergence.register(density, mass)(refuse_mixed)
+            kl_divergence.register(mass, density)(refuse_mixed)
+kl_divergence.register(ExpGumbelSoftmax, GumbelSoftmax)(refuse_spaces)
+kl_divergence.register(GumbelSoftmax, ExpGumbelSoftmax)(refuse_spaces)

@@ -35,6 +35,7 @@ from gs_ppl._shared.families import (
     refuse_weights,
 )
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
+from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import (
     BitWithoutTemperature,
     LogitsDistribution,
@@ -366,9 +367,20 @@ def _discretized(law: Any) -> Any:
     return OneHotCategorical(logits=logits_of(law)) if event_dims(law) else bit(law)
 
 
+class SureBernoulli(Bernoulli):
+    """Pyro's, which has no score where the logits are infinite."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return F.bernoulli_log_prob(self.logits, value, self.logits.isfinite())
+
+    def entropy(self) -> Tensor:
+        return F.bernoulli_entropy(self.logits, self.logits.isfinite())
+
+
 def bit(law: Any) -> Bernoulli:
     """Pyro's law of a relaxed bit's class."""
-    return Bernoulli(logits=logits_of(law))
+    sure = isinstance(law, LogitsDistribution) and law.unsure is not None
+    return (SureBernoulli if sure else Bernoulli)(logits=logits_of(law))
 
 
 def logits_of(law: Any) -> Tensor:

@@ -1,19 +1,18 @@
 """KL divergences in torch's registry: mass against mass, density against density; mixed refused."""
 
 import math
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
-    Distribution,
     RelaxedBernoulli,
     RelaxedOneHotCategorical,
     register_kl,
 )
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
+from gs_ppl._shared.pairings import refuse_mixed, refuse_spaces, refuse_temperatures
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution, read
 from gs_ppl.pyro.distributions import (
@@ -70,7 +69,6 @@ def _kl_bernoulli(p: Discrete, q: Discrete) -> Tensor:
 
 
 def _require_equal_temperature(p: DensityScored, q: DensityScored) -> None:
-    """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
     if p.temperature is q.temperature:
         return
     differentiable = any(
@@ -80,10 +78,7 @@ def _require_equal_temperature(p: DensityScored, q: DensityScored) -> None:
         equal = read((torch.as_tensor(p.tau) == torch.as_tensor(q.tau)).all())
         if equal is not None and equal[0]:
             return
-    raise NotImplementedError(
-        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
-        " both the same object, or equal numbers"
-    )
+    refuse_temperatures(p, q)
 
 
 @register_kl(ExpGumbelSoftmax, ExpGumbelSoftmax)
@@ -101,28 +96,12 @@ def _kl_relaxed_bit(p: GumbelSigmoid, q: GumbelSigmoid) -> Tensor:
 
 # --- mixed measures -------------------------------------------------------------------------------
 
-
-def _refuse_mixed(p: Distribution, q: Distribution) -> NoReturn:
-    raise ValueError(
-        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
-        " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
-        " both (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
-    )
-
-
 _DENSITIES = (DensityScored, RelaxedOneHotCategorical, RelaxedBernoulli)
 _MASSES = (CategoricalScored, BernoulliScored, TorchOneHotCategorical, Bernoulli)
 for density in _DENSITIES:
     for mass in _MASSES:
         if issubclass(density, LogitsDistribution) or issubclass(mass, LogitsDistribution):
-            register_kl(density, mass)(_refuse_mixed)
-            register_kl(mass, density)(_refuse_mixed)
-
-
-@register_kl(ExpGumbelSoftmax, GumbelSoftmax)
-@register_kl(GumbelSoftmax, ExpGumbelSoftmax)
-def _refuse_spaces(p: Distribution, q: Distribution) -> NoReturn:
-    raise ValueError(
-        f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
-        " one of the two classes on both sides"
-    )
+            register_kl(density, mass)(refuse_mixed)
+            register_kl(mass, density)(refuse_mixed)
+register_kl(ExpGumbelSoftmax, GumbelSoftmax)(refuse_spaces)
+register_kl(GumbelSoftmax, ExpGumbelSoftmax)(refuse_spaces)

@@ -17,11 +17,23 @@ trap 'rm -rf "$scratch"' EXIT
 wheel=$(echo "$scratch"/dist/*.whl)
 cp constraints.txt tests/wheel/check_*.py "$scratch"
 
-for ppl in pyro numpyro; do
-    echo "$(basename "$wheel")[$ppl] in a clean environment"
+check() {
+    local ppl=$1
     "$python" -m venv "$scratch/$ppl"
     "$scratch/$ppl/bin/python" -m pip install --quiet --disable-pip-version-check \
         -c "$scratch/constraints.txt" "${wheel}[$ppl]"
     # -I: neither the current folder, nor the script's, nor PYTHONPATH is searched.
-    (cd "$scratch" && "$ppl/bin/python" -I -W error "check_$ppl.py")
-done
+    cd "$scratch"
+    "$ppl/bin/python" -I -W error "check_$ppl.py"
+    echo "$(basename "$wheel")[$ppl] in a clean environment: done"
+}
+
+# Side by side: most of the time is pip's, on one core.
+check pyro &
+pyro=$!
+check numpyro &
+numpyro=$!
+failed=0
+wait $pyro || failed=1
+wait $numpyro || failed=1
+exit $failed

@@ -1,0 +1,65 @@
+"""Runs of a program at chosen values of its discrete sites: what they are, without a framework."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+
+@dataclass(frozen=True)
+class DiscreteSite:
+    """A discrete site of the guide: its logits in the shape of the value, and its place."""
+
+    name: str
+    kind: Any  # OneHot or Bit
+    a: Any
+    event_dim: int
+    frames: Sequence[Any]
+
+    def inner(self, x: Any) -> Any:
+        """Sum over the axes of the event, which stay."""
+        axes = tuple(range(-self.event_dim, 0))
+        return x.sum(axes, keepdims=True) if axes else x
+
+
+class Run:
+    """What one run gave: the sites and their values, r, and log p and log q in sum."""
+
+    params: Mapping[str, Any] = {}  # of the guide, where its trace has them
+
+    def __init__(self, at: Any, costs: Any, *traces: Iterable[Any]) -> None:
+        self.sites: dict[str, DiscreteSite] = at.sites
+        self.values: dict[str, Any] = at.values
+        self.costs = costs
+        self.log_p, self.log_q = (sum(site["log_prob"].sum() for site in t) for t in traces)
+
+    @property
+    def elbo(self) -> Any:
+        return self.log_p - self.log_q
+
+    def r(self, site: DiscreteSite) -> Any:
+        """Its r, against which the axes of the event broadcast."""
+        r = self.costs.sum_to(site.frames)
+        return r.reshape(r.shape + (1,) * site.event_dim)
+
+
+def check_law(site: str, law: Any, estimator: str, *, relaxed: bool, discrete: bool) -> None:
+    """Refuses what is no discrete law."""
+    name = type(law).__name__
+    if relaxed:
+        raise ValueError(
+            f"site {site!r}: {estimator} takes the discrete program, and {name} is relaxed: hand it"
+            " discretize(guide), and the model likewise"
+        )
+    if not discrete:
+        raise ValueError(
+            f"site {site!r}: {estimator} takes guides of OneHotCategorical and Bernoulli sites, not"
+            f" {name}: use RLOO_ELBO, which takes any"
+        )
+
+
+def refuse_one_hot(site: str) -> NoReturn:
+    """DisARM is about bits."""
+    raise ValueError(
+        f"site {site!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use REBAR_ELBO or"
+        " RLOO_ELBO"
+    )
