@@ -41,11 +41,6 @@ class PairedSite:
         return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
 
     @property
-    def takes_integers(self) -> bool:
-        """Whether it is a relaxed integer site, which scores integers at their vertices."""
-        return self.kind == "mass" and getattr(self.law, "values", None) is not None
-
-    @property
     def is_soft_mass(self) -> bool:
         return self.kind == "mass" and not self.is_hard
 
@@ -64,8 +59,7 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
         )
     if guide.kind == model.kind == "density" and guide.log_space != model.log_space:
         raise ValueError(f"{pair} mixes log-space with the simplex: use one class on both sides")
-    mixed = {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"})
-    if mixed and not (guide.kind == "integer" and model.takes_integers):
+    if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
         raise ValueError(
             f"{pair} mixes class indices with vectors: relax both, with the same sites=, write both"
             " as OneHotCategorical, or config_enumerate both"

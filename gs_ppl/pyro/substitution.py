@@ -23,8 +23,9 @@ from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro._elbo import SameRows, SurrogateELBO, costs_by_plates, samples, with_state
-from gs_ppl.pyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.pyro.handlers import event_dims, is_latent, logits_of, relax
+from gs_ppl.pyro.distributions import OneHotCategorical, SoftOneHotCategorical
+from gs_ppl.pyro.handlers import event_dims, is_latent, relax
+from gs_ppl.pyro.integers import is_integer
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
@@ -34,7 +35,6 @@ __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 class OneHot:
     """A one-hot vector; the last axis holds its categories."""
 
-    soft_law = SoftOneHotCategorical
     hard = staticmethod(F.one_hot_argmax)
 
     @staticmethod
@@ -74,7 +74,6 @@ class OneHot:
 class Bit:
     """A bit."""
 
-    soft_law = SoftBernoulli
     squash = staticmethod(torch.sigmoid)
 
     @staticmethod
@@ -127,11 +126,11 @@ Rule = Callable[[DiscreteSite], Tensor]
 
 
 class _AtValues(Messenger):
-    """Gives each discrete site of the guide the value of a rule, scored by its mass."""
+    """Gives each site of a guide of soft masses the value of a rule."""
 
-    def __init__(self, rule: Rule, estimator: str, fixed_law: bool) -> None:
+    def __init__(self, rule: Rule, fixed_law: bool) -> None:
         super().__init__()
-        self.rule, self.estimator, self.fixed_law = rule, estimator, fixed_law
+        self.rule, self.fixed_law = rule, fixed_law
         self.sites: dict[str, DiscreteSite] = {}
         self.values: dict[str, Tensor] = {}
 
@@ -139,15 +138,25 @@ class _AtValues(Messenger):
         if not is_latent(msg):
             return
         name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
-        _check_law(name, law, self.estimator)
-        kind = OneHot if event_dims(law) else Bit
-        logits = logits_of(law)
+        kind, logits = OneHot if event_dims(law) else Bit, law.a
         a = logits.expand(fn.shape())
         site = DiscreteSite(name, kind, a, fn.event_dim, msg["cond_indep_stack"])
         scored = logits.detach() if self.fixed_law else logits
-        msg["fn"] = rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
+        msg["fn"] = rewrap(fn, lambda law: type(law)(1.0, logits=scored))
         self.sites[name] = site
         self.values[name] = msg["value"] = self.rule(site)
+
+
+class _Discrete(Messenger):
+    """Stands around the guide, which takes discrete laws alone."""
+
+    def __init__(self, estimator: str) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if is_latent(msg):
+            _check_law(msg["name"], innermost(msg["fn"]), self.estimator)
 
 
 def _check_law(name: str, law: Any, estimator: str) -> None:
@@ -156,10 +165,10 @@ def _check_law(name: str, law: Any, estimator: str) -> None:
             f"site {name!r}: {estimator} takes the discrete program, and {type(law).__name__} is"
             " relaxed: hand it discretize(guide), and the model likewise"
         )
-    if event_dims(law) is None:
+    if event_dims(law) is None and not is_integer(law):
         raise ValueError(
-            f"site {name!r}: {estimator} takes guides of OneHotCategorical and Bernoulli sites, not"
-            f" {type(law).__name__}: use RLOO_ELBO, which takes any"
+            f"site {name!r}: {estimator} takes guides of discrete sites with a fixed finite"
+            f" support, not {type(law).__name__}: use RLOO_ELBO, which takes any"
         )
 
 
@@ -199,10 +208,11 @@ class Programs:
     kwargs: dict[str, Any]
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
-        at = _AtValues(rule, self.name, fixed_law)
-        model = relax(self.model, 1.0, family=SoftOneHotCategorical)
+        at = _AtValues(rule, fixed_law)
+        discrete = self.model, _Discrete(self.name)(self.guide)
+        model, guide = (relax(fn, 1.0, family=SoftOneHotCategorical) for fn in discrete)
         with self.rows:
-            guide_trace = poutine.trace(at(self.guide)).get_trace(*self.args, **self.kwargs)
+            guide_trace = poutine.trace(at(guide)).get_trace(*self.args, **self.kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         for name, site in model_trace.nodes.items():
