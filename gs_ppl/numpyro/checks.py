@@ -121,6 +121,21 @@ def _is_analytic(guide: Any, model: Any, loss: Any) -> bool:
     return True
 
 
+def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    """Refuses truncations that leave out too much."""
+    for trace in _run(model, guide, args, kwargs):
+        for name, site in _latents(trace).items():
+            check_tail(name, site, tail(site.law))
+
+
+def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    with handlers.block():
+        seeded = handlers.seed(guide, jax.random.key(0))
+        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
+        return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs)
+
+
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
@@ -156,11 +171,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ...
         ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
     """
-    with handlers.block():
-        seeded = handlers.seed(guide, jax.random.key(0))
-        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
-        model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
+    guide_trace, model_trace = _run(model, guide, args, kwargs)
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:

@@ -29,6 +29,7 @@ from gs_ppl.numpyro.handlers import (
     logits_of,
 )
 from gs_ppl.numpyro.integers import COUNTS, FiniteIntegers, classes, values_of
+from gs_ppl.numpyro.soft_index import constant
 
 __all__ = ["config_enumerate"]
 
@@ -72,7 +73,8 @@ def _integers(logits: Array, values: tuple[int, ...]) -> CategoricalLogits:
 
 
 def _lowered(site: str, law: Any) -> Any:
-    if isinstance(law, (DiscreteUniform, FiniteIntegers, *COUNTS)):
+    counted = isinstance(law, COUNTS) and constant(law.total_count) is not None
+    if counted or isinstance(law, DiscreteUniform | FiniteIntegers):
         values, given = classes(site, law)
         return _integers(given["logits"], values)
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):

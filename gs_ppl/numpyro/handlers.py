@@ -222,8 +222,8 @@ class RelaxMessenger(carry_log_values):
 def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
-    if not is_relaxed(law):  # a handler around has taken the relaxation back
-        return value
+    if not is_relaxed(law) or isinstance(value, Soft):
+        return value  # a handler around has taken the relaxation back, or handed it over
     values = values_of(law)
     if values is not None:
         given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
@@ -293,7 +293,8 @@ def relax(
         sites: names of the sites to relax; None: all. The others are enumerated as marked.
         truncate: largest count by site name, for laws of counts without end (Poisson), which stand
             for 0..largest then, renormalised.
-        max_tail: of the probability above the largest count; check refuses more, in any row.
+        max_tail: of the probability above the largest count; check refuses more, in any row, and
+            AnnealedSVI.run at its end.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on

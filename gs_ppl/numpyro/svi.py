@@ -5,16 +5,27 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from numpyro import handlers
 from numpyro.infer import ELBO, SVI
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
 from gs_ppl._shared.pairings import shapes
-from gs_ppl.numpyro.checks import check
+from gs_ppl.numpyro.checks import check, check_tails
 
 __all__ = ["AnnealedSVI"]
 
 OPTIONS = ("forward_mode_differentiation",)  # of update, which the programs do not see
+RUN_OPTIONS = (*OPTIONS, "progress_bar", "stable_update", "init_state", "init_params")
 OPTIMIZER = "an optimizer of NumPyro's, of optax or of jax.example_libraries"
+
+
+def _truncates(program: Any) -> bool:
+    """Whether a handler around the program truncates counts."""
+    while program is not None:
+        if getattr(program, "truncate", None):
+            return True
+        program = getattr(program, "fn", None)
+    return False
 
 
 class AnnealedSVI(SVI):
@@ -64,6 +75,7 @@ class AnnealedSVI(SVI):
         check_argument("schedule", is_schedule, SCHEDULE, schedule)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
+        self._truncates = _truncates(model)
         self._checked: set[Any] = set()
 
     def temperature(self, svi_state: Any) -> Array:
@@ -83,6 +95,15 @@ class AnnealedSVI(SVI):
         state = super().init(rng_key, first, *args, **kwargs)
         self._check(first, *args, **{k: v for k, v in kwargs.items() if k != "init_params"})
         return state
+
+    def run(self, rng_key: Array, num_steps: int, *args: Any, **kwargs: Any) -> Any:
+        result = super().run(rng_key, num_steps, *args, **kwargs)
+        if self._truncates:  # the parameters have moved since the first check
+            pair = (handlers.substitute(fn, data=result.params) for fn in (self.model, self.guide))
+            programs = {k: v for k, v in kwargs.items() if k not in RUN_OPTIONS}
+            temperature = self.temperature(result.state)
+            check_tails(*pair, temperature, *args, **programs | self.static_kwargs)
+        return result
 
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)

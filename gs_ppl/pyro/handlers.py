@@ -228,8 +228,8 @@ class RelaxMessenger(Messenger):
 def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
-    if not is_relaxed(law):  # a handler around has taken the relaxation back
-        return value
+    if not is_relaxed(law) or isinstance(value, SoftIndex):
+        return value  # a handler around has taken the relaxation back, or handed it over
     values = values_of(law)
     if values is not None:
         weights = law.weights(value)
@@ -317,7 +317,8 @@ def relax(
         sites: names of the sites to relax; None: all. The others are enumerated as marked.
         truncate: largest count by site name, for laws of counts without end (Poisson), which stand
             for 0..largest then, renormalised.
-        max_tail: of the probability above the largest count; check refuses more, in any row.
+        max_tail: of the probability above the largest count; check refuses more, in any row: call
+            it after training too.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
