@@ -168,6 +168,14 @@ def refuse_weights(site: str) -> None:
     )
 
 
+def refuse_class_indices(site: str) -> None:
+    """NumPyro reads the last axis of a batch of integers as that of the weights."""
+    raise ValueError(
+        f"site {site!r}: class indices of a batch, given to a relaxed site from around relax: relax"
+        " the guide too, or condition inside, as in relax(condition(program, ...))"
+    )
+
+
 def refuse_soft_value(site: str, what: str, cure: str) -> None:
     """A soft index where a site wants an integer."""
     raise ValueError(f"site {site!r}: {what} is a soft index; {cure}")

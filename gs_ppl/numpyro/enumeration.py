@@ -28,7 +28,7 @@ from gs_ppl.numpyro.handlers import (
     is_relaxed,
     logits_of,
 )
-from gs_ppl.numpyro.integers import COUNTS, FiniteIntegers, classes, values_of
+from gs_ppl.numpyro.integers import COUNTS, FiniteIntegers, IntegerIndex, classes, values_of
 from gs_ppl.numpyro.soft_index import constant
 
 __all__ = ["config_enumerate"]
@@ -47,13 +47,6 @@ class OneHotIndex(CategoricalLogits):
             ):
                 raise ValueError(f"a class index or a one-hot vector is wanted, got {value}")
             value = jnp.asarray(value).argmax(-1)
-        return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
-
-
-class IntegerIndex(CategoricalLogits):
-    """The law that a relaxed integer is lowered to; classes above a row's own are impossible."""
-
-    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
         return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
 
 

@@ -21,6 +21,7 @@ from gs_ppl._shared.families import (
     Family,
     Relaxation,
     check_sites,
+    refuse_class_indices,
     refuse_integer,
     refuse_soft_value,
     refuse_weights,
@@ -44,6 +45,7 @@ from gs_ppl.numpyro.distributions import (
 )
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.integers import (
+    IMPOSSIBLE,
     classes,
     event_dims,
     integer_law,
@@ -53,7 +55,6 @@ from gs_ppl.numpyro.integers import (
     values_of,
 )
 from gs_ppl.numpyro.soft_index import (
-    Soft,
     as_float,
     hardened,
     interpret,
@@ -61,6 +62,7 @@ from gs_ppl.numpyro.soft_index import (
     soft_index,
     soft_one_hot,
 )
+from gs_ppl.numpyro.soft_value import Soft
 
 __all__ = ["discretize", "relax", "select"]
 
@@ -228,11 +230,7 @@ def _handed(msg: dict[str, Any]) -> Any:
     if values is not None:
         given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
         if given and (msg["fn"].batch_shape or is_masked(msg["fn"])):
-            refuse_soft_value(
-                name,
-                "given integers by a handler around relax, the value of a batch",
-                "condition inside, as in relax(condition(program, ...))",
-            )
+            refuse_class_indices(name)
         weights = law.weights(value)
         return soft_index(name, jnp.exp(weights) if is_log(law) else weights, values)
     if event_dims(law) == 0:
@@ -351,9 +349,6 @@ def _discretized(law: Any) -> Any:
     if (values := values_of(law)) is not None:
         return integer_law(law.a, values)
     return OneHotCategorical(logits=law.a) if event_dims(law) else bit(law)
-
-
-IMPOSSIBLE = -1e30  # an enumerated guide weighs it by 0, and 0 times -inf is NaN
 
 
 class SureBernoulli(BernoulliLogits):

@@ -199,8 +199,18 @@ class FiniteIntegers(Distribution):
         return jnp.broadcast_to(values, (len(values), *self.batch_shape)) if expand else values
 
 
+IMPOSSIBLE = -1e30  # an enumerated guide weighs it by 0, and 0 times -inf is NaN
+
+
+class IntegerIndex(CategoricalLogits):
+    """NumPyro's, where some rows lack classes of others."""
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
+
+
 def integer_law(logits: Array, values: tuple[int, ...]) -> Distribution:
     """The discrete law of a relaxed integer site."""
     if values == tuple(range(len(values))):
-        return CategoricalLogits(logits, validate_args=False)
+        return IntegerIndex(logits, validate_args=False)
     return FiniteIntegers(logits, values)
