@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,17 +27,19 @@ from gs_ppl._shared.families import (
     refuse_integer,
     refuse_sure_rows,
 )
-from gs_ppl._shared.wrappers import innermost
+from gs_ppl._shared.following import check_broadcast
+from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
+from gs_ppl.numpyro.follow import Follows, SameRows, rows_of, terms_of
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import carry_log_values, event_dims, parameters
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
 
-class SiteLogits(autoguide.AutoGuide):
+class SiteLogits(Follows):
     """Logits for each discrete latent of a program, for all rows of its plates."""
 
     def __init__(
@@ -50,15 +53,11 @@ class SiteLogits(autoguide.AutoGuide):
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        seeded = handlers.seed(self.model, numpyro.prng_key())
-        with handlers.block():
-            self.prototype_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        super()._setup_prototype(*args, **kwargs)
         self._sites: dict[str, int] = {}
         self._initial_logits: dict[str, Array] = {}
         for name, site in self.prototype_trace.items():
-            if site["type"] == "plate":
-                self._prototype_frame_full_sizes[name] = site["args"][0]
-            elif site["type"] == "sample" and not site["is_observed"]:
+            if site["type"] == "sample" and not site["is_observed"]:
                 self._setup_site(name, site, args, kwargs)
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
@@ -73,22 +72,31 @@ class SiteLogits(autoguide.AutoGuide):
             return
         self._sites[name] = dims
         event_dim = site["fn"].event_dim
-        sure = self._sure(name, site, args, kwargs)
+        full_size = self._prototype_frame_full_sizes
+        full = {
+            frame.dim - event_dim: full_size[frame.name]
+            for frame in site["cond_indep_stack"]
+            if full_size[frame.name] != frame.size
+        }
         with jax.ensure_compile_time_eval():  # kept, while the first run may be inside of jit
-            logits = self._initial(name, site["value"]) + sure
-        for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
-            self._prototype_frames[frame.name] = frame
-            full_size = self._prototype_frame_full_sizes[frame.name]
-            if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
-                logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
-        self._initial_logits[name] = logits
+            logits, whole = self._initial(name, site["value"], full)
+        sure = 0.0 if whole else self._sure(name, site, args, kwargs)
+        with jax.ensure_compile_time_eval():
+            self._initial_logits[name] = logits + sure
 
-    def _initial(self, name: str, value: Array) -> Array:
+    def _initial(self, name: str, value: Array, full: Mapping[int, int]) -> tuple[Array, bool]:
+        """Logits of all rows, which are `full` by axis; whether the user has given them so."""
         given = self._init_logits
         given = given.get(name, 0.0) if isinstance(given, Mapping) else given
         dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
         init = jnp.asarray(given, dtype)
-        return jnp.broadcast_to(init, jnp.broadcast_shapes(init.shape, value.shape))
+        shape, given_shape = list(jnp.shape(value)), init.shape
+        for axis, size in full.items():
+            if init.ndim >= -axis and init.shape[axis] == shape[axis] != 1:
+                init = periodic_repeat(init, size, axis)
+            shape[axis] = size
+        check_broadcast(name, init.shape, tuple(shape))
+        return jnp.broadcast_to(init, shape), bool(full) and given_shape == tuple(shape)
 
     def _sure(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> Any:
         """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
@@ -113,8 +121,10 @@ class SiteLogits(autoguide.AutoGuide):
         sure = np.broadcast_to(sure, site["fn"].shape())
         for frame in site["cond_indep_stack"]:
             axis, full_size = frame.dim - site["fn"].event_dim, self._prototype_frame_full_sizes
-            if full_size[frame.name] != frame.size and (sure != sure.take([0], axis)).any():
-                refuse_sure_rows(name, frame.name)
+            if full_size[frame.name] != frame.size:
+                if (sure != sure.take([0], axis)).any():
+                    refuse_sure_rows(name, frame.name)
+                sure = sure.take([0], axis)
         return sure.astype(jnp.result_type(site["value"], float))
 
     def _param_name(self, site: str) -> str:
@@ -140,6 +150,10 @@ class SiteLogits(autoguide.AutoGuide):
             name: F.one_hot_argmax(a) if self._sites[name] else (a > 0).astype(a.dtype)
             for name, a in self._logits(params).items()
         }
+
+    def quantiles(self, params: dict[str, Array], quantiles: Any) -> dict[str, Array]:
+        """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
+        return {}
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:
         """The mode, which is what AutoGuideList asks its parts for."""
@@ -214,6 +228,7 @@ class AutoGumbelSoftmax(SiteLogits):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates, result = self._create_plates(*args, **kwargs), {}
+        terms = self._terms(plates, args, kwargs)
         for name, dims in self._sites.items():
             site = self.prototype_trace[name]
             initial, event_dim = self._initial_logits[name], site["fn"].event_dim
@@ -221,9 +236,13 @@ class AutoGumbelSoftmax(SiteLogits):
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
                 logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
-                law = self.relaxation.law(name, dims)(logits=logits).to_event(event_dim - dims)
+                law = self.relaxation.law(name, dims)(logits=logits)
+                fn = law.to_event(event_dim - dims)
+                if name in terms:
+                    stack.enter_context(terms_of(terms[name]))
+                    fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
                 with carry_log_values():
-                    result[name] = numpyro.sample(name, law)
+                    result[name] = numpyro.sample(name, fn)
         return result
 
 
@@ -231,19 +250,28 @@ def _is_parameter(msg: dict[str, Any]) -> bool:
     return msg["type"] in ("param", "mutable")
 
 
-class AutoGuideList(autoguide.AutoGuideList):
+def _in_place_of(law: Any, other: Any) -> Any:
+    return law
+
+
+class AutoGuideList(Follows, autoguide.AutoGuideList):
     """NumPyro's AutoGuideList, all parts of which see the same rows of a subsampled plate.
 
-    NumPyro's own draws the indices anew for each part.
+    NumPyro's own draws the indices anew for each part, and takes no discrete latents.
     """
+
+    def append(self, part: Any) -> None:
+        if isinstance(part, Follows):
+            part.whole = self
+        super().append(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        with handlers.trace() as trace:
-            plates = self._create_plates(*args, **kwargs)
-        rows, result = {name: trace[name]["value"] for name in plates}, {}
-        with handlers.substitute(data=rows):
+        plates, result = self._create_plates(*args, **kwargs), {}
+        with SameRows(None, rows_of(plates)):
             for part in self._guides:
+                if isinstance(part, autoguide.AutoGuide):  # it may not see the plates
+                    part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         return result
