@@ -475,3 +475,7 @@ class NumPyroBackend:
     def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
         predictive = self.infer.Predictive(model, guide=guide, params=params, num_samples=samples)
         return predictive(self.jax.random.key(0), *args)
+
+    def auto_logits(self, site: str) -> str:
+        """Name of a parameter of an automatic guide."""
+        return f"{site}_auto_logits"

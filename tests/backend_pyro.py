@@ -485,3 +485,7 @@ class PyroBackend:
 
     def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
         return self.infer.Predictive(model, guide=guide, num_samples=samples)(*args)
+
+    def auto_logits(self, site: str) -> str:
+        """Name of a parameter of an automatic guide."""
+        return f"AutoGumbelSoftmax.logits.{site}"

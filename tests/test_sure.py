@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 from scipy.special import expit, logit, rel_entr
+from scipy.stats import norm
 
 from gs_ppl import reference, temperature
 
@@ -262,3 +263,50 @@ def test_rows_that_differ_under_subsampling_are_refused(backend):
 
     with pytest.raises(ValueError, match=r"site 'z': the rows .*'data' .* init_logits"):
         backend.sites(backend.gs.AutoGumbelSoftmax(model, temperature=0.5), 0)
+
+
+def impossible(backend, kind):
+    """Bits of probability 0, 1 and .3 in rows; or vectors whose second class is impossible."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        with ppl.plate("rows", 3):
+            if kind == "bit":
+                z = ppl.sample("z", backend.native.Bernoulli(probs=array(P)))
+            else:
+                z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array([0.5, 0.0, 0.5])))
+            loc = backend.gs.select(
+                array([-1.0, 1.0, 9.0][: 3 - (kind == "bit")]), z, kind == "bit"
+            )
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array([0.3, -0.4, 1.2]))
+
+    return model
+
+
+@pytest.mark.parametrize("objective", ["categorical", "relaxed"])
+@pytest.mark.parametrize("kind", ["bit", "one-hot"])
+def test_discretized_and_enumerated(backend, kind, objective):
+    """Evidence, ELBO and its gradient, where the automatic guide starts: uniform over the others.
+
+    The classes that are impossible in the model are so in the guide, and have no term.
+    """
+    gs, model = backend.gs, impossible(backend, kind)
+    guide = gs.AutoGumbelSoftmax(model, TAU, objective=objective)
+    backend.sites(guide, 0)
+    p = np.stack([1 - P, P], -1) if kind == "bit" else np.array([[0.5, 0.0, 0.5]] * 3)
+    locs = np.array([-1.0, 1.0] if kind == "bit" else [-1.0, 1.0, 9.0])
+    joint = p * norm.pdf(np.array([[0.3], [-0.4], [1.2]]), locs)
+    q = (p > 0) / (p > 0).sum(-1, keepdims=True)
+    elbo = np.where(q > 0, q * np.log(np.where(q > 0, joint / np.where(q > 0, q, 1), 1)), 0).sum()
+    loss = backend.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    for relaxed in (model, gs.relax(model, TAU, objective=objective)):
+        for outer in (gs.discretize, lambda fn: fn):
+            pair = [gs.config_enumerate(outer(fn)) for fn in (relaxed, guide)]
+            value, gradient = backend.loss_and_gradient(loss, *pair, 0)
+            assert value == pytest.approx(-elbo, rel=1e-5)
+            (by_logits,) = gradient.values()
+            assert np.isfinite(by_logits).all()
+            assert (by_logits != 0).sum() == (1 if kind == "bit" else 6)
+            assert backend.enumerated_loss(pair[0], lambda: None, 1) == pytest.approx(
+                -np.log(joint.sum(-1)).sum(), rel=1e-5
+            )

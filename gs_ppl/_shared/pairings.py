@@ -1,6 +1,6 @@
 """Which pairings of guide and model would give a finite but wrong loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -39,6 +39,10 @@ class PairedSite:
     @property
     def is_hard(self) -> bool:
         return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
+
+    @property
+    def is_relaxed(self) -> bool:
+        return hasattr(self.law, "scored_as") and self.law.has_rsample
 
     @property
     def is_soft_mass(self) -> bool:
@@ -162,6 +166,26 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
         f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it would"
         f" be drawn from the prior. {cure}"
     )
+
+
+def has_divergence(known: Callable, guide: Any, model: Any) -> bool:
+    """Whether the registry of divergences has one of these laws."""
+    try:
+        known(guide, model)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def to_probe(
+    side: str, in_guide: Mapping[str, PairedSite], in_model: Mapping[str, PairedSite]
+) -> list[list[str]]:
+    """Masses and densities on a side, where the guide hands a gradient to the value."""
+    sites = in_model if side == "model" else in_guide
+    if side == "guide" and len(sites) == 1:  # which has no reader
+        return [[], []]
+    relaxed = [n for n, site in in_guide.items() if site.is_relaxed and n in in_model]
+    return [[n for n in relaxed if sites[n].kind == kind] for kind in ("mass", "density")]
 
 
 def check_divergence(site: str, guide: PairedSite, elbo: str, *, analytic: bool) -> None:

@@ -46,7 +46,7 @@ def unmasked(fn: Any) -> Any:
 
 
 def masks(fn: Any) -> list[Any]:
-    """The masks around the law."""
+    """Those that stand around the law."""
     found = []
     while is_wrapper(fn):
         found += [fn._mask] if hasattr(fn, "_mask") else []
@@ -56,11 +56,7 @@ def masks(fn: Any) -> list[Any]:
 
 def is_masked(fn: Any) -> bool:
     """Whether a mask stands anywhere around the law."""
-    while is_wrapper(fn):
-        if getattr(fn, "_mask", True) is not True:
-            return True
-        fn = fn.base_dist
-    return False
+    return any(mask is not True for mask in masks(fn))
 
 
 def refuse_composed(site: str, law: Any, is_discrete: Callable[[Any], bool]) -> None:

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,10 +26,12 @@ from gs_ppl._shared.families import (
     named,
     refuse_sure_rows,
 )
+from gs_ppl._shared.following import check_broadcast
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
+from gs_ppl.numpyro.follow import Follows, SameRows, rows_of, terms_of
 from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import carry_log_values, event_dims, parameters
 from gs_ppl.numpyro.integers import classes, is_integer, of_values, values_of
@@ -36,7 +39,7 @@ from gs_ppl.numpyro.integers import classes, is_integer, of_values, values_of
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
 
-class SiteLogits(autoguide.AutoGuide):
+class SiteLogits(Follows):
     """Logits for each discrete latent of a program, for all rows of its plates."""
 
     def __init__(
@@ -52,16 +55,12 @@ class SiteLogits(autoguide.AutoGuide):
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        seeded = handlers.seed(self.model, numpyro.prng_key())
-        with handlers.block():
-            self.prototype_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        super()._setup_prototype(*args, **kwargs)
         self._sites: dict[str, int] = {}
         self._values: dict[str, tuple[int, ...]] = {}  # of integer sites
         self._initial_logits: dict[str, Array] = {}
         for name, site in self.prototype_trace.items():
-            if site["type"] == "plate":
-                self._prototype_frame_full_sizes[name] = site["args"][0]
-            elif self._is_wanted(name, site):
+            if self._is_wanted(name, site):
                 self._setup_site(name, site, args, kwargs)
         check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
@@ -85,22 +84,31 @@ class SiteLogits(autoguide.AutoGuide):
             return
         self._sites[name] = dims
         event_dim = site["fn"].event_dim
-        sure = self._sure(name, site, args, kwargs)
+        full_size = self._prototype_frame_full_sizes
+        full = {
+            frame.dim - event_dim: full_size[frame.name]
+            for frame in site["cond_indep_stack"]
+            if full_size[frame.name] != frame.size
+        }
         with jax.ensure_compile_time_eval():  # kept, while the first run may be inside of jit
-            logits = self._initial(name, site["value"]) + sure
-        for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
-            self._prototype_frames[frame.name] = frame
-            full_size = self._prototype_frame_full_sizes[frame.name]
-            if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
-                logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
-        self._initial_logits[name] = logits
+            logits, whole = self._initial(name, site["value"], full)
+        sure = 0.0 if whole else self._sure(name, site, args, kwargs)
+        with jax.ensure_compile_time_eval():
+            self._initial_logits[name] = logits + sure
 
-    def _initial(self, name: str, value: Array) -> Array:
+    def _initial(self, name: str, value: Array, full: Mapping[int, int]) -> tuple[Array, bool]:
+        """Logits of all rows, which are `full` by axis; whether the user has given them so."""
         given = self._init_logits
         given = given.get(name, 0.0) if isinstance(given, Mapping) else given
         dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
         init = jnp.asarray(given, dtype)
-        return jnp.broadcast_to(init, jnp.broadcast_shapes(init.shape, value.shape))
+        shape, given_shape = list(jnp.shape(value)), init.shape
+        for axis, size in full.items():
+            if init.ndim >= -axis and init.shape[axis] == shape[axis] != 1:
+                init = periodic_repeat(init, size, axis)
+            shape[axis] = size
+        check_broadcast(name, init.shape, tuple(shape))
+        return jnp.broadcast_to(init, shape), bool(full) and given_shape == tuple(shape)
 
     def _sure(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> Any:
         """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
@@ -125,8 +133,10 @@ class SiteLogits(autoguide.AutoGuide):
         sure = np.broadcast_to(sure, site["fn"].shape())
         for frame in site["cond_indep_stack"]:
             axis, full_size = frame.dim - site["fn"].event_dim, self._prototype_frame_full_sizes
-            if full_size[frame.name] != frame.size and (sure != sure.take([0], axis)).any():
-                refuse_sure_rows(name, frame.name)
+            if full_size[frame.name] != frame.size:
+                if (sure != sure.take([0], axis)).any():
+                    refuse_sure_rows(name, frame.name)
+                sure = sure.take([0], axis)
         return sure.astype(jnp.result_type(site["value"], float))
 
     def _param_name(self, site: str) -> str:
@@ -160,6 +170,10 @@ class SiteLogits(autoguide.AutoGuide):
         if name not in self._values:
             return vector
         return jnp.asarray(self._values[name])[vector.argmax(-1)]
+
+    def quantiles(self, params: dict[str, Array], quantiles: Any) -> dict[str, Array]:
+        """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
+        return {}
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:
         """The mode, which is what AutoGuideList asks its parts for."""
@@ -236,6 +250,7 @@ class AutoGumbelSoftmax(SiteLogits):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates, result = self._create_plates(*args, **kwargs), {}
+        terms = self._terms(plates, args, kwargs)
         for name, dims in self._sites.items():
             site = self.prototype_trace[name]
             initial, event_dim = self._initial_logits[name], site["fn"].event_dim
@@ -245,9 +260,13 @@ class AutoGumbelSoftmax(SiteLogits):
                 logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
                 values = self._values.get(name)
                 make = self.relaxation.law(name, dims, of_values(values) if values else None)
-                law = make(logits=logits).to_event(event_dim - dims)
+                law = make(logits=logits)
+                fn = law.to_event(event_dim - dims)
+                if name in terms:
+                    stack.enter_context(terms_of(terms[name]))
+                    fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
                 with carry_log_values():
-                    result[name] = numpyro.sample(name, law)
+                    result[name] = numpyro.sample(name, fn)
         return result
 
 
@@ -255,19 +274,28 @@ def _is_parameter(msg: dict[str, Any]) -> bool:
     return msg["type"] in ("param", "mutable")
 
 
-class AutoGuideList(autoguide.AutoGuideList):
+def _in_place_of(law: Any, other: Any) -> Any:
+    return law
+
+
+class AutoGuideList(Follows, autoguide.AutoGuideList):
     """NumPyro's AutoGuideList, all parts of which see the same rows of a subsampled plate.
 
-    NumPyro's own draws the indices anew for each part.
+    NumPyro's own draws the indices anew for each part, and takes no discrete latents.
     """
+
+    def append(self, part: Any) -> None:
+        if isinstance(part, Follows):
+            part.whole = self
+        super().append(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        with handlers.trace() as trace:
-            plates = self._create_plates(*args, **kwargs)
-        rows, result = {name: trace[name]["value"] for name in plates}, {}
-        with handlers.substitute(data=rows):
+        plates, result = self._create_plates(*args, **kwargs), {}
+        with SameRows(None, rows_of(plates)):
             for part in self._guides:
+                if isinstance(part, autoguide.AutoGuide):  # it may not see the plates
+                    part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         return result

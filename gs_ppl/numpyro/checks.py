@@ -23,6 +23,8 @@ from gs_ppl._shared.pairings import (
     check_pairing,
     check_tail,
     check_unpaired,
+    has_divergence,
+    to_probe,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
 from gs_ppl.numpyro import trace_enum
@@ -33,6 +35,8 @@ from gs_ppl.numpyro.integers import is_integer, tail
 from gs_ppl.numpyro.probe import Probe
 
 __all__ = ["check"]
+
+ANALYTIC_LOSSES = (TraceMeanField_ELBO, trace_enum.TraceEnum_ELBO)
 
 
 def _in_scan(trace: dict[str, Any]) -> set[str]:
@@ -111,16 +115,6 @@ def _parents(
     }
 
 
-def _is_analytic(guide: Any, model: Any, loss: Any) -> bool:
-    if not isinstance(loss, TraceMeanField_ELBO | trace_enum.TraceEnum_ELBO):
-        return False
-    try:
-        kl_divergence(guide["fn"], model["fn"])
-    except NotImplementedError:
-        return False
-    return True
-
-
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
     """Refuses truncations that leave out too much."""
     for trace in _run(model, guide, args, kwargs):
@@ -194,13 +188,15 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
                 f"site {name!r}: {type(loss).__name__} has no gradient for {pair.name} in the"
                 " guide: relax model and guide, or use TraceGraph_ELBO or TraceEnum_ELBO"
             )
-        analytic = pair.is_soft_mass and _is_analytic(guide_trace[name], model_trace[name], loss)
+        laws = [trace[name]["fn"] for trace in (guide_trace, model_trace)]
+        drawn = tuple(guide_trace[name]["kwargs"].get("sample_shape") or ())
+        analytic = isinstance(loss, ANALYTIC_LOSSES) and bool(pair.is_soft_mass or drawn)
+        analytic = analytic and has_divergence(kl_divergence, *laws)
         check_divergence(name, pair, type(loss).__name__, analytic=analytic)
-        drawn = guide_trace[name]["kwargs"].get("sample_shape")
-        if drawn and _is_analytic(guide_trace[name], model_trace[name], loss):
+        if drawn and analytic:
             raise ValueError(
                 f"site {name!r}: {type(loss).__name__} counts the divergence of one of the"
-                f" variables of sample_shape={tuple(drawn)} in the guide: use a plate instead"
+                f" variables of sample_shape={drawn} in the guide: use a plate instead"
             )
     sites = [*guide_trace.values(), *model_trace.values()]
     if any(isinstance(site["value"], jax.core.Tracer) for site in sites):
@@ -213,33 +209,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         parents, guide_parents = (_parents(fn, trace, args, kwargs) for _, fn, trace in programs)
         check_order(parents, guide_parents, type(loss).__name__)
     for side, program, trace in programs:
-        _probe(side, program, trace, in_guide, in_model, args, kwargs)
+        relaxed = to_probe(side, in_guide, in_model)
+        if any(relaxed):
+            Probe(side, program, trace, args, kwargs).run(*relaxed)
     if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(
         s.is_soft_mass for s in in_guide.values()
     ):
         params = {s["name"]: s["value"] for s in sites if s["type"] == "param"}
         with handlers.block():  # it refuses soft sites below summed ones
             loss.loss(jax.random.key(0), params, model, guide, *args, **kwargs)
-
-
-def _probe(
-    side: str,
-    program: Callable,
-    trace: Any,
-    in_guide: dict[str, PairedSite],
-    in_model: dict[str, PairedSite],
-    args: tuple,
-    kwargs: dict,
-) -> None:
-    """Of the sites whose guide hands a gradient to the value."""
-    sites = in_model if side == "model" else in_guide
-    relaxed = [
-        name
-        for name, pair in in_guide.items()
-        if isinstance(pair.law, LogitsDistribution) and pair.law.has_rsample and name in in_model
-    ]
-    if relaxed and (side == "model" or len(sites) > 1):  # a lone site of a guide has no reader
-        Probe(side, program, trace, args, kwargs).run(
-            [name for name in relaxed if sites[name].kind == "mass"],
-            [name for name in relaxed if sites[name].kind == "density"],
-        )

@@ -20,6 +20,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import LogitsDistribution
@@ -106,21 +107,6 @@ class Bit:
 # --- runs at chosen values ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DiscreteSite:
-    """A discrete site of the guide: its logits in the shape of the value, and its place."""
-
-    name: str
-    kind: type[OneHot] | type[Bit]
-    a: Array
-    event_dim: int
-    frames: list
-
-    def inner(self, x: Array) -> Array:
-        """Sum over the axes of the event, which stay."""
-        return x.sum(tuple(range(x.ndim - self.event_dim, x.ndim)), keepdims=True)
-
-
 Rule = Callable[[DiscreteSite], Array]
 
 
@@ -156,7 +142,10 @@ class _Discrete(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_bodies(_RefuseScan(self.estimator), msg)
         if is_latent(msg):
-            _check_law(msg["name"], innermost(msg["fn"]), self.estimator)
+            law = innermost(msg["fn"])
+            relaxed = isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical)
+            discrete = event_dims(law) is not None or is_integer(law)
+            check_law(msg["name"], law, self.estimator, relaxed=relaxed, discrete=discrete)
 
 
 class _RefuseScan(Messenger):
@@ -172,38 +161,6 @@ class _RefuseScan(Messenger):
                 f"site {msg['name']!r}: {self.estimator} does not reach into scan: write the"
                 " guide's loop in Python"
             )
-
-
-def _check_law(name: str, law: Any, estimator: str) -> None:
-    if isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical):
-        raise ValueError(
-            f"site {name!r}: {estimator} takes the discrete program, and {type(law).__name__} is"
-            " relaxed: hand it discretize(guide), and the model likewise"
-        )
-    if event_dims(law) is None and not is_integer(law):
-        raise ValueError(
-            f"site {name!r}: {estimator} takes guides of discrete sites with a fixed finite"
-            f" support, not {type(law).__name__}: use RLOO_ELBO, which takes any"
-        )
-
-
-class Run:
-    """What one run gave: the sites and their values, r, and log p and log q in sum."""
-
-    def __init__(self, at: _AtValues, model_trace: dict, guide_trace: dict) -> None:
-        self.sites, self.values = at.sites, at.values
-        self.costs = costs_by_plates(model_trace, guide_trace)
-        self.log_p = sum(site["log_prob"].sum() for site in samples(model_trace))
-        self.log_q = sum(site["log_prob"].sum() for site in samples(guide_trace))
-
-    @property
-    def elbo(self) -> Array:
-        return self.log_p - self.log_q
-
-    def r(self, site: DiscreteSite) -> Array:
-        """Its r, against which the axes of the event broadcast."""
-        r = self.costs.sum_to(site.frames)
-        return r.reshape(r.shape + (1,) * site.event_dim)
 
 
 @dataclass(frozen=True)
@@ -234,9 +191,10 @@ class Programs:
         for name, site in model_trace.items():
             if is_latent(site) and name not in guide_trace:
                 raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
-        check_plates(model_trace)
-        check_plates(guide_trace)
-        return Run(at, model_trace, guide_trace)
+        pair = model_trace, guide_trace
+        for trace in pair:
+            check_plates(trace)
+        return Run(at, costs_by_plates(*pair), *map(samples, pair))
 
 
 class SharedNoise:
@@ -479,10 +437,7 @@ class DisARM_ELBO(SubstitutingELBO):
         result = {}
         for name, site in hard.sites.items():
             if site.kind is not Bit:
-                raise ValueError(
-                    f"site {name!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use"
-                    " REBAR_ELBO or RLOO_ELBO"
-                )
+                refuse_one_hot(name)
             b, opposite = hard.values[name], Bit.hard(site.a - shared.noise(site))
             at = lambda other: opposite if other.name == site.name else shared.b(other)  # noqa: E731, B023
             difference = hard.r(site) - programs.run(at).r(site)

@@ -105,6 +105,7 @@ class Parameters(TorchDistribution):
     """
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
+    fields: ClassVar[tuple[str, ...]] = ("logits", "temperature", "finite", "unsure")
     has_temperature: ClassVar[bool] = True
     event_dims: ClassVar[int] = 1
     temperature: Any  # a Temperature, or None
@@ -173,8 +174,8 @@ class Parameters(TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
-        new.logits, new.temperature = self.logits, self.temperature
-        new.finite, new.unsure = self.finite, self.unsure
+        for name in self.fields:
+            setattr(new, name, getattr(self, name))
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
         return new
@@ -223,6 +224,7 @@ class WithoutTemperature(LogitsDistribution):
     config_enumerate put another law in its place; it is neither drawn nor scored.
     """
 
+    fields = (*Parameters.fields, "site")
     has_temperature = False
     scored_as = "mass"
 
@@ -237,11 +239,6 @@ class WithoutTemperature(LogitsDistribution):
     ) -> None:
         super().__init__(temperature, probs, logits, validate_args)
         self.site = site
-
-    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
-        new = super().expand(batch_shape, _instance)
-        new.site = self.site
-        return new
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         refuse_without_temperature(self.site)

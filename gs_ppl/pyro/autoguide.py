@@ -4,13 +4,14 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide, AutoGuideList
+from pyro.infer import autoguide
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.infer.inspect import get_dependencies
 from pyro.nn import PyroModule, PyroParam
@@ -26,10 +27,12 @@ from gs_ppl._shared.families import (
     named,
     refuse_sure_rows,
 )
+from gs_ppl._shared.following import check_broadcast
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
+from gs_ppl.pyro.follow import Follows, terms_of
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.handlers import event_dims, program_inside, random_state
 from gs_ppl.pyro.integers import (
@@ -41,10 +44,10 @@ from gs_ppl.pyro.integers import (
     values_of,
 )
 
-__all__ = ["AutoGuideList", "AutoGumbelSoftmax"]  # Pyro's list is right as it is
+__all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
 
-class SiteLogits(AutoGuide):
+class SiteLogits(Follows):
     """Logits for each discrete latent of a program, for all rows of its plates."""
 
     def __init__(
@@ -54,9 +57,9 @@ class SiteLogits(AutoGuide):
         init_logits: float | Mapping[str, Any],
         create_plates: Callable | None,
     ) -> None:
+        super().__init__(model, create_plates=create_plates)
         self._init_logits = init_logits
         self._wanted = None if sites is None else frozenset(sites)
-        super().__init__(model, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -80,11 +83,14 @@ class SiteLogits(AutoGuide):
                 continue
             self._sites[name] = dims
             event_dim = site["fn"].event_dim
-            logits = self._initial(name, site["value"]) + self._sure(name, site, args, kwargs)
-            for frame in site["cond_indep_stack"]:  # a subsampled plate has logits in full
-                full_size = frame.full_size or frame.size
-                if full_size != frame.size and logits.shape[frame.dim - event_dim] != full_size:
-                    logits = periodic_repeat(logits, full_size, frame.dim - event_dim)
+            full = {
+                frame.dim - event_dim: frame.full_size
+                for frame in site["cond_indep_stack"]
+                if frame.full_size not in (None, frame.size)
+            }
+            logits, whole = self._initial(name, site["value"], full)
+            if not whole:
+                logits = logits + self._sure(name, site, args, kwargs)
             deep_setattr(
                 self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
             )
@@ -92,11 +98,18 @@ class SiteLogits(AutoGuide):
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
 
-    def _initial(self, name: str, value: Tensor) -> Tensor:
+    def _initial(self, name: str, value: Tensor, full: Mapping[int, int]) -> tuple[Tensor, bool]:
+        """Logits of all rows, which are `full` by axis; whether the user has given them so."""
         given = self._init_logits
         given = given.get(name, 0.0) if isinstance(given, Mapping) else given
         init = torch.as_tensor(given, dtype=value.dtype, device=value.device)
-        return init.broadcast_to(torch.broadcast_shapes(init.shape, value.shape)).clone()
+        shape, given_shape = list(value.shape), init.shape
+        for axis, size in full.items():
+            if init.dim() >= -axis and init.shape[axis] == shape[axis] != 1:
+                init = periodic_repeat(init, size, axis)
+            shape[axis] = size
+        check_broadcast(name, tuple(init.shape), tuple(shape))
+        return init.broadcast_to(shape).clone(), bool(full) and given_shape == Size(shape)
 
     def _sure(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> Tensor | float:
         """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
@@ -119,8 +132,10 @@ class SiteLogits(AutoGuide):
         sure = sure.expand(site["fn"].shape())
         for frame in site["cond_indep_stack"]:
             axis, full_size = frame.dim - site["fn"].event_dim, frame.full_size or frame.size
-            if full_size != frame.size and (sure != sure.narrow(axis, 0, 1)).any():
-                refuse_sure_rows(name, frame.name)
+            if full_size != frame.size:
+                if (sure != sure.narrow(axis, 0, 1)).any():
+                    refuse_sure_rows(name, frame.name)
+                sure = sure.narrow(axis, 0, 1)
         return sure
 
     def _logits(self) -> dict[str, Tensor]:
@@ -156,6 +171,10 @@ class SiteLogits(AutoGuide):
         values, floating = self._values[name]
         value = torch.tensor(values, device=vector.device)[vector.argmax(-1)]
         return value.to(vector.dtype) if floating else value
+
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
+        return {}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The mode, which is what AutoGuideList asks its parts for."""
@@ -221,6 +240,7 @@ class AutoGumbelSoftmax(SiteLogits):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates, result = self._create_plates(*args, **kwargs), {}
+        terms = self._terms(plates, args, kwargs)
         for name, dims in self._sites.items():
             site = self.prototype_trace.nodes[name]
             with ExitStack() as stack:
@@ -229,5 +249,17 @@ class AutoGumbelSoftmax(SiteLogits):
                 values = self._values.get(name)
                 make = self.relaxation.law(name, dims, of_values(*values) if values else None)
                 law = make(logits=attrgetter(name)(self.logits))
-                result[name] = pyro.sample(name, law.to_event(site["fn"].event_dim - dims))
+                fn = law.to_event(site["fn"].event_dim - dims)
+                if name in terms:
+                    stack.enter_context(terms_of(terms[name]))
+                    fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
+                result[name] = pyro.sample(name, fn)
         return result
+
+
+def _in_place_of(law: Any, other: Any) -> Any:
+    return law
+
+
+class AutoGuideList(Follows, autoguide.AutoGuideList):
+    """Pyro's AutoGuideList, whose rows are those that the program is given."""

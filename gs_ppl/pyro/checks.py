@@ -22,6 +22,8 @@ from gs_ppl._shared.pairings import (
     check_rows,
     check_tail,
     check_unpaired,
+    has_divergence,
+    to_probe,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked
 from gs_ppl.pyro import trace_enum
@@ -35,6 +37,7 @@ __all__ = ["check"]
 
 # without a score function, and with one that is right for infinitely many particles alone
 PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
+ANALYTIC_LOSSES = (TraceMeanField_ELBO, trace_enum.TraceEnum_ELBO)
 
 
 def _site(node: dict[str, Any]) -> PairedSite:
@@ -111,16 +114,6 @@ def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[s
     return parents
 
 
-def _is_analytic(guide: Any, model: Any, loss: Any) -> bool:
-    if not isinstance(loss, TraceMeanField_ELBO | trace_enum.TraceEnum_ELBO):
-        return False
-    try:
-        kl_divergence(guide["fn"], model["fn"])
-    except NotImplementedError:
-        return False
-    return True
-
-
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
@@ -191,9 +184,9 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
                 " guide: relax model and guide, or use Trace_ELBO, TraceGraph_ELBO or"
                 " TraceEnum_ELBO"
             )
-        analytic = pair.is_soft_mass and _is_analytic(
-            guide_trace.nodes[name], model_trace.nodes[name], loss
-        )
+        laws = [trace.nodes[name]["fn"] for trace in (guide_trace, model_trace)]
+        analytic = isinstance(loss, ANALYTIC_LOSSES) and pair.is_soft_mass
+        analytic = analytic and has_divergence(kl_divergence, *laws)
         check_divergence(name, pair, type(loss).__name__, analytic=analytic)
     programs = (("model", model, model_trace), ("guide", guide, guide_trace))
     common = [
@@ -203,33 +196,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         parents, guide_parents = (_parents(fn, trace, args, kwargs) for _, fn, trace in programs)
         check_order(parents, guide_parents, type(loss).__name__)
     for side, program, trace in programs:
-        _probe(side, program, trace, in_guide, in_model, args, kwargs)
+        relaxed = to_probe(side, in_guide, in_model)
+        if any(relaxed):
+            with random_state():
+                Probe(side, program, trace, args, kwargs).run(*relaxed)
     if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(
         s.is_soft_mass for s in in_guide.values()
     ):
         with random_state():
             loss.loss(model, guide, *args, **kwargs)  # which refuses soft sites below summed ones
-
-
-def _probe(
-    side: str,
-    program: Callable,
-    trace: Any,
-    in_guide: dict[str, PairedSite],
-    in_model: dict[str, PairedSite],
-    args: tuple,
-    kwargs: dict,
-) -> None:
-    """Of the sites whose guide hands a gradient to the value."""
-    sites = in_model if side == "model" else in_guide
-    relaxed = [
-        name
-        for name, pair in in_guide.items()
-        if isinstance(pair.law, LogitsDistribution) and pair.law.has_rsample and name in in_model
-    ]
-    if relaxed and (side == "model" or len(sites) > 1):  # a lone site of a guide has no reader
-        with random_state():
-            Probe(side, program, trace, args, kwargs).run(
-                [name for name in relaxed if sites[name].kind == "mass"],
-                [name for name in relaxed if sites[name].kind == "density"],
-            )

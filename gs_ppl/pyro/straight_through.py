@@ -2,7 +2,6 @@
 
 import math
 from numbers import Integral, Real
-from typing import Self
 
 import torch
 from torch import Size, Tensor
@@ -212,6 +211,7 @@ class ReinMax(OneHotEstimator):
 class ConditionalGumbels(Relaxed):
     """What Gumbel-Rao is for vectors and bits."""
 
+    fields = (*Relaxed.fields, "num_samples")
     num_samples: int
 
     def __init__(
@@ -228,11 +228,6 @@ class ConditionalGumbels(Relaxed):
             name = type(self).__name__
             raise ValueError(f"{name}: num_samples must be a positive integer, got {num_samples!r}")
         self.num_samples = num_samples
-
-    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
-        new = super().expand(batch_shape, _instance)
-        new.num_samples = self.num_samples
-        return new
 
     def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         shape = (self.num_samples, *z.shape)
@@ -289,6 +284,7 @@ class GumbelRao(ConditionalGumbels, OneHotEstimator):
 class Gapped(Relaxed):
     """What the gapped estimator is for vectors and bits."""
 
+    fields = (*Relaxed.fields, "gap")
     gap: float
 
     def __init__(
@@ -305,11 +301,6 @@ class Gapped(Relaxed):
             name = type(self).__name__
             raise ValueError(f"{name}: gap must be a finite number of at least 0, got {gap!r}")
         self.gap = gap
-
-    def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
-        new = super().expand(batch_shape, _instance)
-        new.gap = self.gap
-        return new
 
     def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         return F.gapped_surrogate(self.tau, a, hard, self.gap, self.finite)

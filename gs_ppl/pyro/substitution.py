@@ -19,6 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution
@@ -107,21 +108,6 @@ class Bit:
 # --- runs at chosen values ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DiscreteSite:
-    """A discrete site of the guide: its logits in the shape of the value, and its place."""
-
-    name: str
-    kind: type[OneHot] | type[Bit]
-    a: Tensor
-    event_dim: int
-    frames: tuple
-
-    def inner(self, x: Tensor) -> Tensor:
-        """Sum over the axes of the event, which stay."""
-        return x.sum(tuple(range(-self.event_dim, 0)), keepdim=True) if self.event_dim else x
-
-
 Rule = Callable[[DiscreteSite], Tensor]
 
 
@@ -156,43 +142,10 @@ class _Discrete(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_latent(msg):
-            _check_law(msg["name"], innermost(msg["fn"]), self.estimator)
-
-
-def _check_law(name: str, law: Any, estimator: str) -> None:
-    if isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical):
-        raise ValueError(
-            f"site {name!r}: {estimator} takes the discrete program, and {type(law).__name__} is"
-            " relaxed: hand it discretize(guide), and the model likewise"
-        )
-    if event_dims(law) is None and not is_integer(law):
-        raise ValueError(
-            f"site {name!r}: {estimator} takes guides of discrete sites with a fixed finite"
-            f" support, not {type(law).__name__}: use RLOO_ELBO, which takes any"
-        )
-
-
-class Run:
-    """What one run gave: the sites and their values, r, and log p and log q in sum."""
-
-    def __init__(
-        self, at: _AtValues, model_trace: poutine.Trace, guide_trace: poutine.Trace
-    ) -> None:
-        self.sites, self.values = at.sites, at.values
-        self.costs = costs_by_plates(model_trace, guide_trace)
-        self.log_p = sum(site["log_prob"].sum() for site in samples(model_trace))
-        self.log_q = sum(site["log_prob"].sum() for site in samples(guide_trace))
-        nodes = guide_trace.nodes.values()
-        self.params = {site["name"]: site["value"] for site in nodes if site["type"] == "param"}
-
-    @property
-    def elbo(self) -> Tensor:
-        return self.log_p - self.log_q
-
-    def r(self, site: DiscreteSite) -> Tensor:
-        """Its r, against which the axes of the event broadcast."""
-        r = self.costs.sum_to(site.frames)
-        return r.reshape(r.shape + (1,) * site.event_dim)
+            law = innermost(msg["fn"])
+            relaxed = isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical)
+            discrete = event_dims(law) is not None or is_integer(law)
+            check_law(msg["name"], law, self.estimator, relaxed=relaxed, discrete=discrete)
 
 
 @dataclass(frozen=True)
@@ -226,7 +179,10 @@ class Programs:
             if is_validation_enabled():
                 for site in samples(trace):
                     check_site_shape(site, self.max_plate_nesting)
-        return Run(at, *pair)
+        run = Run(at, costs_by_plates(*pair), *map(samples, pair))
+        nodes = pair[1].nodes.values()
+        run.params = {site["name"]: site["value"] for site in nodes if site["type"] == "param"}
+        return run
 
 
 class SharedNoise:
@@ -475,10 +431,7 @@ class DisARM_ELBO(SubstitutingELBO):
         result = {}
         for name, site in hard.sites.items():
             if site.kind is not Bit:
-                raise ValueError(
-                    f"site {name!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use"
-                    " REBAR_ELBO or RLOO_ELBO"
-                )
+                refuse_one_hot(name)
             b, opposite = hard.values[name], Bit.hard(site.a - shared.noise(site)).detach()
             at = lambda other: opposite if other.name == site.name else shared.b(other)  # noqa: E731, B023
             with torch.no_grad():

@@ -1,0 +1,45 @@
+"""What automatic guides of both sides say of the sizes, rows and masks that they follow."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+
+def signature(value: Any) -> Any:
+    """The shapes of arguments, and the integers and words among them: what sizes depend on."""
+    if hasattr(value, "shape"):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return tuple((key, signature(x)) for key, x in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(signature, value))
+    return value if isinstance(value, int | str) else None
+
+
+def check_broadcast(site: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Refuses starting logits of another shape than a site's, or than that of all its rows."""
+    try:
+        fits = np.broadcast_shapes(given, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"site {site!r}: init_logits of shape {given} do not fit {wanted}")
+
+
+def check_full_size(plate: str, known: int, size: int) -> None:
+    """Refuses other data than that which an automatic guide has logits for."""
+    if known != size:
+        raise ValueError(
+            f"plate {plate!r} has {size} rows, and the automatic guide has logits for {known}: make"
+            " a guide of its own for other data; a minibatch is a part of the plate,"
+            " plate(name, size, subsample_size=...)"
+        )
+
+
+def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
+    """An automatic guide reads masks off a run of the model, whose draws are others."""
+    raise ValueError(
+        f"site {site!r}: its mask depends on the latent {latent!r}, which an automatic guide cannot"
+        " follow: write the guide by hand, under the same mask"
+    )

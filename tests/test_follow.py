@@ -1,0 +1,127 @@
+"""An automatic guide has the masks, scales and rows that its model has."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+LOGITS = np.array([[0.3, -0.2, 0.9], [1.0, 0.0, -0.5], [0.1, 0.2, -1.0]])
+PRIOR = np.array([0.5, 0.3, 0.2])
+LOCS = np.array([-1.5, 0.0, 2.0])
+X = np.array([[0.5, -1.0, 1.5], [0.1, 0.9, -0.7]])
+LENGTHS = np.array([2, 1, 2])
+SEEN = np.arange(2)[:, None] < LENGTHS
+ROWS = np.array([2, 0])  # of which a minibatch is made
+
+
+class Masked:
+    """Sequences of several lengths, with a mask or a scale of each kind, and the same guide."""
+
+    def __init__(self, backend, kind):
+        self.backend, self.kind = backend, kind
+
+    def site(self, t, law, seen):
+        ppl, backend = self.backend.ppl, self.backend
+        name, kind = f"z{t}", self.kind
+        if kind == "law":
+            return ppl.sample(name, backend.mask(law, seen))
+        if kind == "scale":
+            return backend.scaled(lambda: ppl.sample(name, law), 0.5)()
+        return backend.masked(lambda: ppl.sample(name, law), seen)()
+
+    def model(self):
+        b = self.backend
+        with b.ppl.plate("rows", 3):
+            for t in range(2):
+                law = b.gs.OneHotCategorical(probs=b.array(PRIOR))
+                z = self.site(t, law, SEEN[t])
+                x = b.native.Normal(b.gs.select(b.array(LOCS), z), 1.0)
+                b.ppl.sample(f"x{t}", b.mask(x, SEEN[t]), obs=b.array(X[t]))
+
+    def guide(self):
+        b = self.backend
+        with b.ppl.plate("rows", 3):
+            for t in range(2):
+                a = b.ppl.param(f"a{t}", b.array(LOGITS))
+                self.site(t, b.gs.OneHotCategorical(logits=a), SEEN[t])
+
+    def auto(self, **options):
+        logits = {f"z{t}": self.backend.array(LOGITS) for t in range(2)}
+        return self.backend.gs.AutoGumbelSoftmax(self.model, init_logits=logits, **options)
+
+    def elbo(self):
+        """Sum over the classes; a scale is that of the latents' terms alone."""
+        log_q = log_softmax(LOGITS, -1)
+        kl = (np.exp(log_q) * (log_q - np.log(PRIOR))).sum(-1)
+        fit = -0.5 * (X[..., None] - LOCS) ** 2 - 0.5 * np.log(2 * np.pi)
+        fit = (np.exp(log_q) * fit).sum(-1)
+        weight = 0.5 if self.kind == "scale" else SEEN
+        return (SEEN * fit - weight * kl).sum()
+
+
+KINDS = ["handler", "law", "scale"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_and_scales_are_the_models(backend, kind):
+    """By straight-through draws: loss and gradient of a guide by hand, for the same noise."""
+    gs, program = backend.gs, Masked(backend, kind)
+    options = {"family": gs.STGumbelSoftmax}
+    model = gs.relax(program.model, 0.5, **options)
+    auto, hand = program.auto(temperature=0.5, **options), gs.relax(program.guide, 0.5, **options)
+    elbo = backend.infer.TraceMeanField_ELBO()
+    gs.check(model, auto, elbo)
+    seeds = range(200)
+    found, expected = (backend.gradients(elbo, model, guide, seeds) for guide in (auto, hand))
+    losses, known = (np.array([loss for loss, _ in runs]) for runs in (found, expected))
+    error = losses.std() / np.sqrt(len(seeds))
+    assert abs(losses.mean() + program.elbo()) < 5 * error  # fails once in two million seeds
+    assert abs(known.mean() + program.elbo()) < 5 * error
+    for t in range(2):
+        name = backend.auto_logits(f"z{t}")
+        ours, theirs = (
+            np.mean([gradient[name] for _, gradient in runs], 0)
+            for runs, name in ((found, name), (expected, f"a{t}"))
+        )
+        np.testing.assert_allclose(ours, theirs, atol=0.5)
+        unseen = ~SEEN[t] if kind != "scale" else np.zeros(3, bool)
+        np.testing.assert_array_equal(ours[unseen], 0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_masks_under_enumeration(backend, kind):
+    program, enumerated = Masked(backend, kind), backend.gs.config_enumerate
+    loss = backend.enumerated_loss(enumerated(program.model), enumerated(program.auto()), 1)
+    assert loss == pytest.approx(-program.elbo(), rel=1e-6)
+
+
+def test_mask_of_a_latent_is_refused(backend):
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        with ppl.plate("rows", 2):
+            z = ppl.sample("z", gs.OneHotCategorical(probs=backend.array(PRIOR)))
+            law = gs.OneHotCategorical(probs=backend.array(PRIOR))
+            ppl.sample("w", law.mask(z[..., 0] > 0.5))
+
+    with pytest.raises(ValueError, match="site 'w': its mask depends on the latent 'z'"):
+        backend.trace(gs.AutoGumbelSoftmax(model, 0.5), 0)
+
+
+def test_mask_of_the_rows_of_a_minibatch(backend):
+    """Each draw of rows has its own mask: a masked row has a gradient of zero throughout."""
+    ppl, gs, seen = backend.ppl, backend.gs, np.array([True, False, True, True, False, True])
+
+    def model():
+        with ppl.plate("rows", 6, subsample_size=2) as rows:
+            law = gs.OneHotCategorical(probs=backend.array(PRIOR))
+            z = ppl.sample("z", backend.mask(law, backend.array(seen, "bool")[rows]))
+            loc = gs.select(backend.array(LOCS), z)
+            x = backend.native.Normal(loc, 1.0)
+            ppl.sample("x", backend.mask(x, backend.array(seen, "bool")[rows]), obs=loc * 0 + 1.0)
+
+    guide = gs.AutoGumbelSoftmax(model, 0.5, init_logits=backend.array([1.0, 0.0, 0.0]))
+    elbo, name = backend.infer.TraceMeanField_ELBO(), backend.auto_logits("z")
+    relaxed = gs.relax(model, 0.5)
+    gradients = [g[name] for _, g in backend.gradients(elbo, relaxed, guide, range(40))]
+    moved = (np.array(gradients) != 0).any((0, 2))
+    np.testing.assert_array_equal(moved, seen)
