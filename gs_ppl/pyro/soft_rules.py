@@ -241,7 +241,8 @@ def _moved(move: Callable, forms: Sequence[Form]) -> list[Form]:
         return flat.reshape(flat.shape[:lead] + p.shape)
 
     axes: list[list[Axis]] = []
-    for sites, weights, ids in (zip(*drawn) for drawn in zip(*[form.axes for form in forms])):
+    for drawn in zip(*[form.axes for form in forms], strict=True):
+        sites, weights, ids = zip(*drawn, strict=True)
         at = positions([x.shape for x in ids])
         names = frozenset().union(*sites)
         axes.append([Axis(names, taken(weights, 1, *p), taken(ids, 0, *p)) for p in at])
