@@ -72,3 +72,82 @@ def test_refused(backend, side, more, name):  # noqa: F811
     with pytest.raises(side.module.SoftIndexError) as error:
         side.make(form)(**ys)
     assert operation in str(error.value)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["number", "number_where", "number_root", "lgamma", "exp_bit"])
+def test_numbers_have_the_dtype_of_the_weights(backend, side, more, name, dtype):  # noqa: F811
+    """Not torch's default, which its integers would take."""
+    t = vars(base.TABLES)
+    tables = {n: backend.array(x, dtype) for n, x in t.items() if x.dtype.kind == "f"}
+    ys = {n: backend.array(base.given(n, base.WEIGHTS[n]), dtype) for n in "zb"}
+    m = side.module
+
+    def program():
+        z, b = m.soft_index("z", ys["z"]), m.soft_bit("b", ys["b"])
+        return more.FORMS[name](base.SimpleNamespace(z=z, b=b), base.SimpleNamespace(**tables))
+
+    assert backend.dtype(m.interpret(program)()) == dtype
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's word on torch.jit
+@pytest.mark.parametrize("name", ["index_matrix", "index_same", "where", "bit_not", "stack", "any"])
+def test_traced_by_torch_jit(backend, side, name):  # noqa: F811
+    """Other weights than those it was traced at."""
+    names = base.sites_of(base.FORMS[name])
+    program = side.make(side.forms.FORMS[name])
+
+    def total(*ys):
+        return program(**dict(zip(names, ys, strict=True)))
+
+    ys = [backend.array(base.given(n, base.WEIGHTS[n])) for n in names]
+    traced = backend.torch.jit.trace(total, tuple(y.roll(1, 0) for y in ys), check_trace=False)
+    np.testing.assert_allclose(traced(*ys), total(*ys), rtol=0, atol=1e-14)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("name", ["index_matrix", "index_column", "hot_dot", "where_matrix"])
+def test_memory_of_a_table_is_that_of_the_result(backend, side, name):  # noqa: F811
+    """No tensor of classes x draws x columns, neither forward nor backward."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, backend.torch.Tensor) and 0 not in out.stride():
+                sizes.append(out.numel())
+            return out
+
+    m, n, k, d = side.module, 40, 30, 50
+    y = backend.array(np.full((n, k), 1 / k)).requires_grad_()
+    arrays = {"D": (k, d), "X": (n, d)}
+    tables = base.SimpleNamespace(**{x: backend.array(np.ones(s)) for x, s in arrays.items()})
+
+    def program():
+        s = base.SimpleNamespace(z=m.soft_index("z", y), h=m.soft_one_hot("h", y))
+        return side.forms.FORMS[name](s, tables)
+
+    with Sizes():
+        m.interpret(program)().sum().backward()
+    assert 0 < max(sizes) <= 2 * n * d
+
+
+def test_infinity_of_a_choice_at_weight_zero(backend, side):  # noqa: F811
+    """0 * inf is 0 there, with a gradient that is finite."""
+    x, u = backend.array([-np.inf, -np.inf]), backend.array([2.0, 3.0])
+
+    def total(y):
+        m = side.module
+        value = m.interpret(lambda: backend.lib.where(m.soft_index("z", y) == 0, x, u))()
+        return value.sum(), value
+
+    value_and_grad = backend.value_and_grad(total)
+    value, (gradient,) = value_and_grad(backend.array([[0.0, 1.0], [0.0, 1.0]]))
+    np.testing.assert_allclose(value, [2.0, 3.0])
+    assert np.isfinite(gradient).all()
+    value, _ = value_and_grad(backend.array([[0.0, 1.0], [0.5, 0.5]]))
+    np.testing.assert_allclose(value, [2.0, -np.inf])
