@@ -97,7 +97,7 @@ def is_integer(law: Any) -> bool:
 
 def is_count(law: Any) -> bool:
     """Whether it counts, for which Pyro has floats."""
-    return isinstance(law, COUNTS) or getattr(law, "floating", False)
+    return isinstance(law, COUNTS) or (isinstance(law, FiniteIntegers) and law.floating)
 
 
 def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
