@@ -189,16 +189,6 @@ def lengths(get, t):
     return out.sum() + t.locs[c].sum()
 
 
-def traced_start(get, t):
-    """A carry that begins with an integer that only the running program knows."""
-
-    def step(c, i):
-        z = get(i)
-        return z, (t.T[c, z] * t.X3[i]).sum()
-
-    return lax.scan(step, (t.X3[0] > 9).astype(int), jnp.arange(3))[1].sum()
-
-
 def returned(get, t):
     def step(c, i):
         z = get(i)
@@ -235,9 +225,9 @@ def ppl_scan(get, t):
     return (out * t.X3).sum()
 
 
-FLOW = [first_order, second_order, lengths, traced_start, returned, over_draws, branches, ppl_scan]
+FLOW = [first_order, second_order, lengths, returned, over_draws, branches, ppl_scan]
 
-# what scan refuses: draws that a carry would hold twice
+# what scan refuses: draws that a carry would hold twice, integers that it does not know
 
 
 def twice(get, t):
@@ -250,4 +240,14 @@ def besides(get, t):
     return lax.scan(lambda c, i: (get(i), t.T[c, z].sum()), z, jnp.arange(3))[1].sum()
 
 
-CARRIES = [twice, besides]
+def traced_start(get, t):
+    """A carry that begins with an integer that only the running program knows."""
+
+    def step(c, i):
+        z = get(i)
+        return z, (t.T[c, z] * t.X3[i]).sum()
+
+    return lax.scan(step, (t.X3[0] > 9).astype(int), jnp.arange(3))[1].sum()
+
+
+CARRIES = [twice, besides, traced_start]

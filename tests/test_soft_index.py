@@ -307,8 +307,12 @@ def test_refusal_of_jax(backend, side):
 # --- control flow, which only JAX has -------------------------------------------------------------
 
 STEPS = RNG.dirichlet(np.ones(3), size=(3, 2))
-FLOW = ["first_order", "second_order", "lengths", "traced_start", "returned", "over_draws"]
-FLOW += ["branches", "ppl_scan"]
+FLOW = ["first_order", "second_order", "lengths", "returned", "over_draws", "branches", "ppl_scan"]
+CARRIES = {
+    "twice": "a carry that holds one draw",
+    "besides": "a carry that holds one draw",
+    "traced_start": "a carry that begins with an array of integers",
+}
 
 
 def flow_tables(jnp, dtype="float64"):
@@ -351,12 +355,16 @@ def test_flow(backend, side, name):
 
 
 @pytest.mark.only("numpyro")
-@pytest.mark.parametrize("name", ["twice", "besides"])
-def test_carry_of_one_draw_twice(backend, side, name):
-    t = SimpleNamespace(**flow_tables(backend.jnp))
-    form = getattr(side.forms, name)
-    with pytest.raises(side.module.SoftIndexError, match="site 'z': a carry that holds one draw"):
-        side.module.interpret(lambda: form(steps(side.module, backend.array(STEPS)), t))()
+@pytest.mark.parametrize("name", CARRIES)
+def test_refused_carry(backend, side, name):
+    form, y = getattr(side.forms, name), backend.array(STEPS)
+
+    def total(t):
+        t = SimpleNamespace(**t)
+        return side.module.interpret(lambda: form(steps(side.module, y), t))()
+
+    with pytest.raises(side.module.SoftIndexError, match=f"site 'z': {CARRIES[name]}"):
+        backend.jax.jit(total)(flow_tables(backend.jnp))
 
 
 @pytest.mark.only("numpyro")
