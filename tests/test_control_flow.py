@@ -67,6 +67,20 @@ def test_enumeration_in_scan_is_exact(backend, kind):
     assert float(density) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["bit", "Categorical"])
+def test_relaxed_integers_in_scan(backend, kind):
+    """Enumerated they are the integers again; an automatic guide has one row a step."""
+    gs, (model, table) = backend.gs, chain(backend, kind)
+    relaxed = gs.relax(model, 0.5)
+    expected = np.logaddexp.reduce(log_joints(table))
+    for program in (relaxed, gs.discretize(relaxed)):
+        loss = backend.enumerated_loss(gs.config_enumerate(program), lambda: None, 0)
+        assert -loss == pytest.approx(expected, rel=1e-10)
+    guide = gs.AutoGumbelSoftmax(model, 0.5)
+    gs.check(relaxed, guide, backend.infer.TraceMeanField_ELBO())
+    assert np.shape(backend.trace(guide, 0)["z"]) == ((4,) if kind == "bit" else (4, 3))
+
+
 def test_gradient_and_plate_and_enumerated_start(backend):
     """A latent before scan, sequences in a plate, a parameter: value and slope by hand."""
     import jax

@@ -8,6 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import binom, norm, poisson
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=4)
@@ -321,3 +322,270 @@ def test_compare(backend):
     np.testing.assert_allclose(report.evidence.mean, evidence, rtol=1e-5)
     np.testing.assert_allclose(report.elbo.mean, table.mean() + np.log(4), rtol=1e-5)
     np.testing.assert_allclose(report.marginals["t"].exact, np.exp(table - evidence), rtol=1e-4)
+
+
+# --- options of relax and of the automatic guide --------------------------------------------------
+
+
+def marked(s):
+    """Two classes that the PPL's own enumeration would sum out."""
+    enumerate_ = {"infer": {"enumerate": "parallel"}}
+    law = s.d.Categorical(probs=s.array(PRIOR))
+    z, w = (s.ppl.sample(name, law, **enumerate_) for name in "zw")
+    s.ppl.sample("x", s.d.Normal(s.array(LOCS)[z] + s.array(LOCS)[w], 1.0), obs=s.array(0.3))
+
+
+def test_sites_on_both_sides(backend):
+    """The others are enumerated as they are marked."""
+    s, gs = Side(backend), backend.gs
+    model = lambda: marked(s)  # noqa: E731
+    relaxed = gs.relax(model, 0.5, sites=["z"])
+    guide = gs.AutoGumbelSoftmax(model, 0.5, sites=["z"])
+    assert list(backend.trace(guide, 0)) == ["z"]
+    loss = gs.TraceEnum_ELBO(max_plate_nesting=0)
+    gs.check(relaxed, guide, loss)
+    value, _ = backend.loss_and_gradient(loss, relaxed, guide, 0)
+    y = backend.numpy(backend.trace(backend.gs.relax(model, 0.5, sites=["z"]), 0)["z"])
+    assert np.isfinite(value)
+    assert y.shape == (3,)
+
+
+SITES = {  # sites of the model and of the guide, the refusal
+    "model alone": (
+        ["z"],
+        None,
+        "site 'w': the guide gives weights of its classes, .* same sites=",
+    ),
+    "guide alone": (None, ["z"], "site 'w': .* neither in the guide nor enumerated"),
+    "no such site": (None, ["q"], "no discrete latent site is called 'q'"),
+}
+
+
+@pytest.mark.parametrize("case", SITES)
+def test_sites_differ(backend, case):
+    of_model, of_guide, message = SITES[case]
+    s, gs = Side(backend), backend.gs
+    model = lambda: marked(s)  # noqa: E731
+    guide = gs.AutoGumbelSoftmax(model, 0.5, sites=of_guide)
+    with pytest.raises(ValueError, match=message):
+        gs.check(gs.relax(model, 0.5, sites=of_model), guide, backend.infer.TraceMeanField_ELBO())
+
+
+RATE = np.array([0.7, 2.0])
+
+
+def arrivals(s):
+    """Counts without end."""
+    with s.ppl.plate("rows", 2):
+        n = s.ppl.sample("n", s.d.Poisson(s.array(RATE)))
+        s.ppl.sample("x", s.d.Normal(n * 1.0, 1.0), obs=s.array([0.5, 2.5]))
+
+
+def test_truncated_counts(backend):
+    """Vertices agree up to the mass that is left out; the exact evidence is that of the table."""
+    s, gs = Side(backend), backend.gs
+    model = lambda: arrivals(s)  # noqa: E731
+    relaxed = gs.relax(model, 0.5, truncate={"n": 8})
+    inside = poisson.cdf(8, RATE)
+    for n in ([0, 8], [3, 1]):
+        value = backend.log_joint(relaxed, {"n": backend.array(np.eye(9)[n])})
+        wanted = backend.log_joint(model, {"n": s.totals(np.array(n))}) - np.log(inside).sum()
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-11)
+    table = poisson.pmf(np.arange(9)[:, None], RATE) / inside
+    table = table * norm.pdf([0.5, 2.5], np.arange(9)[:, None])
+    loss = backend.enumerated_loss(gs.config_enumerate(relaxed), lambda: None, 1)
+    np.testing.assert_allclose(-loss, np.log(table.sum(0)).sum(), rtol=1e-10)
+
+
+def test_the_tail_is_checked(backend):
+    s, gs = Side(backend), backend.gs
+    loss = backend.infer.TraceMeanField_ELBO()
+
+    def check(largest, **options):
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        relaxed = gs.relax(lambda: arrivals(s), 0.5, truncate={"n": largest}, **options)
+        gs.check(relaxed, gs.AutoGumbelSoftmax(relaxed, 0.5), loss)
+
+    check(8)
+    check(3, max_tail=0.2)
+    tail = f"{1 - poisson.cdf(3, 2.0):.2g}"  # of the worst row
+    with pytest.raises(ValueError, match=rf"'n': its counts above 3 .* {tail}, more than .*0\.001"):
+        check(3)
+
+
+TRUNCATED = {
+    "name": ({"q": 5}, "no discrete latent site is called 'q'"),
+    "fraction": ({"n": 2.5}, "'n': truncate wants the largest count, 1 or more, got 2.5"),
+    "zero": ({"n": 0}, "'n': truncate wants the largest count"),
+    "continuous": ({"x": 3, "n": 5}, "'x': truncate is for laws of counts .* got Normal"),
+}
+
+
+@pytest.mark.parametrize("case", TRUNCATED)
+def test_truncation_is_refused(backend, case):
+    truncate, message = TRUNCATED[case]
+    s = Side(backend)
+
+    def program():
+        s.ppl.sample("n", s.d.Poisson(s.array(2.0)))
+        s.ppl.sample("x", s.d.Normal(s.array(0.0), 1.0))
+
+    with pytest.raises(ValueError, match=message):
+        backend.trace(backend.gs.relax(program, 0.5, truncate=truncate), 0)
+
+
+def test_rows_of_counts_are_enumerated(backend):
+    """Neither PPL does it where the totals differ; a relaxed one is lowered to its table."""
+    s, x = Side(backend), backend.array(X)
+    relaxed = backend.gs.relax(lambda: counted(s, x), 0.5)
+    wanted = sum(
+        np.log((binom.pmf(np.arange(n + 1), n, 0.3) * norm.pdf(X[i], np.arange(n + 1))).sum())
+        for i, n in enumerate([1, 3])
+    )
+    for program in (relaxed, backend.gs.discretize(relaxed)):
+        loss = backend.enumerated_loss(backend.gs.config_enumerate(program), lambda: None, 1)
+        np.testing.assert_allclose(-loss, wanted, rtol=1e-10)
+
+
+# --- guides, estimators, partly observed sites ----------------------------------------------------
+
+
+def hand_written(s, make):
+    def guide():
+        a = s.ppl.param("a", s.array(np.random.default_rng(1).normal(size=(4, 3))))
+        with s.ppl.plate("data", 4):
+            s.ppl.sample("z", make(a))
+
+    return guide
+
+
+GUIDES = {  # law of the guide, whether it is relaxed, the refusal
+    "Categorical": (lambda s, a: s.d.Categorical(logits=a), True, None),
+    "OneHotCategorical": (lambda s, a: s.backend.gs.OneHotCategorical(logits=a), True, None),
+    "hard": (lambda s, a: s.backend.gs.STGumbelSoftmax(0.5, logits=a), False, None),
+    "soft": (lambda s, a: s.backend.gs.SoftOneHotCategorical(0.5, logits=a), False, None),
+    "density": (
+        lambda s, a: s.backend.gs.GumbelSoftmax(0.5, logits=a),
+        False,
+        "density with a mass",
+    ),
+    "indices": (lambda s, a: s.d.Categorical(logits=a), False, "'z': .*class indices"),
+}
+
+
+@pytest.mark.parametrize("case", GUIDES)
+def test_which_guides_fit(backend, case):
+    make, relaxed, message = GUIDES[case]
+    s, gs, x = Side(backend), backend.gs, backend.array(X)
+    guide = hand_written(s, lambda a: make(s, a))
+    guide = gs.relax(guide, 0.5) if relaxed else guide
+    pair = gs.relax(lambda: mixture(s, x), 0.5), guide
+    mean_field = backend.infer.TraceMeanField_ELBO()
+    if message is None:
+        gs.check(*pair, mean_field)
+        return
+    with pytest.raises(ValueError, match=message):
+        gs.check(*pair, mean_field if case == "density" else backend.infer.Trace_ELBO())
+
+
+ESTIMATORS = ["MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO"]
+
+
+@pytest.mark.parametrize("elbo", ESTIMATORS)
+def test_estimators_as_one_hot(backend, elbo):
+    """Loss and gradient of one draw, from one seed."""
+    s, gs, x = Side(backend), backend.gs, backend.array(X)
+    laws = {False: s.d.Categorical, True: gs.OneHotCategorical}
+    found = []
+    for hot, law in laws.items():
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        estimator = getattr(gs, elbo)()
+        guide = hand_written(s, lambda a, law=law: law(logits=a))
+        guide = estimator.wrap(guide) if hasattr(estimator, "wrap") else guide
+        model = lambda hot=hot: mixture(s, x, hot)  # noqa: E731
+        found.append(backend.loss_and_gradient(estimator, model, guide, 2))
+    (value, gradient), (wanted, slope) = found
+    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(gradient["a"], slope["a"], rtol=0, atol=1e-12)
+    assert (gradient["a"] != 0).all()
+
+
+def partly_observed(s, hot=False):
+    seen, mask = np.array([0, 1, 2, 1]), s.array([True, False, True, False], "bool")
+    law = s.backend.gs.OneHotCategorical if hot else s.d.Categorical
+    with s.ppl.plate("data", 4):
+        z = s.ppl.sample(
+            "z",
+            law(probs=s.array(PRIOR)),
+            obs=s.array(np.eye(3)[seen]) if hot else s.ints(seen),
+            obs_mask=mask,
+        )
+        loc = z @ s.array(LOCS) if hot else s.array(LOCS)[z]
+        s.ppl.sample("x", s.d.Normal(loc, 1.0), obs=s.array(X))
+
+
+def test_partly_observed(backend):
+    s, gs = Side(backend), backend.gs
+    value, wanted = (
+        float(backend.seeded_log_joint(gs.relax(lambda hot=hot: partly_observed(s, hot), 0.5), 1))
+        for hot in (False, True)
+    )
+    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12)
+    model = lambda: partly_observed(s)  # noqa: E731
+    guide = gs.AutoGumbelSoftmax(model, 0.5)
+    gs.check(gs.relax(model, 0.5), guide, backend.infer.TraceMeanField_ELBO())
+    recorded = backend.recorded(gs.relax(model, 0.5), 1)
+    y = backend.numpy(recorded["z_unobserved"]).argmax(-1)
+    np.testing.assert_array_equal(backend.numpy(recorded["z"]), [0, y[1], 2, y[3]])
+
+
+@pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
+def test_what_is_certain(backend, family):
+    """Bits and classes of probability 0 or 1 are those values, and have no gradient."""
+    s = Side(backend)
+
+    def total(p, q):
+        def program():
+            b = s.ppl.sample("b", s.d.Bernoulli(probs=p))
+            z = s.ppl.sample("z", s.d.Categorical(probs=q))
+            return b * 1.0, s.array(LOCS)[z]
+
+        relaxed = backend.gs.relax(program, 0.5, family=getattr(backend.gs, family))
+        out = {}
+        backend.trace(lambda: out.update(value=relaxed()), 0)
+        b, loc = out["value"]
+        return b.sum() + loc.sum(), backend.stack([b[0], b[1], loc])
+
+    p, q = backend.array([0.0, 1.0]), backend.array([0.0, 1.0, 0.0])
+    value, gradient = backend.value_and_grad(total)(p, q)
+    np.testing.assert_allclose(value, [0, 1, LOCS[1]], rtol=1e-15)
+    assert all((g == 0).all() for g in gradient)
+
+
+def test_draws_of_a_guide_are_integers(backend):
+    s, x = Side(backend), backend.array(X)
+    model = lambda: mixture(s, x)  # noqa: E731
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    loss, schedule = backend.infer.TraceMeanField_ELBO(), lambda step: 0.5
+    _, params = backend.anneal(backend.gs.relax(model), guide, loss, schedule, 2)
+    data = backend.to_inference_data(model, guide, params=params, num_samples=3)
+    z = data.posterior["z"]
+    assert z.dtype.kind == "i"
+    assert z.shape == (1, 3, 4)
+
+
+def test_relaxed_twice(backend):
+    """The inner handler leaves the classes as the outer one has handed them over."""
+    s, x = Side(backend), backend.array(X)
+    once = backend.gs.relax(lambda: change_point(s, x), 0.5)
+    twice = backend.gs.relax(backend.gs.discretize(once), 0.5)
+    y = {"t": backend.array([0.1, 0.2, 0.3, 0.4])}
+    found, wanted = (backend.log_joint(program, y) for program in (twice, once))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_shown(backend):
+    law, seen = backend.native.Categorical(probs=backend.array(PRIOR)), []
+    program = lambda: seen.append(str(backend.ppl.sample("z", law)))  # noqa: E731
+    backend.trace(backend.gs.relax(program, 0.5), 0)
+    assert "'z'" in seen[0]
