@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-SECTIONS = ["speed", "steps", "memory"]
+SECTIONS = ["speed", "steps", "memory", "soft_index"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -3,8 +3,11 @@
 Loss and gradient of a run from one seed are those of the same program with one-hot vectors.
 """
 
+import importlib
+
 import numpy as np
 import pytest
+from scipy import stats
 
 RNG = np.random.default_rng(4)
 WEIGHTS, LOCS = np.array([0.2, 0.3, 0.5]), np.array([-1.5, 0.2, 1.4])
@@ -111,3 +114,27 @@ def test_single_precision(backend):
     wanted = loss("float64")
     with backend.single_precision():
         assert loss("float32") == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.only("numpyro")
+def test_cond_takes_both_branches(backend):
+    """By the weight of each, as `where` does; at a vertex it is the integer program's."""
+    cond = importlib.import_module("numpyro.contrib.control_flow").cond
+    locs = backend.array(LOCS)
+
+    def program():
+        z = backend.ppl.sample("z", law(backend, False, backend.array(WEIGHTS)))
+        loc = cond(z == 1, lambda k: 2 * locs[k], lambda k: locs[k] - 1, z)
+        backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.3))
+
+    relaxed = backend.gs.relax(program, 0.6)
+    for k in range(3):
+        wanted = backend.log_joint(program, {"z": backend.array(k, "int64")})
+        value = backend.log_joint(relaxed, {"z": backend.array(np.eye(3)[k])})
+        assert value == pytest.approx(wanted, abs=1e-12)
+    y = np.array([0.1, 0.2, 0.7])
+    mean = y @ LOCS
+    loc = y[1] * 2 * mean + (1 - y[1]) * (mean - 1)
+    wanted = y @ np.log(WEIGHTS) + stats.norm(loc).logpdf(0.3)
+    value = backend.log_joint(relaxed, {"z": backend.array(y)})
+    assert value == pytest.approx(wanted, abs=1e-12)
