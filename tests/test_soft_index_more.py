@@ -151,3 +151,26 @@ def test_infinity_of_a_choice_at_weight_zero(backend, side):  # noqa: F811
     assert np.isfinite(gradient).all()
     value, _ = value_and_grad(backend.array([[0.0, 1.0], [0.5, 0.5]]))
     np.testing.assert_allclose(value, [2.0, -np.inf])
+
+
+LAWS = {  # in the program, the score of a law at a soft value is the mean of its scores
+    "Categorical": (lambda d, p: d.Categorical(probs=p), "z"),
+    "Poisson": (lambda d, p: d.Poisson(1.5 * p[0]), "z"),
+    "Bernoulli": (lambda d, p: d.Bernoulli(probs=p[0]), "b"),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_score_of_a_law_at_a_soft_value(backend, side, name):  # noqa: F811
+    make, site = LAWS[name]
+    p, weights = backend.array([0.2, 0.3, 0.5]), base.WEIGHTS[site]
+    y, m = backend.array(base.given(site, weights)), side.module
+    soft = m.soft_bit if site == "b" else m.soft_index
+
+    def at(value):
+        return make(backend.native, p).log_prob(value)
+
+    dtype = None if site == "b" else "int64"
+    cells = [backend.numpy(at(backend.array(k, dtype))) for k in range(weights.shape[-1])]
+    value = backend.numpy(m.interpret(lambda: at(soft("s", y)))())
+    np.testing.assert_allclose(value, weights @ cells, rtol=0, atol=1e-12)

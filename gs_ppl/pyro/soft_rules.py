@@ -57,7 +57,7 @@ PRODUCTS = "mul multiply __mul__ __rmul__"
 QUOTIENTS = "div divide true_divide __truediv__ __div__ reciprocal __rtruediv__ __rdiv__"
 ENDS = (
     "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan sinh cosh tanh atan sigmoid expit"
-    " logit lgamma digamma erf softplus logsigmoid"
+    " logit lgamma digamma erf softplus logsigmoid xlogy"
 )
 _SUMS, _PRODUCTS, _QUOTIENTS, _ENDS = map(_functions, (SUMS, PRODUCTS, QUOTIENTS, ENDS))
 GETITEM = Tensor.__getitem__
@@ -396,13 +396,13 @@ def _isin(func: Callable, z: Any, values: Any, **kwargs: Any) -> SoftIndex:
 @_rule("any all sum prod amax amin argmax _is_all_true")
 def _reduced(func: Callable, z: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Over the classes of one draw; over draws, where it is the same for all of them."""
-    name, n, form = name_of(func), z.ndim, z.form
+    name, n, form = name_of(func).replace("_is_all_true", "all"), z.ndim, z.form
     m, dim = len(form.axes), kwargs.pop("axis", dim)
     dims = range(n) if dim is None else [dim] if isinstance(dim, int) else dim
     dims = sorted(d % n - n for d in dims)
     kept = {d: 1 if d in dims else form.shape[d] for d in range(-n, 0) if keepdim or d not in dims}
     shape = torch.Size(kept.values())
-    if name in ("all", "_is_all_true") and form.table.all():
+    if name == "all" and form.table.all():
         return torch.ones(shape, dtype=torch.bool, device=z.device)
     if any(axis.ids.shape[d] > 1 for axis in form.axes for d in dims):
         if name == "any" and not form.table.any():
@@ -448,10 +448,8 @@ def _scattered(func: Callable, t: Any, dim: int, index: Any, source: Any, **kwar
 
 
 @_rule(
-    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones"
-    " new_full new_empty new_tensor size dim ndimension numel nelement __len__ is_floating_point"
-    " is_complex is_signed get_device is_contiguous stride element_size is_cuda layout is_sparse"
-    " is_quantized is_meta is_nested itemsize nbytes is_leaf names retains_grad"
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full"
+    " new_empty new_tensor size dim ndimension numel nelement __len__ is_floating_point is_complex"
 )
 def _like(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
     if soft_in(args, kwargs):
@@ -489,3 +487,4 @@ def _others(func: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 RULES[None] = _others
+RULES[Tensor.__format__] = lambda func, z, spec: repr(z)

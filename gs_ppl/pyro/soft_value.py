@@ -90,12 +90,6 @@ class SoftIndex(Tensor):
         weights = "; ".join(str(axis.weights.movedim(0, -1)) for axis in self.form.axes)
         return f"<soft index of {named(sites_of(self))}: {tuple(self._shape)}, weights {weights}>"
 
-    def __format__(self, spec: str) -> str:
-        return repr(self)
-
-    def __hash__(self) -> int:
-        return id(self)
-
     @classmethod
     def __torch_function__(
         cls, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
