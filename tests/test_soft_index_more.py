@@ -170,7 +170,7 @@ def test_score_of_a_law_at_a_soft_value(backend, side, name):  # noqa: F811
     def at(value):
         return make(backend.native, p).log_prob(value)
 
-    dtype = None if site == "b" else "int64"
+    dtype = "int64" if name == "Categorical" else None
     cells = [backend.numpy(at(backend.array(k, dtype))) for k in range(weights.shape[-1])]
     value = backend.numpy(m.interpret(lambda: at(soft("s", y)))())
     np.testing.assert_allclose(value, weights @ cells, rtol=0, atol=1e-12)
