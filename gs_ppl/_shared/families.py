@@ -176,6 +176,14 @@ def refuse_class_indices(site: str) -> None:
     )
 
 
+def refuse_choice(site: str) -> None:
+    """A branch that a soft index chooses draws a site of its own."""
+    raise ValueError(
+        f"site {site!r} is drawn inside of cond, whose choice is a soft index: draw it before, and"
+        " choose by jnp.where"
+    )
+
+
 def refuse_soft_value(site: str, what: str, cure: str) -> None:
     """A soft index where a site wants an integer."""
     raise ValueError(f"site {site!r}: {what} is a soft index; {cure}")

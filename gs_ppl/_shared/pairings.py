@@ -168,13 +168,12 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
     )
 
 
-def has_divergence(known: Callable, guide: Any, model: Any) -> bool:
-    """Whether the registry of divergences has one of these laws."""
+def divergence(known: Callable, guide: Any, model: Any) -> Any:
+    """That of the registry of divergences; None where it has none of these laws."""
     try:
-        known(guide, model)
+        return known(guide, model)
     except NotImplementedError:
-        return False
-    return True
+        return None
 
 
 def to_probe(
@@ -188,8 +187,20 @@ def to_probe(
     return [[n for n in relaxed if sites[n].kind == kind] for kind in ("mass", "density")]
 
 
-def check_divergence(site: str, guide: PairedSite, elbo: str, *, analytic: bool) -> None:
-    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p."""
+def check_divergence(
+    site: str, guide: PairedSite, elbo: str, *, analytic: bool, infinite: bool = False
+) -> None:
+    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p.
+
+    And one that gives weight to what the model excludes: no gradient leads away from there.
+    """
+    if infinite:
+        raise ValueError(
+            f"site {site!r}: {guide.name} in the guide gives weight to a value that is impossible"
+            " in the model, so that their divergence is infinite: give init_logits that exclude it"
+            " (-inf, or inf for a bit that is 1), keep the model's probabilities off 0 and 1, or"
+            " mask the site there"
+        )
     if guide.is_soft_mass and not analytic:
         raise ValueError(
             f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide, whose"

@@ -33,8 +33,8 @@ from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.follow import Follows, SameRows, rows_of, terms_of
 from gs_ppl.numpyro.functional import Temperature
-from gs_ppl.numpyro.handlers import carry_log_values, event_dims, parameters
-from gs_ppl.numpyro.integers import classes, is_integer, of_values, values_of
+from gs_ppl.numpyro.handlers import carry_log_values, parameters
+from gs_ppl.numpyro.integers import classes, event_dims, is_integer, of_values, values_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
 
@@ -74,8 +74,8 @@ class SiteLogits(Follows):
         law = innermost(site["fn"])
         if is_integer(law):  # a vector of weights over its support
             self._values[name], given = classes(name, law)
-            law = OneHotCategorical(**given)
-            site["fn"] = rewrap(site["fn"], lambda _: law)
+            law = _one_hot(given)
+            site["fn"] = rewrap(site["fn"], partial(_in_place_of, law))
             site["value"] = jnp.zeros(site["fn"].shape(), law.logits.dtype)
         elif (values := values_of(law)) is not None:
             self._values[name] = values
@@ -272,6 +272,10 @@ class AutoGumbelSoftmax(SiteLogits):
 
 def _is_parameter(msg: dict[str, Any]) -> bool:
     return msg["type"] in ("param", "mutable")
+
+
+def _one_hot(given: dict[str, Any]) -> OneHotCategorical:
+    return OneHotCategorical(**given)
 
 
 def _in_place_of(law: Any, other: Any) -> Any:

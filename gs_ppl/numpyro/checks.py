@@ -23,7 +23,7 @@ from gs_ppl._shared.pairings import (
     check_pairing,
     check_tail,
     check_unpaired,
-    has_divergence,
+    divergence,
     to_probe,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
@@ -191,9 +191,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         laws = [trace[name]["fn"] for trace in (guide_trace, model_trace)]
         drawn = tuple(guide_trace[name]["kwargs"].get("sample_shape") or ())
         analytic = isinstance(loss, ANALYTIC_LOSSES) and bool(pair.is_soft_mass or drawn)
-        analytic = analytic and has_divergence(kl_divergence, *laws)
-        check_divergence(name, pair, type(loss).__name__, analytic=analytic)
-        if drawn and analytic:
+        kl = divergence(kl_divergence, *laws) if analytic else None
+        values = None if kl is None else read(kl)
+        infinite = pair.is_soft_mass and values is not None and bool(np.isposinf(values).any())
+        named = type(loss).__name__
+        check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
+        if drawn and kl is not None:
             raise ValueError(
                 f"site {name!r}: {type(loss).__name__} counts the divergence of one of the"
                 f" variables of sample_shape={drawn} in the guide: use a plate instead"

@@ -28,8 +28,14 @@ from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
-from gs_ppl.numpyro.handlers import discretize, event_dims, relax, select
-from gs_ppl.numpyro.integers import class_dims, index_in_support, is_integer, support_of
+from gs_ppl.numpyro.handlers import discretize, relax, select
+from gs_ppl.numpyro.integers import (
+    class_dims,
+    event_dims,
+    index_in_support,
+    is_integer,
+    support_of,
+)
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 

@@ -19,16 +19,16 @@ from numpyro.primitives import Messenger
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
-from gs_ppl.numpyro.handlers import (
+from gs_ppl.numpyro.handlers import bit, has_classes, is_latent, is_relaxed, logits_of
+from gs_ppl.numpyro.integers import (
+    COUNTS,
     IMPOSSIBLE,
-    bit,
+    FiniteIntegers,
+    IntegerIndex,
+    classes,
     event_dims,
-    has_classes,
-    is_latent,
-    is_relaxed,
-    logits_of,
+    values_of,
 )
-from gs_ppl.numpyro.integers import COUNTS, FiniteIntegers, IntegerIndex, classes, values_of
 from gs_ppl.numpyro.soft_index import constant
 
 __all__ = ["config_enumerate"]
@@ -72,8 +72,8 @@ def _lowered(site: str, law: Any) -> Any:
         return _integers(given["logits"], values)
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
-    if (values := values_of(law)) is not None:
-        return _integers(law.a, values)
+    if (integers := values_of(law)) is not None:
+        return _integers(law.a, integers)
     return OneHotIndex(logits_of(law), validate_args=False) if event_dims(law) else bit(law)
 
 

@@ -21,6 +21,7 @@ from gs_ppl._shared.families import (
     Family,
     Relaxation,
     check_sites,
+    refuse_choice,
     refuse_class_indices,
     refuse_integer,
     refuse_soft_value,
@@ -193,6 +194,8 @@ class RelaxMessenger(carry_log_values):
             msg["value"] = as_float(value) if value.is_float else hardened(value)
         if msg["type"] == "sample":
             if isinstance(msg["value"], Soft):
+                if msg.get("_control_flow_done"):
+                    refuse_choice(msg["name"])
                 refuse_soft_value(msg["name"], "obs", "give a float, as in obs=locs[z]")
             msg["fn"] = _without_soft(msg["name"], msg["fn"])
             msg["scale"] = as_float(msg["scale"])

@@ -40,6 +40,7 @@ def event_dims(law: Any) -> int | None:
 class IndexScored:
     """What a family is at an integer site: it scores vectors of weights, and integers besides."""
 
+    logits: Array
     values: ClassVar[tuple[int, ...]]
     max_tail: ClassVar[float | None]  # of the mass that truncation may leave out
     has_enumerate_support = False  # marks of the PPL's own enumeration do not reach it
@@ -51,7 +52,7 @@ class IndexScored:
         return (jnp.asarray(value)[..., None] == np.array(self.values)).astype(self.logits.dtype)
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
-        return super().log_prob(self.weights(value), intermediates)
+        return super().log_prob(self.weights(value), intermediates)  # type: ignore[misc]
 
 
 @cache
@@ -97,7 +98,8 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
         return tuple(range(law.logits.shape[-1])), {"logits": law.logits}
     if isinstance(law, FiniteIntegers):
         return law.values, {"logits": law.logits}
-    exists = None
+    exists: Any = None
+    at: Any
     if isinstance(law, COUNTS):
         support = np.arange(1 + int(_known(site, law, law.total_count).max()))
         exists = support.reshape(-1, *(1,) * len(law.batch_shape)) <= law.total_count
@@ -122,7 +124,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
 
 def _known(site: str, law: Any, x: Any) -> np.ndarray:
     """A parameter that the support depends on; under jit, one that the program's text shows."""
-    value = constant(x)
+    value: Any = constant(x)
     if value is None:
         refuse_support(site, type(law).__name__)
     return value

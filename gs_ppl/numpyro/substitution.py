@@ -27,8 +27,8 @@ from gs_ppl.numpyro._base import LogitsDistribution
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, samples, with_state
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import OneHotCategorical, SoftOneHotCategorical
-from gs_ppl.numpyro.handlers import event_dims, is_latent, relax
-from gs_ppl.numpyro.integers import is_integer
+from gs_ppl.numpyro.handlers import is_latent, relax
+from gs_ppl.numpyro.integers import event_dims, is_integer
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 

@@ -34,9 +34,10 @@ from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.follow import Follows, terms_of
 from gs_ppl.pyro.functional import Temperature
-from gs_ppl.pyro.handlers import event_dims, program_inside, random_state
+from gs_ppl.pyro.handlers import program_inside, random_state
 from gs_ppl.pyro.integers import (
     classes,
+    event_dims,
     is_count,
     is_integer,
     of_values,
@@ -73,11 +74,11 @@ class SiteLogits(Follows):
             if is_integer(law):  # a vector of weights over its support
                 values, given = classes(name, law)
                 self._values[name] = values, is_count(law)
-                law = OneHotCategorical(**given)
-                site["fn"] = rewrap(site["fn"], lambda _, law=law: law)
+                law = _one_hot(given)
+                site["fn"] = rewrap(site["fn"], partial(_in_place_of, law))
                 site["value"] = law.logits.new_zeros(site["fn"].shape())
-            elif (values := values_of(law)) is not None:
-                self._values[name] = values, law.floating
+            elif (integers := values_of(law)) is not None:
+                self._values[name] = integers, law.floating
             dims = event_dims(law)
             if dims is None:
                 continue
@@ -255,6 +256,10 @@ class AutoGumbelSoftmax(SiteLogits):
                     fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
                 result[name] = pyro.sample(name, fn)
         return result
+
+
+def _one_hot(given: dict[str, Any]) -> OneHotCategorical:
+    return OneHotCategorical(**given)
 
 
 def _in_place_of(law: Any, other: Any) -> Any:

@@ -22,7 +22,7 @@ from gs_ppl._shared.pairings import (
     check_rows,
     check_tail,
     check_unpaired,
-    has_divergence,
+    divergence,
     to_probe,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked
@@ -186,8 +186,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             )
         laws = [trace.nodes[name]["fn"] for trace in (guide_trace, model_trace)]
         analytic = isinstance(loss, ANALYTIC_LOSSES) and pair.is_soft_mass
-        analytic = analytic and has_divergence(kl_divergence, *laws)
-        check_divergence(name, pair, type(loss).__name__, analytic=analytic)
+        kl = divergence(kl_divergence, *laws) if analytic else None
+        infinite = kl is not None and bool(kl.isposinf().any())
+        named = type(loss).__name__
+        check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
     programs = (("model", model, model_trace), ("guide", guide, guide_trace))
     common = [
         [n for n in sites if n in in_guide and n in in_model] for sites in (in_guide, in_model)

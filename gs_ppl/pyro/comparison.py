@@ -25,15 +25,15 @@ from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
-from gs_ppl.pyro.handlers import (
-    annealed,
-    discretize,
+from gs_ppl.pyro.handlers import annealed, discretize, random_state, relax, select
+from gs_ppl.pyro.integers import (
+    class_dims,
+    classes,
     event_dims,
-    random_state,
-    relax,
-    select,
+    index_in_support,
+    is_integer,
+    support_of,
 )
-from gs_ppl.pyro.integers import class_dims, classes, index_in_support, is_integer, support_of
 from gs_ppl.pyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 

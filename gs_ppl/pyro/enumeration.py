@@ -14,8 +14,8 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import constraints
 
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
-from gs_ppl.pyro.handlers import _wrap, bit, event_dims, has_classes, is_latent
-from gs_ppl.pyro.integers import classes, integer_law, is_count, parameters, values_of
+from gs_ppl.pyro.handlers import _wrap, bit, has_classes, is_latent
+from gs_ppl.pyro.integers import classes, event_dims, integer_law, is_count, parameters, values_of
 
 __all__ = ["config_enumerate"]
 
@@ -75,8 +75,8 @@ def _lowered(site: str, law: Any) -> Any:
     dims = event_dims(law)
     if dims is None or isinstance(law, TorchBernoulli):
         return law
-    if (values := values_of(law)) is not None:
-        return integer_law(law.a, values, law.floating)
+    if (integers := values_of(law)) is not None:
+        return integer_law(law.a, integers, law.floating)
     return OneHotIndex(**parameters(law)) if dims else bit(law)
 
 

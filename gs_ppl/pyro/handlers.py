@@ -343,7 +343,7 @@ def relax(
     messenger = RelaxMessenger(relaxation, sites, truncate or {}, max_tail, reads=fn is not None)
     if fn is None:
         return messenger
-    program = interpret(fn)
+    program: Any = interpret(fn)
     program._gs_ppl_program = fn
     return update_wrapper(messenger(program), fn, updated=())
 

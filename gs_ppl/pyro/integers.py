@@ -40,6 +40,7 @@ def event_dims(law: Any) -> int | None:
 class IndexScored:
     """What a family is at an integer site: it scores vectors of weights, and integers besides."""
 
+    logits: Tensor
     values: ClassVar[tuple[int, ...]]
     floating: ClassVar[bool]  # whether the PPL's law has floats, as its counts do
     max_tail: ClassVar[float | None]  # of the mass that truncation may leave out
@@ -53,7 +54,7 @@ class IndexScored:
         return (value[..., None] == values).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(self.weights(value))
+        return super().log_prob(self.weights(value))  # type: ignore[misc]
 
 
 @cache
@@ -131,7 +132,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
 
 def truncated(site: str, law: Any, largest: int) -> tuple[tuple[int, ...], dict[str, Tensor]]:
     """The counts 0..largest, and their log-probabilities: what these lack in mass is the tail."""
-    support = getattr(law, "support", None)
+    support: Any = getattr(law, "support", None)
     counts = getattr(law, "event_shape", None) == () and getattr(support, "is_discrete", False)
     check_truncation(site, largest, type(law).__name__, counts)
     at = torch.arange(largest + 1, device=law.mean.device).to(law.mean.dtype)

@@ -25,8 +25,8 @@ from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro._elbo import SameRows, SurrogateELBO, costs_by_plates, samples, with_state
 from gs_ppl.pyro.distributions import OneHotCategorical, SoftOneHotCategorical
-from gs_ppl.pyro.handlers import event_dims, is_latent, relax
-from gs_ppl.pyro.integers import is_integer
+from gs_ppl.pyro.handlers import is_latent, relax
+from gs_ppl.pyro.integers import event_dims, is_integer
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
