@@ -18,6 +18,14 @@ from numpyro.ops.indexing import Vindex, vindex
 
 from gs_ppl.numpyro.soft_index import soft_index
 
+
+@jax.custom_jvp
+def share(z):
+    return z / z.sum()
+
+
+share.defjvps(lambda tangent, out, z: tangent)
+
 FORMS = {
     # tables
     "index": lambda s, t: t.locs[s.z],
@@ -146,6 +154,8 @@ REFUSED = {
     "assign_soft": (lambda s, t: t.perm.at[0].set(s.z[0]), "assignment"),
     "slice": (lambda s, t: lax.dynamic_slice_in_dim(s.z, s.g, 1), "soft index by a soft index"),
     "counts": (lambda s, t: jnp.bincount(s.z, length=3), "integers"),
+    "function": (lambda s, t: share(s.z), "element by element"),
+    "padded": (lambda s, t: t.T[jnp.concatenate([s.z, s.w])[:2], s.z], "share some of their"),
     "gradient": (
         lambda s, t: jax.grad(lambda y: t.D[soft_index("z", y)].sum())(jnp.ones(3)),
         "derivative",
@@ -213,6 +223,28 @@ def branches(get, t):
     return two + three + plain.sum()
 
 
+def functions(get, t):
+    """Those with a derivative of their own."""
+    z = get(0)
+    counts = jax.scipy.special.xlogy(z.astype(t.X3.dtype), jnp.exp(t.X3[1]))
+    return (jax.nn.relu(z - 1) * t.X3[0] + counts).sum()
+
+
+def traced_rows(get, t):
+    """Rows that only the running program knows, as of labels in a long table."""
+    z, w = get(0), get(1)
+    at = z[(t.X3[:, 0] > 0).astype(int)]
+    kept = jnp.where(t.X3[0] > 0, z, w)
+    row = lax.dynamic_index_in_dim(w, (t.X3[0, 0] > 0).astype(int), keepdims=False)
+    return (t.T[at, at] * t.X3[:, 0]).sum() + (t.locs[kept] * t.X3[1]).sum() + t.locs[row]
+
+
+def mapped(get, t):
+    """vmap inside of the program, over draws and tables."""
+    z = get(0)
+    return jax.vmap(lambda k, x: t.T[k, (k + 1) % 3] * x.sum())(z, t.X3.T).sum()
+
+
 def ppl_scan(get, t):
     def step(c, i):
         z = get(i)
@@ -226,6 +258,7 @@ def ppl_scan(get, t):
 
 
 FLOW = [first_order, second_order, lengths, returned, over_draws, branches, ppl_scan]
+FLOW += [functions, traced_rows, mapped]
 
 # what scan refuses: draws that a carry would hold twice, integers that it does not know
 

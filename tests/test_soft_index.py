@@ -300,14 +300,16 @@ def test_refusal_names_site_operation_and_cure(backend, side, name):
 
 
 @pytest.mark.only("numpyro")
-def test_refusal_of_jax(backend, side):
-    test_refusal_names_site_operation_and_cure(backend, side, "gradient")
+@pytest.mark.parametrize("name", ["function", "padded", "gradient"])
+def test_refusal_of_jax(backend, side, name):
+    test_refusal_names_site_operation_and_cure(backend, side, name)
 
 
 # --- control flow, which only JAX has -------------------------------------------------------------
 
 STEPS = RNG.dirichlet(np.ones(3), size=(3, 2))
 FLOW = ["first_order", "second_order", "lengths", "returned", "over_draws", "branches", "ppl_scan"]
+FLOW += ["functions", "traced_rows", "mapped"]
 CARRIES = {
     "twice": "a carry that holds one draw",
     "besides": "a carry that holds one draw",
@@ -395,6 +397,25 @@ def test_nothing_leaks(backend, side):
 
     with backend.jax.checking_leaks():
         backend.jax.make_jaxpr(total)(STEPS)
+
+
+@pytest.mark.only("numpyro")
+def test_names_of_jax(backend):
+    """What has moved from version to version, each as the trace uses it."""
+    jax, jnp, lax = backend.jax, backend.jnp, backend.jax.lax
+    versions = importlib.import_module("gs_ppl.numpyro._versions")
+    value = importlib.import_module("gs_ppl.numpyro.soft_value")
+    with versions.take_current_trace() as trace:
+        assert isinstance(trace, jax.core.Trace)
+    with versions.set_current_trace(trace), versions.take_current_trace() as same:
+        assert same is trace
+    aval = jax.core.ShapedArray((2,), jnp.dtype("int32"))
+    assert value.Soft(trace, aval, None).aval is aval
+    step = lambda c, x: (c + x + c.sum(), c)  # noqa: E731
+    const = lambda k, c, xs: lax.scan(lambda c, x: step(c, x * k), c, xs)  # noqa: E731
+    (eqn,) = jax.make_jaxpr(const)(jnp.ones(2), jnp.ones(2), jnp.ones((3, 2))).eqns
+    parts = versions.scan_parts(eqn.params, eqn.invars)
+    assert [[x.aval.shape for x in part] for part in parts] == [[(2,)], [(2,)], [(3, 2)]]
 
 
 def test_minus_infinity_at_weight_zero(backend, side):

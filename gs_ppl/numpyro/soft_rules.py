@@ -132,7 +132,8 @@ def _one_form(trace: Any, cases: list[Any]) -> bool:
 
 def by_cells(trace: Any, call: Callable, args: list[Any]) -> list[Any]:
     """A function with a derivative of its own, if it goes element by element."""
-    jaxpr = jax.make_jaxpr(lambda *xs: call(xs))(*map(spec_of, args)).jaxpr
+    closed = jax.make_jaxpr(lambda *xs: call(xs))(*map(spec_of, args))  # it can be called once
+    jaxpr: Any = closed.jaxpr
     if not _is_elementwise(jaxpr):
         refuse(sites_of(args), "a function that is not element by element", DRAWS_CURE)
     shape = jaxpr.outvars[0].aval.shape
@@ -143,7 +144,7 @@ def by_cells(trace: Any, call: Callable, args: list[Any]) -> list[Any]:
         jnp.broadcast_to(t, lead + np.shape(x)).astype(spec_of(x).dtype)
         for t, x in zip(tables, args, strict=True)
     ]
-    f: Callable = lambda *xs: call(xs)  # noqa: E731
+    f: Callable = partial(jax.core.eval_jaxpr, jaxpr, closed.consts)
     for _ in range(m):
         f = jax.vmap(f)
     outs = [trace.make(t, axes, jax.ShapeDtypeStruct(shape, t.dtype)) for t in f(*cells)]
