@@ -239,6 +239,17 @@ def traced_rows(get, t):
     return (t.T[at, at] * t.X3[:, 0]).sum() + (t.locs[kept] * t.X3[1]).sum() + t.locs[row]
 
 
+def totals(get, t):
+    """Floats in the carry that begin with 0, integers that count the steps."""
+
+    def step(carry, i):
+        total, n = carry
+        return (total + get(i)[0] * t.X3[n, 0], n + 1), total
+
+    (total, _), out = lax.scan(step, (0.0, 0), jnp.arange(3))
+    return total + out.sum()
+
+
 def mapped(get, t):
     """vmap inside of the program, over draws and tables."""
     z = get(0)
@@ -258,7 +269,7 @@ def ppl_scan(get, t):
 
 
 FLOW = [first_order, second_order, lengths, returned, over_draws, branches, ppl_scan]
-FLOW += [functions, traced_rows, mapped]
+FLOW += [functions, traced_rows, mapped, totals]
 
 # what scan refuses: draws that a carry would hold twice, integers that it does not know
 

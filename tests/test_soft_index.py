@@ -309,7 +309,7 @@ def test_refusal_of_jax(backend, side, name):
 
 STEPS = RNG.dirichlet(np.ones(3), size=(3, 2))
 FLOW = ["first_order", "second_order", "lengths", "returned", "over_draws", "branches", "ppl_scan"]
-FLOW += ["functions", "traced_rows", "mapped"]
+FLOW += ["functions", "traced_rows", "mapped", "totals"]
 CARRIES = {
     "twice": "a carry that holds one draw",
     "besides": "a carry that holds one draw",

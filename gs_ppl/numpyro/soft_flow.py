@@ -1,6 +1,7 @@
 """What JAX's control flow does to soft indices: cond takes all branches, scan carries weights."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from gs_ppl.numpyro._versions import scan_parts, set_current_trace, take_current_trace
-from gs_ppl.numpyro.soft_rules import as_soft
+from gs_ppl.numpyro.soft_rules import as_soft, spec_of
 from gs_ppl.numpyro.soft_value import Axis, Soft, counter, fresh, full, mean, refuse
 
 __all__: list[str] = []
@@ -49,11 +50,11 @@ class Slot(NamedTuple):
         if not isinstance(x, Soft):
             return None
         if len(x.axes) > 1 or not isinstance(x.table, np.ndarray):
-            cure = "carry the draws themselves, or a float that is computed from them"
+            cure = "hand on the draws themselves, or a float that is computed from them"
             refuse(x.sites, "a carry that is computed from several draws or from an array", cure)
         (axis,) = x.axes
         draws = np.broadcast_shapes(axis.ids.shape, axis.weights.shape[1:])
-        return cls(x.table, draws, axis.sites, x.aval, axis.weights.dtype)
+        return cls(x.table, draws, axis.sites, spec_of(x), axis.weights.dtype)
 
     def join(self, other: "Slot") -> "Slot":
         """The slot that holds the values of both."""
@@ -62,6 +63,18 @@ class Slot(NamedTuple):
             refuse(self.sites | other.sites, "a carry whose classes change", cure)
         draws = np.broadcast_shapes(self.draws, other.draws)
         return self._replace(draws=draws, sites=self.sites | other.sites)
+
+    def stacked(self, length: int) -> "Slot":
+        """Of all steps."""
+        spec = self.spec.update(shape=(length, *self.spec.shape))
+        return self._replace(table=self.table[:, None], draws=(length, *self.draws), spec=spec)
+
+    def row(self) -> "Slot":
+        """Of one step."""
+        if self.table.shape[1] > 1:
+            refuse(self.sites, "scan over an array of integers and draws", "index in the body")
+        spec = self.spec.update(shape=self.spec.shape[1:])
+        return self._replace(table=self.table[:, 0], draws=self.draws[1:], spec=spec)
 
     def weights(self, trace: Any, x: Any) -> Any:
         """Those of a value; of a plain one, which is sure."""
@@ -74,10 +87,30 @@ class Slot(NamedTuple):
                 refuse(self.sites, "a carry that begins with an array of integers", cure)
         return full(jnp.asarray(x.axes[0].weights, self.dtype), 1, self.draws)
 
-    def value(self, trace: Any, weights: Any, token: int = 0) -> Soft:
+    def value(self, trace: Any, weights: Any, token: int) -> Soft:
         """As new draws."""
         axis = Axis(weights, fresh(self.draws), self.sites, token)
         return trace.make(self.table, [axis], self.spec)
+
+
+Slots = Sequence[Slot | None]
+
+
+def _weights(trace: Any, slots: Slots, xs: Sequence[Any]) -> list[Any]:
+    return [s.weights(trace, x) if s else x for s, x in zip(slots, xs, strict=True)]
+
+
+def _values(trace: Any, slots: Slots, xs: Sequence[Any], token: int | None) -> list[Any]:
+    """As new draws; without a token, they are not known from other draws of their sites."""
+    return [
+        s.value(trace, x, next(counter) if token is None else token) if s else x
+        for s, x in zip(slots, xs, strict=True)
+    ]
+
+
+def _swapped(slots: Slots, arrays: Sequence[Any]) -> list[Any]:
+    """Steps first, or classes first."""
+    return [jnp.moveaxis(a, 1, 0) if s else a for s, a in zip(slots, arrays, strict=True)]
 
 
 def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
@@ -86,71 +119,72 @@ def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
     Inside, a soft carry is taken for new draws, which differ from each other and from all that the
     body gets from outside; this is checked where the carry begins and where it goes on.
     """
-    consts, init, xs = scan_parts(params, args)
-    slots, rows = [Slot.of(as_carried(x)) for x in init], [Slot.of(x) for x in xs]
-    outside = [a for x in consts if isinstance(x, Soft) for a in x.axes]
-    apart = _are_apart([x for x in args if isinstance(x, Soft)])
+    consts, init, xs = (list(map(_carried, part)) for part in scan_parts(params, args))
+    slots, rows = list(map(Slot.of, init)), list(map(Slot.of, xs))
+    apart = _are_apart([*consts, *init, *xs])
     seen: Any = None
 
     def body(carry: list[Any], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         nonlocal seen
         with take_current_trace() as below:
             inner = trace.within(below)
-        if seen is None:  # a guess: what begins as a constant is one
-            facts = zip(carry, map(trace.constant, init), strict=True)
-            inner.known |= {id(x): (x, fact) for x, fact in facts if isinstance(fact, np.ndarray)}
-        values = [s.value(inner, w) if s else w for s, w in zip(slots, carry, strict=True)]
-        values += [
-            _row(inner, slot, a, apart) if slot else a for slot, a in zip(rows, arrays, strict=True)
-        ]
+        if seen is None:  # a guess: what begins as a constant integer is one
+            facts = [trace.constant(x) for x in init]
+            guess = [isinstance(f, np.ndarray) and f.dtype.kind != "f" for f in facts]
+            known = itertools.compress(zip(carry, facts, strict=True), guess)
+            inner.known |= {id(x): (x, fact) for x, fact in known}
+        values = _values(inner, slots, carry, 0)
+        values += _values(inner, [s and s.row() for s in rows], arrays, 0 if apart else None)
         outs = _eval(inner, params["jaxpr"], [*map(inner.adopt, consts), *values])
         with set_current_trace(below):
-            after, ys = list(map(as_carried, outs[: len(init)])), outs[len(init) :]
-            axes = [_bare(a) for x in after if isinstance(x, Soft) for a in x.axes]
-            seen = list(map(Slot.of, after)), axes, list(map(_recipe, ys))
-            if any(isinstance(x, Soft) and not s for s, x in zip(slots, after, strict=True)):
+            outs = list(map(_carried, outs))
+            after, ys = outs[: len(init)], outs[len(init) :]
+            found = list(map(Slot.of, outs))
+            seen = found, [a._replace(weights=None) for a in _axes(after)]
+            if any(t and not s for s, t in zip(slots, found, strict=False)):
                 return carry, []  # of no use yet
-            carry = [s.weights(inner, x) if s else x for s, x in zip(slots, after, strict=True)]
-            return carry, [a for y in ys for a in _flat(y)]
+            return _weights(inner, slots, after), _weights(inner, found[len(init) :], ys)
 
-    def begin() -> list[Any]:
-        return [
-            s.weights(trace, as_carried(x)) if s else x for s, x in zip(slots, init, strict=True)
-        ]
-
-    rolled = [_rolled(x) for x in xs]
+    rolled = _swapped(rows, _weights(trace, rows, xs))
+    first = [jax.eval_shape(lambda x: x[0], x) for x in rolled]
     for _ in range(len(init) + 2):  # until the slots hold what the body hands on
-        jax.eval_shape(body, begin(), [jax.eval_shape(lambda x: x[0], x) for x in rolled])
-        joined = [s.join(t) if s and t else s or t for s, t in zip(slots, seen[0], strict=True)]
-        if _same(slots, joined):
+        jax.eval_shape(body, _weights(trace, slots, init), first)
+        before, slots = (
+            slots,
+            [s.join(t) if s and t else s or t for s, t in zip(slots, seen[0], strict=False)],
+        )
+        if _same(before, slots):
             break
-        slots = joined
-    _check_lags([a for x in init if isinstance(x, Soft) for a in x.axes], outside)
-    _check_lags(seen[1], outside)
+    for axes in (_axes(init), seen[1]):
+        _check_lags(axes, _axes(consts))
     options = {key: params[key] for key in ("length", "reverse", "unroll")}
-    final, stacked = lax.scan(body, begin(), rolled, **options)
-    token = next(counter)
-    outs = [s.value(trace, w, token) if s else w for s, w in zip(slots, final, strict=True)]
-    return outs + _stacked(trace, seen[2], iter(stacked), params["length"])
+    final, ys = lax.scan(body, _weights(trace, slots, init), rolled, **options)
+    stacked = [s and s.stacked(params["length"]) for s in seen[0][len(init) :]]
+    outs = _values(trace, slots, final, next(counter))
+    return outs + _values(trace, stacked, _swapped(stacked, ys), None)
 
 
-def as_carried(x: Any) -> Any:
-    """Floats of several draws are their means."""
-    floats = isinstance(x, Soft) and x.is_float
-    return mean(x) if floats and (len(x.axes) > 1 or not isinstance(x.table, np.ndarray)) else x
+def _carried(x: Any) -> Any:
+    """Floats of several draws, or of an array, are their means."""
+    single = isinstance(x, Soft) and len(x.axes) == 1 and isinstance(x.table, np.ndarray)
+    return mean(x) if isinstance(x, Soft) and x.is_float and not single else x
 
 
-def _same(slots: list[Any], joined: list[Any]) -> bool:
+def _axes(xs: Sequence[Any]) -> list[Axis]:
+    return [a for x in xs if isinstance(x, Soft) for a in x.axes]
+
+
+def _same(slots: Slots, others: Slots) -> bool:
     """Whether no slot has changed; the tables are those of before."""
     return all(
-        (a is None) == (b is None) and (a is None or (a.draws, a.sites) == (b.draws, b.sites))
-        for a, b in zip(slots, joined, strict=True)
+        (a is None) == (b is None) and (not (a and b) or (a.draws, a.sites) == (b.draws, b.sites))
+        for a, b in zip(slots, others, strict=True)
     )
 
 
-def _are_apart(values: list[Soft]) -> bool:
+def _are_apart(values: Sequence[Any]) -> bool:
     """Whether no two of them hold the same draw."""
-    axes = [a for x in values for a in x.axes]
+    axes = _axes(values)
     ids = np.concatenate([np.zeros(0, int), *(a.ids.ravel() for a in axes)])
     return len(np.unique(ids)) == len(ids) and not any(a.token for a in axes)
 
@@ -164,65 +198,3 @@ def _check_lags(axes: list[Axis], outside: list[Axis]) -> None:
             if np.intersect1d(a.ids, b.ids).size or (a.token != b.token and a.sites & b.sites):
                 what = "a carry that holds one draw twice, or one that the body uses besides"
                 refuse(a.sites, what, cure)
-
-
-def _rolled(x: Any) -> Any:
-    """What scan goes through, first dimension first."""
-    if not isinstance(x, Soft):
-        return x
-    w = x.axes[0].weights
-    return jnp.moveaxis(full(w, 1, x.aval.shape[:1] + w.shape[2:]), 1, 0)
-
-
-def _row(trace: Any, slot: Slot, weights: Any, apart: bool) -> Soft:
-    """One step's slice; draws of its own if no other soft value of the scan holds them."""
-    if slot.table.size > len(slot.table) and slot.table.shape[1] > 1:
-        refuse(slot.sites, "scan over an array of integers and draws", "index in the body")
-    s = slot.spec
-    spec = jax.ShapeDtypeStruct(s.shape[1:], s.dtype, weak_type=s.weak_type)
-    axis = Axis(weights, fresh(weights.shape[1:]), slot.sites, 0 if apart else next(counter))
-    return trace.make(slot.table[:, 0], [axis], spec)
-
-
-def _bare(axis: Axis) -> Axis:
-    """Without arrays of the body, which must not leave it."""
-    return axis._replace(weights=None)
-
-
-def _recipe(y: Any) -> Any:
-    """What a step returns, without its arrays: axes, table if it is a constant, and type."""
-    if not isinstance(y, Soft):
-        return None
-    table = y.table if isinstance(y.table, np.ndarray) else None
-    return list(map(_bare, y.axes)), table, y.aval
-
-
-def _flat(y: Any) -> list[Any]:
-    """The arrays of what a step returns."""
-    if not isinstance(y, Soft):
-        return [y]
-    table = [] if isinstance(y.table, np.ndarray) else [y.table]
-    return [*(jnp.asarray(a.weights) for a in y.axes), *table]
-
-
-def _stacked(trace: Any, recipes: list[Any], arrays: Iterator[Any], length: int) -> list[Any]:
-    """What the steps return, as draws of their own: those of other steps are not known apart."""
-    tokens: dict[bytes, tuple[int, np.ndarray]] = {}
-
-    def stacked(axis: Axis) -> Axis:
-        ids = axis.ids
-        if ids.tobytes() not in tokens:
-            tokens[ids.tobytes()] = next(counter), fresh((length, *ids.shape))
-        token, new = tokens[ids.tobytes()]
-        return Axis(jnp.moveaxis(next(arrays), 0, 1), new, axis.sites, token)
-
-    def value(recipe: Any) -> Any:
-        if recipe is None:
-            return next(arrays)
-        axes, m = list(map(stacked, recipe[0])), len(recipe[0])
-        _, table, s = recipe
-        table = jnp.moveaxis(next(arrays), 0, m) if table is None else np.expand_dims(table, m)
-        spec = jax.ShapeDtypeStruct((length, *s.shape), s.dtype, weak_type=s.weak_type)
-        return trace.make(table, axes, spec)
-
-    return list(map(value, recipes))
