@@ -81,6 +81,20 @@ def test_relaxed_integers_in_scan(backend, kind):
     assert np.shape(backend.trace(guide, 0)["z"]) == ((4,) if kind == "bit" else (4, 3))
 
 
+def test_a_soft_choice_observes_no_site(backend):
+    from numpyro.contrib.control_flow import cond
+
+    def draw(loc):
+        return backend.ppl.sample("w", backend.native.Normal(loc, 1.0), obs=0.1)
+
+    def model():
+        z = backend.ppl.sample("z", backend.native.Categorical(probs=TRANSITION[0]))
+        return cond(z == 1, draw, draw, 0.0)
+
+    with pytest.raises(ValueError, match=r"site 'w' is observed inside of cond, .* jnp\.where"):
+        backend.trace(backend.gs.relax(model, 0.5), 0)
+
+
 def test_gradient_and_plate_and_enumerated_start(backend):
     """A latent before scan, sequences in a plate, a parameter: value and slope by hand."""
     import jax

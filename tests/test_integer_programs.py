@@ -559,7 +559,24 @@ def test_what_is_certain(backend, family):
     p, q = backend.array([0.0, 1.0]), backend.array([0.0, 1.0, 0.0])
     value, gradient = backend.value_and_grad(total)(p, q)
     np.testing.assert_allclose(value, [0, 1, LOCS[1]], rtol=1e-15)
-    assert all((g == 0).all() for g in gradient)
+    for g in gradient:
+        np.testing.assert_allclose(g, 0, rtol=0, atol=1e-15)
+
+
+def test_what_the_model_excludes(backend):
+    """A parent makes a bit certain, and the guide does not know of it."""
+    s, gs = Side(backend), backend.gs
+
+    def model():
+        b = s.ppl.sample("b", s.d.Bernoulli(probs=s.array(0.3)))
+        s.ppl.sample("c", s.d.Bernoulli(probs=0 * b + s.array(1.0)))
+
+    relaxed, loss = gs.relax(model, 0.5), backend.infer.TraceMeanField_ELBO()
+    with pytest.raises(ValueError, match=r"site 'c': SoftBernoulli .* divergence is infinite"):
+        gs.check(relaxed, gs.AutoGumbelSoftmax(model, 0.5), loss)
+    getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+    known = gs.AutoGumbelSoftmax(model, 0.5, init_logits={"c": np.inf})
+    gs.check(relaxed, known, loss)
 
 
 def test_draws_of_a_guide_are_integers(backend):

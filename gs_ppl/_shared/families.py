@@ -177,10 +177,10 @@ def refuse_class_indices(site: str) -> None:
 
 
 def refuse_choice(site: str) -> None:
-    """A branch that a soft index chooses draws a site of its own."""
+    """A branch that a soft index chooses observes a site of its own."""
     raise ValueError(
-        f"site {site!r} is drawn inside of cond, whose choice is a soft index: draw it before, and"
-        " choose by jnp.where"
+        f"site {site!r} is observed inside of cond, whose choice is a soft index: observe it after,"
+        " with parameters that jnp.where chooses"
     )
 
 
