@@ -16,6 +16,7 @@ from numpyro.distributions import (
     kl_divergence,
 )
 from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from numpyro.primitives import Messenger
 
 from gs_ppl._shared.pairings import (
     PairedSite,
@@ -23,6 +24,7 @@ from gs_ppl._shared.pairings import (
     check_divergence,
     check_order,
     check_pairing,
+    check_rows,
     check_unpaired,
     has_divergence,
     to_probe,
@@ -89,6 +91,20 @@ def _latents(trace: dict[str, Any], scanned: Collection[str] = ()) -> dict[str, 
     }
 
 
+class _GivenRows(Messenger):
+    """Sees the rows that the program is given, as by substitute, before replay does."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn)
+        self.rows: dict[str, Array] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate" and msg["value"] is not None:
+            size, subsample_size = msg["args"]
+            if subsample_size not in (None, size):
+                self.rows[msg["name"]] = msg["value"]
+
+
 def _parents(
     program: Callable, trace: dict[str, Any], args: tuple, kwargs: dict
 ) -> dict[str, set[str]]:
@@ -153,8 +169,15 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     with handlers.block():
         seeded = handlers.seed(guide, jax.random.key(0))
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
+        given = _GivenRows(model)
+        replayed = handlers.replay(handlers.seed(given, jax.random.key(0)), trace=guide_trace)
         model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
+    for plate, rows in given.rows.items():
+        pair = (
+            [read(x) for x in (guide_trace[plate]["value"], rows)] if plate in guide_trace else []
+        )
+        if pair and not any(x is None for x in pair):
+            check_rows(plate, *pair)
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:
