@@ -436,3 +436,13 @@ class NumPyroBackend:
     def auto_logits(self, site: str) -> str:
         """Name of a parameter of an automatic guide."""
         return f"{site}_auto_logits"
+
+    def bare_block(self, program: Callable, **options: Any) -> Callable:
+        return self.ppl.handlers.block(program, **options)
+
+    def guide_median(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.median(params).items()}
+
+    def guide_quantiles(self, guide, params, quantiles) -> dict[str, np.ndarray]:
+        found = guide.quantiles(params, quantiles)
+        return {name: self.numpy(value) for name, value in found.items()}

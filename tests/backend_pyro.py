@@ -437,3 +437,13 @@ class PyroBackend:
     def auto_logits(self, site: str) -> str:
         """Name of a parameter of an automatic guide."""
         return f"AutoGumbelSoftmax.logits.{site}"
+
+    def bare_block(self, program: Callable, **options: Any) -> Callable:
+        return self.ppl.poutine.block(program, **options)
+
+    def guide_median(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.median().items()}
+
+    def guide_quantiles(self, guide, params, quantiles) -> dict[str, np.ndarray]:
+        found = guide.quantiles(quantiles)
+        return {name: np.array([self.numpy(x) for x in value]) for name, value in found.items()}
