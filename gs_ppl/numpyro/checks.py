@@ -173,11 +173,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         replayed = handlers.replay(handlers.seed(given, jax.random.key(0)), trace=guide_trace)
         model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
     for plate, rows in given.rows.items():
-        pair = (
-            [read(x) for x in (guide_trace[plate]["value"], rows)] if plate in guide_trace else []
-        )
-        if pair and not any(x is None for x in pair):
-            check_rows(plate, *pair)
+        own = read(guide_trace[plate]["value"]) if plate in guide_trace else None
+        wanted = read(rows)
+        if own is not None and wanted is not None:
+            check_rows(plate, own, wanted)
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:
