@@ -446,3 +446,24 @@ class NumPyroBackend:
     def guide_quantiles(self, guide, params, quantiles) -> dict[str, np.ndarray]:
         found = guide.quantiles(params, quantiles)
         return {name: self.numpy(value) for name, value in found.items()}
+
+    @contextmanager
+    def plate_of_rows(self, name: str, size: int, rows: Array) -> Iterator[Array]:
+        """A plate whose rows are given."""
+        with self.ppl.handlers.substitute(data={name: rows}):
+            plate = self.ppl.plate(name, size, subsample_size=len(rows))
+        with plate as rows:
+            yield rows
+
+    def rows_and_value(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        trace = self.ppl.handlers.trace(seeded).get_trace()
+        return self.numpy(trace[plate]["value"]), self.numpy(trace[site]["value"])
+
+    def trained_on(self, model, guide, elbo, schedule, batches) -> dict[str, Array]:
+        """Parameters after a step on each batch."""
+        svi = self._annealed(model, guide, elbo, schedule)
+        state, update = svi.init(self.jax.random.key(0), batches[0]), self.jax.jit(svi.update)
+        for batch in batches:
+            state, _ = update(state, batch)
+        return svi.get_params(state)

@@ -447,3 +447,16 @@ class PyroBackend:
     def guide_quantiles(self, guide, params, quantiles) -> dict[str, np.ndarray]:
         found = guide.quantiles(quantiles)
         return {name: np.array([self.numpy(x) for x in value]) for name, value in found.items()}
+
+    def plate_of_rows(self, name: str, size: int, rows: Array) -> Any:
+        """A plate whose rows are given."""
+        return self.ppl.plate(name, size, subsample=rows)
+
+    def rows_and_value(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
+        self.ppl.set_rng_seed(seed)
+        nodes = self.ppl.poutine.trace(program).get_trace().nodes
+        return self.numpy(nodes[plate]["value"]), self.numpy(nodes[site]["value"])
+
+    def trained_on(self, model, guide, elbo, schedule, batches) -> None:
+        """Parameters after a step on each batch."""
+        self.train_on(model, guide, elbo, schedule, batches)
