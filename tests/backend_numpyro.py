@@ -467,3 +467,11 @@ class NumPyroBackend:
         for batch in batches:
             state, _ = update(state, batch)
         return svi.get_params(state)
+
+    def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
+        """By AnnealedSVI.run."""
+        svi = self._annealed(model, guide, elbo, schedule, rate)
+        return svi.run(self.jax.random.key(0), steps, **options)
+
+    def where(self, condition: Array, x: float, y: float) -> Array:
+        return self.jnp.where(condition, x, y)

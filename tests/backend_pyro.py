@@ -460,3 +460,10 @@ class PyroBackend:
     def trained_on(self, model, guide, elbo, schedule, batches) -> None:
         """Parameters after a step on each batch."""
         self.train_on(model, guide, elbo, schedule, batches)
+
+    def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
+        """By AnnealedSVI.run."""
+        return self._annealed(model, guide, elbo, schedule, rate).run(steps, **options)
+
+    def where(self, condition: Array, x: float, y: float) -> Array:
+        return self.torch.where(self.torch.as_tensor(condition), x, y)
