@@ -479,3 +479,42 @@ class NumPyroBackend:
     def auto_logits(self, site: str) -> str:
         """Name of a parameter of an automatic guide."""
         return f"{site}_auto_logits"
+
+    def bare_block(self, program: Callable, **options: Any) -> Callable:
+        return self.ppl.handlers.block(program, **options)
+
+    def guide_median(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.median(params).items()}
+
+    def guide_quantiles(self, guide, params, quantiles) -> dict[str, np.ndarray]:
+        found = guide.quantiles(params, quantiles)
+        return {name: self.numpy(value) for name, value in found.items()}
+
+    @contextmanager
+    def plate_of_rows(self, name: str, size: int, rows: Array) -> Iterator[Array]:
+        """A plate whose rows are given."""
+        with self.ppl.handlers.substitute(data={name: rows}):
+            plate = self.ppl.plate(name, size, subsample_size=len(rows))
+        with plate as rows:
+            yield rows
+
+    def rows_and_value(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        trace = self.ppl.handlers.trace(seeded).get_trace()
+        return self.numpy(trace[plate]["value"]), self.numpy(trace[site]["value"])
+
+    def trained_on(self, model, guide, elbo, schedule, batches) -> dict[str, Array]:
+        """Parameters after a step on each batch."""
+        svi = self._annealed(model, guide, elbo, schedule)
+        state, update = svi.init(self.jax.random.key(0), batches[0]), self.jax.jit(svi.update)
+        for batch in batches:
+            state, _ = update(state, batch)
+        return svi.get_params(state)
+
+    def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
+        """By AnnealedSVI.run."""
+        svi = self._annealed(model, guide, elbo, schedule, rate)
+        return svi.run(self.jax.random.key(0), steps, **options)
+
+    def where(self, condition: Array, x: float, y: float) -> Array:
+        return self.jnp.where(condition, x, y)

@@ -489,3 +489,33 @@ class PyroBackend:
     def auto_logits(self, site: str) -> str:
         """Name of a parameter of an automatic guide."""
         return f"AutoGumbelSoftmax.logits.{site}"
+
+    def bare_block(self, program: Callable, **options: Any) -> Callable:
+        return self.ppl.poutine.block(program, **options)
+
+    def guide_median(self, guide, params) -> dict[str, np.ndarray]:
+        return {name: self.numpy(value) for name, value in guide.median().items()}
+
+    def guide_quantiles(self, guide, params, quantiles) -> dict[str, np.ndarray]:
+        found = guide.quantiles(quantiles)
+        return {name: np.array([self.numpy(x) for x in value]) for name, value in found.items()}
+
+    def plate_of_rows(self, name: str, size: int, rows: Array) -> Any:
+        """A plate whose rows are given."""
+        return self.ppl.plate(name, size, subsample=rows)
+
+    def rows_and_value(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
+        self.ppl.set_rng_seed(seed)
+        nodes = self.ppl.poutine.trace(program).get_trace().nodes
+        return self.numpy(nodes[plate]["value"]), self.numpy(nodes[site]["value"])
+
+    def trained_on(self, model, guide, elbo, schedule, batches) -> None:
+        """Parameters after a step on each batch."""
+        self.train_on(model, guide, elbo, schedule, batches)
+
+    def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
+        """By AnnealedSVI.run."""
+        return self._annealed(model, guide, elbo, schedule, rate).run(steps, **options)
+
+    def where(self, condition: Array, x: float, y: float) -> Array:
+        return self.torch.where(self.torch.as_tensor(condition), x, y)

@@ -1,11 +1,14 @@
 """The benchmark programs run, in a short form, and leave a section each of one record."""
 
+import hashlib
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 SECTIONS = ["speed", "steps", "memory", "soft_index"]
@@ -19,7 +22,19 @@ def test_program(section, tmp_path):
     record = json.loads((tmp_path / "speed.json").read_text())[section]
     assert set(record["sides"]) == {"pyro", "numpyro"}
     if section == "speed":
-        assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+        check_picture(tmp_path / "speed.png", record)
+
+
+def check_picture(path, record):
+    """Four panels that show something, drawn beside this record."""
+    with Image.open(path) as image:
+        assert image.size == (1100, 770)
+        grey = image.convert("L")
+        for left, top in itertools.product((0, 550), (0, 385)):
+            darkest, brightest = grey.crop((left, top, left + 550, top + 385)).getextrema()
+            assert darkest < 100 < 250 < brightest
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        assert image.text["Record"] == digest
 
 
 def test_record_is_whole():

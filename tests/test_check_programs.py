@@ -318,5 +318,5 @@ def test_a_smaller_batch_is_checked(backend):
     batches = [array(np.zeros(n)) for n in (6, 6, 1)]
     elbo = backend.infer.TraceMeanField_ELBO()
     backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches[:2])
-    with pytest.raises(ValueError, match=r"site 'z': .*plate 'rows' of the guide has 6 rows"):
+    with pytest.raises(ValueError, match=r"plate 'rows'.* 6"):
         backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches)

@@ -1,10 +1,12 @@
 """What compare is made of, without a backend: tables of an enumeration, numbers of a report."""
 
 from dataclasses import astuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from gs_ppl._shared.comparison import Program
 from gs_ppl._shared.elimination import Factor, largest_table
 from gs_ppl.report import Gradient, Marginal, Value
 
@@ -109,3 +111,13 @@ def test_marginal():
     assert matched.relabelled[0] == 1
     assert Marginal(exact, None, ("data",)).match().relabelled is None
     assert np.isnan(Marginal(None, approximate, ("data",)).distance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "event_dims", "count"), [((), 0, 2), ((3,), 0, 8), ((3,), 1, 3), ((2, 3), 1, 9)]
+)
+def test_joined_variables_multiply_their_values(shape, event_dims, count):
+    program = Program()
+    program.sites = {"z": {"fn": SimpleNamespace(event_shape=shape)}}
+    program.discrete = {"z": event_dims}
+    assert program.classes("z") == count

@@ -209,25 +209,33 @@ def test_prior_predictive(backend, handler):
 # --- condition ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "inside"),
-    [("indices", False), ("vectors", False), ("vectors", True)],
-    ids=["indices", "vectors", "vectors, inside"],
-)
-def test_condition_inside_of_a_plate(backend, value, inside):
-    """Class indices and one-hot vectors, from without and from within."""
-    program = by_name("mixture")
+def conditioned_mixture(backend, value, inside):
+    """Class indices and one-hot vectors, from without and from within; the program's own number."""
+    program, z = by_name("mixture"), np.array([2, 0, 1])
     model, enumerate_ = plain(backend, program), backend.gs.config_enumerate
-    z = np.array([2, 0, 1])
     data = {"z": backend.array(z, "int64") if value == "indices" else backend.array(np.eye(3)[z])}
-    conditioned = (
-        enumerate_(backend.condition(model, data))
-        if inside
-        else backend.condition(enumerate_(model), data)
-    )
-    if backend.name == "numpyro" and value == "vectors" and not inside:
-        with pytest.raises(ValueError, match=r"site 'z': .* must give class indices"):
-            backend.enumerated_loss(conditioned, empty, program.plates)
-        return
-    loss = backend.enumerated_loss(conditioned, empty, program.plates)
-    assert -loss == pytest.approx(program.log_joint(*z), rel=1e-10)
+    if inside:
+        conditioned = enumerate_(backend.condition(model, data))
+    else:
+        conditioned = backend.condition(enumerate_(model), data)
+    return conditioned, program.plates, program.log_joint(*z)
+
+
+@pytest.mark.parametrize(("value", "inside"), [("indices", False), ("vectors", True)])
+def test_condition_inside_of_a_plate(backend, value, inside):
+    conditioned, plates, expected = conditioned_mixture(backend, value, inside)
+    loss = backend.enumerated_loss(conditioned, empty, plates)
+    assert -loss == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.only("pyro")
+def test_vectors_from_outside_of_a_plate(backend):
+    conditioned, plates, expected = conditioned_mixture(backend, "vectors", False)
+    assert -backend.enumerated_loss(conditioned, empty, plates) == pytest.approx(expected)
+
+
+@pytest.mark.only("numpyro")
+def test_vectors_from_outside_of_a_plate_are_refused(backend):
+    conditioned, plates, _ = conditioned_mixture(backend, "vectors", False)
+    with pytest.raises(ValueError, match=r"site 'z': .* must give class indices"):
+        backend.enumerated_loss(conditioned, empty, plates)

@@ -188,14 +188,18 @@ def test_unbiased(backend, case, name, runs):
     assert found.elbo == pytest.approx(ALL[case].elbo(ALL[case].parameters), abs=0.05)
 
 
+LESS = {
+    "factorial-dependent": {"RLOO": 4, "MuProp": 2, "REBAR": 1},  # and one more for each site
+    "bernoulli_net-layered": {"RLOO": 4, "MuProp": 2, "REBAR": 1, "DisARM, 2": 6},
+}
+
+
 @pytest.mark.parametrize(
     ("case", "name", "evaluations"),
     [
-        ("factorial-dependent", "RLOO", 4),
-        ("factorial-dependent", "MuProp", 2),
-        ("factorial-dependent", "REBAR", 1),  # and one more for each of the sites
-        ("bernoulli_net-layered", "MuProp", 2),
-        ("bernoulli_net-layered", "DisARM, 2", 6),
+        pytest.param(case, name, n, marks=[pytest.mark.long] * case.startswith("factorial"))
+        for case, cells in LESS.items()
+        for name, n in cells.items()
     ],
 )
 def test_less_variance_than_reinforce(backend, case, name, evaluations):
@@ -326,6 +330,19 @@ def test_nvil_after_some_steps(backend):
     for site in case.program.sites:
         found = named[f"{site}_nvil"] ** [1, 0.5, 1]
         assert found == pytest.approx([mean, np.sqrt(variance), steps], rel=0.02)
+
+
+def test_nvil_keeps_the_weighted_moments(backend):
+    """Those of all that it has seen, each step with `decay` times the weight of the next."""
+    elbo, rng = backend.gs.NVIL_ELBO(decay=0.8), np.random.default_rng(0)
+    seen = rng.normal(size=(4, 3, 5)) + np.arange(4.0)[:, None, None]
+    state = {"z_nvil": backend.array(np.zeros(3))}
+    for r in seen:
+        state = elbo.update({"z": backend.array(r)}, state)
+    weights = np.broadcast_to(0.8 ** np.arange(4)[::-1, None], (4, 15))
+    mean = np.average(seen.reshape(4, 15), weights=weights)
+    variance = np.average((seen.reshape(4, 15) - mean) ** 2, weights=weights)
+    np.testing.assert_allclose(backend.numpy(state["z_nvil"]), [mean, variance, 4], rtol=1e-5)
 
 
 def test_nvil_at_a_logit_of_zero(backend):

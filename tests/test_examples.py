@@ -47,7 +47,14 @@ def run(name, *arguments):
     )
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
+# Of a script with several commands the quick suite runs one; the others' own parts have tests.
+LONG = {"reproduce.py table1", "reproduce.py table2", "reproduce.py grey"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(command, marks=[pytest.mark.long] * (command in LONG)) for command in EXAMPLES],
+)
 def test_example(command, tmp_path):
     options = ["--quick", "--backend", "both", "--output", tmp_path]
     json_option = ["--json", tmp_path / "table.json"]

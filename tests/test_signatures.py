@@ -27,6 +27,7 @@ FORCED = {
 FORCED_IN = {
     # Pyro's AutoGuideList hands its parts the arguments of the program, NumPyro's the parameters
     "AutoGumbelSoftmax.median": {"args", "kwargs"},
+    "AutoGumbelSoftmax.quantiles": {"args", "kwargs"},
     # NumPyro's AutoGuideList hands its parts the arguments of the program
     "AutoGumbelSoftmax.sample_posterior": {"args", "kwargs"},
     # Pyro's ELBOs have more options: max_plate_nesting, retain_graph, ...
@@ -150,6 +151,7 @@ LAWS = sorted(n for n in SHARED if "." not in n and hasattr(MEMBERS["pyro"][n], 
 OPTIONS = {
     "relax": "temperature",
     "AutoGumbelSoftmax": "temperature",
+    "auto_relaxed": "continuous",
     **dict.fromkeys([n for n in SHARED if n.endswith("_ELBO")], "num_particles"),
     **dict.fromkeys(LAWS, "logits"),
 }

@@ -150,7 +150,7 @@ def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:
     if guide.shape != model.shape or (guide != model).any():
         raise ValueError(
             f"plate {plate!r}: the model is given its rows, and the guide has others: give the"
-            " guide the same, as by create_plates=lambda x, rows: pyro.plate(..., subsample=rows)"
+            " guide the same, as by subsample=rows in Pyro's plate, or by substitute in NumPyro"
         )
 
 

@@ -10,7 +10,7 @@ Example:
 """
 
 from gs_ppl.numpyro import constraints, functional, kl
-from gs_ppl.numpyro.autoguide import AutoGuideList, AutoGumbelSoftmax
+from gs_ppl.numpyro.autoguide import AutoGuideList, AutoGumbelSoftmax, auto_relaxed
 from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.comparison import compare
 from gs_ppl.numpyro.distributions import (
@@ -70,6 +70,7 @@ __all__ = [
     "SoftOneHotCategorical",
     "StraightThrough",
     "TraceEnum_ELBO",
+    "auto_relaxed",
     "check",
     "compare",
     "config_enumerate",

@@ -33,10 +33,16 @@ from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
 from gs_ppl.numpyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.numpyro.follow import Follows, SameRows, rows_of, terms_of
 from gs_ppl.numpyro.functional import Temperature
-from gs_ppl.numpyro.handlers import carry_log_values, parameters
+from gs_ppl.numpyro.handlers import (
+    carry_log_values,
+    discretize,
+    has_classes,
+    is_latent,
+    parameters,
+)
 from gs_ppl.numpyro.integers import classes, event_dims, is_integer, of_values, values_of
 
-__all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
+__all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
 
 
 class SiteLogits(Follows):
@@ -202,7 +208,8 @@ class AutoGumbelSoftmax(SiteLogits):
     """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
 
     q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
-    left to the other parts of an AutoGuideList. The parameters are called {site}_{prefix}_logits.
+    left to the other parts of an AutoGuideList (see auto_relaxed). The parameters are called
+    {site}_{prefix}_logits.
 
     Args:
         model: program with discrete latents, relaxed or not.
@@ -303,3 +310,59 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         return result
+
+
+def auto_relaxed(
+    model: Callable,
+    continuous: Callable[..., Any] = autoguide.AutoNormal,
+    *,
+    temperature: Temperature | None = None,
+    family: Family | Mapping[str, Family] = GumbelSoftmax,
+    objective: str = "categorical",
+    init_logits: float | Mapping[str, Any] = 0.0,
+    create_plates: Callable | None = None,
+) -> AutoGuideList:
+    """An AutoGuideList of two parts: `continuous` for all but the discrete latents of a program,
+    AutoGumbelSoftmax for these.
+
+    Args:
+        model: program, relaxed or not.
+        continuous: the automatic guide of the others, a class or a partial of one; its options
+            such as init_loc_fn go by partial.
+        temperature: as AutoGumbelSoftmax.
+        family: as AutoGumbelSoftmax.
+        objective: as AutoGumbelSoftmax.
+        init_logits: as AutoGumbelSoftmax.
+        create_plates: as AutoGumbelSoftmax.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import OneHotCategorical, auto_relaxed
+        >>> def model():
+        ...     numpyro.sample("w", numpyro.distributions.Normal(0.0, 1.0))
+        ...     numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
+        >>> guide = auto_relaxed(model, temperature=0.5)
+        >>> with numpyro.handlers.seed(rng_seed=0):
+        ...     sorted(guide())
+        ['w', 'z']
+    """
+    guide = AutoGuideList(model, create_plates=create_plates)
+    plain = discretize(model)
+    guide.append(continuous(handlers.block(plain, hide_fn=_is_discrete)))
+    discrete = handlers.block(plain, hide_fn=_is_continuous)
+    options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
+    guide.append(AutoGumbelSoftmax(discrete, temperature, **options))
+    return guide
+
+
+def _is_discrete(msg: dict[str, Any]) -> bool:
+    if msg["type"] == "deterministic":
+        return True  # of all parts together: no part may have it
+    if not is_latent(msg):
+        return False
+    law = innermost(msg["fn"])
+    return has_classes(law) or law.support.is_discrete
+
+
+def _is_continuous(msg: dict[str, Any]) -> bool:
+    return msg["type"] == "deterministic" or (is_latent(msg) and not _is_discrete(msg))

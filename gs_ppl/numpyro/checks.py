@@ -14,6 +14,7 @@ from numpyro.distributions import (
     kl_divergence,
 )
 from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from numpyro.primitives import Messenger
 
 from gs_ppl._shared.pairings import (
     PairedSite,
@@ -21,6 +22,7 @@ from gs_ppl._shared.pairings import (
     check_divergence,
     check_order,
     check_pairing,
+    check_rows,
     check_tail,
     check_unpaired,
     divergence,
@@ -89,6 +91,20 @@ def _latents(trace: dict[str, Any], scanned: Collection[str] = ()) -> dict[str, 
     }
 
 
+class _GivenRows(Messenger):
+    """Sees the rows that the program is given, as by substitute, before replay does."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn)
+        self.rows: dict[str, Array] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate" and msg["value"] is not None:
+            size, subsample_size = msg["args"]
+            if subsample_size not in (None, size):
+                self.rows[msg["name"]] = msg["value"]
+
+
 def _parents(
     program: Callable, trace: dict[str, Any], args: tuple, kwargs: dict
 ) -> dict[str, set[str]]:
@@ -117,17 +133,19 @@ def _parents(
 
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
     """Refuses truncations that leave out too much."""
-    for trace in _run(model, guide, args, kwargs):
+    for trace in _run(model, guide, args, kwargs)[:2]:
         for name, site in _latents(trace).items():
             check_tail(name, site, tail(site.law))
 
 
-def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
+def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any, Any]:
+    """Traces of both, and the rows that the model is given."""
     with handlers.block():
         seeded = handlers.seed(guide, jax.random.key(0))
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        replayed = handlers.replay(handlers.seed(model, jax.random.key(0)), trace=guide_trace)
-        return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs)
+        given = _GivenRows(model)
+        replayed = handlers.replay(handlers.seed(given, jax.random.key(0)), trace=guide_trace)
+        return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs), given.rows
 
 
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
@@ -165,7 +183,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ...
         ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
     """
-    guide_trace, model_trace = _run(model, guide, args, kwargs)
+    guide_trace, model_trace, given = _run(model, guide, args, kwargs)
+    for plate, rows in given.items():
+        own = read(guide_trace[plate]["value"]) if plate in guide_trace else None
+        wanted = read(rows)
+        if own is not None and wanted is not None:
+            check_rows(plate, own, wanted)
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:

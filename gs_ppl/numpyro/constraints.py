@@ -90,6 +90,7 @@ class _DifferentiableOneHot(_OneHot):
     is_discrete = False
 
 
+# NumPyro does not name the class of `boolean`, and mypy takes no computed base.
 class _DifferentiableBoolean(type(constraints.boolean)):  # type: ignore[misc]
     """0 or 1, with a gradient."""
 

@@ -302,6 +302,9 @@ def relax(
             the evidence of the relaxed program, whose optimum is not the discrete posterior.
             Straight-through families are scored by the mass in either case.
 
+    A bit of probability 0 or 1 is that value, without gradient, under each objective. So
+    Bernoulli(phi * alive) learns nothing of phi in draws where a straight-through alive is 0.
+
     Raises:
         ValueError: naming the site: an integer site within a bare context manager, a use of a
             soft index that has no meaning, a support that is not fixed and finite, a family

@@ -1,21 +1,27 @@
 """SVI with an annealed temperature."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.infer import ELBO, SVI
+from numpyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceGraph_ELBO
+from numpyro.infer.svi import SVIRunResult
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
 from gs_ppl._shared.pairings import shapes
 from gs_ppl.numpyro.checks import check, check_tails
+from gs_ppl.numpyro.handlers import discretize
+from gs_ppl.training import Callback, Training, Watch, refuse_nan
 
 __all__ = ["AnnealedSVI"]
 
 OPTIONS = ("forward_mode_differentiation",)  # of update, which the programs do not see
-RUN_OPTIONS = (*OPTIONS, "progress_bar", "stable_update", "init_state", "init_params")
+EVALUATION_DRAWS = 10
 OPTIMIZER = "an optimizer of NumPyro's, of optax or of jax.example_libraries"
 
 
@@ -96,14 +102,99 @@ class AnnealedSVI(SVI):
         self._check(first, *args, **{k: v for k, v in kwargs.items() if k != "init_params"})
         return state
 
-    def run(self, rng_key: Array, num_steps: int, *args: Any, **kwargs: Any) -> Any:
-        result = super().run(rng_key, num_steps, *args, **kwargs)
+    def run(
+        self,
+        rng_key: Array,
+        num_steps: int,
+        *args: Any,
+        progress_bar: bool = True,
+        callback: Callback | None = None,
+        callback_every: int = 1,
+        evaluate_every: int | None = None,
+        **kwargs: Any,
+    ) -> "RunResult":
+        """Steps on the same data; what NumPyro's run returns, with the arrays of the run.
+
+        Args:
+            rng_key: of the start and all draws.
+            num_steps: number of steps.
+            *args: what the programs take.
+            progress_bar: whether to show one, with loss and temperature.
+            callback: called with step, loss and temperature.
+            callback_every: once in so many steps.
+            evaluate_every: once in so many steps the discrete ELBO is taken, of ten draws.
+            **kwargs: what the programs take, and NumPyro's options of run.
+
+        Raises:
+            ValueError: naming the step and the first site, where the loss is NaN; not for
+                stable_update=True, which leaves such steps out.
+        """
+        names = "init_state", "init_params", "stable_update"
+        start, init_params, stable = (kwargs.pop(name, None) for name in names)
+        for_step = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        if start is None:
+            start = self.init(rng_key, *args, init_params=init_params, **kwargs)
+        first = int(start.optim_state[0])
+        watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)
+        update: Any = partial(self.stable_update if stable else self.update, **for_step)
+
+        def step(state: Any, _: None) -> tuple:
+            return update(state, *args, **kwargs)
+
+        if progress_bar or callback or evaluate_every:
+            state, losses = self._watched(step, start, watch, args, kwargs)
+        else:
+            state, losses = jax.lax.scan(step, start, None, length=num_steps)
+        bad = np.flatnonzero(np.isnan(losses))
+        if bad.size and not stable:
+            before, _ = jax.lax.scan(step, start, None, length=int(bad[0]))
+            refuse_nan(first + int(bad[0]), np.nan, self._scores(before, *args, **kwargs))
+        steps = jnp.arange(first, first + num_steps)
+        training = watch.finish(losses, jax.vmap(self.schedule)(steps))
         if self._truncates:  # the parameters have moved since the first check
-            pair = (handlers.substitute(fn, data=result.params) for fn in (self.model, self.guide))
-            programs = {k: v for k, v in kwargs.items() if k not in RUN_OPTIONS}
-            temperature = self.temperature(result.state)
-            check_tails(*pair, temperature, *args, **programs | self.static_kwargs)
+            params = self.get_params(state)
+            pair = (handlers.substitute(fn, data=params) for fn in (self.model, self.guide))
+            check_tails(*pair, self.temperature(state), *args, **kwargs | self.static_kwargs)
+        result = RunResult(self.get_params(state), state, losses)
+        result.training = training
         return result
+
+    def _watched(
+        self, step: Callable, state: Any, watch: Watch, args: tuple, kwargs: dict
+    ) -> tuple[Any, Array]:
+        """The same steps one by one."""
+        step, losses = jax.jit(step), []
+        evaluate = jax.jit(lambda state: self._discrete_elbo(state, *args, **kwargs))
+        for done in range(1, watch.num_steps + 1):
+            temperature = self.temperature(state)
+            state, loss = step(state, None)
+            losses.append(loss)
+            if watch.wants(done):
+                now = partial(evaluate, state)
+                watch.report(done, float(loss), float(temperature), now)
+        return state, jnp.stack(losses)
+
+    def _discrete_elbo(self, state: Any, *args: Any, **kwargs: Any) -> Array:
+        """Of the discretized pair; the state's key stays as it is."""
+        enumerates = isinstance(self.loss, TraceEnum_ELBO)
+        elbo = self.loss if enumerates else TraceGraph_ELBO(num_particles=EVALUATION_DRAWS)
+        programs = discretize(self.model), discretize(self.guide)
+        temperature, kwargs = self.temperature(state), kwargs | self.static_kwargs
+        key = jax.random.fold_in(state.rng_key, 1)
+        return -elbo.loss(key, self.get_params(state), *programs, temperature, *args, **kwargs)
+
+    def _scores(self, state: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Of each site, the guide's first."""
+        args, kwargs = (self.temperature(state), *args), kwargs | self.static_kwargs
+        params, (_, key) = self.get_params(state), jax.random.split(state.rng_key)
+        keys = jax.random.split(key)
+        guide = handlers.substitute(handlers.seed(self.guide, keys[1]), data=params)
+        model = handlers.substitute(handlers.seed(self.model, keys[0]), data=params)
+        traces = [handlers.trace(guide).get_trace(*args, **kwargs)]
+        replayed = handlers.replay(model, trace=traces[0])
+        traces.append(handlers.trace(replayed).get_trace(*args, **kwargs))
+        sites = [s for trace in traces for s in trace.values() if s["type"] == "sample"]
+        return {s["name"]: float(jnp.sum(s["fn"].log_prob(s["value"]))) for s in sites}
 
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
@@ -119,3 +210,21 @@ class AnnealedSVI(SVI):
         temperature = self.temperature(svi_state)
         self._check(temperature, *args, **kwargs)
         return super().evaluate(svi_state, temperature, *args, **kwargs)
+
+
+class RunResult(SVIRunResult):
+    """Parameters, state and losses, as NumPyro's; and what else is known by step."""
+
+    training: Training
+
+    @property
+    def temperatures(self) -> np.ndarray:
+        return self.training.temperatures
+
+    @property
+    def evaluation_steps(self) -> np.ndarray:
+        return self.training.evaluation_steps
+
+    @property
+    def elbos(self) -> np.ndarray:
+        return self.training.elbos

@@ -279,7 +279,7 @@ class OwnSample:
         value: Tensor, owner: LogitsDistribution, log_value: Tensor, residue: Tensor
     ) -> Tensor:
         draw = OwnSample(owner, log_value, residue, version_of(value))
-        value._gs_ppl_draw = draw  # type: ignore[attr-defined]
+        value._gs_ppl_draw = draw  # type: ignore[attr-defined] # a Tensor declares it not
         return value
 
     @staticmethod

@@ -34,7 +34,13 @@ from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.follow import Follows, terms_of
 from gs_ppl.pyro.functional import Temperature
-from gs_ppl.pyro.handlers import program_inside, random_state
+from gs_ppl.pyro.handlers import (
+    discretize,
+    has_classes,
+    is_latent,
+    program_inside,
+    random_state,
+)
 from gs_ppl.pyro.integers import (
     classes,
     event_dims,
@@ -45,7 +51,7 @@ from gs_ppl.pyro.integers import (
     values_of,
 )
 
-__all__ = ["AutoGuideList", "AutoGumbelSoftmax"]
+__all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
 
 
 class SiteLogits(Follows):
@@ -195,7 +201,7 @@ class AutoGumbelSoftmax(SiteLogits):
     """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
 
     q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
-    left to the other parts of an AutoGuideList.
+    left to the other parts of an AutoGuideList (see auto_relaxed).
 
     Args:
         model: program with discrete latents, relaxed or not.
@@ -268,3 +274,57 @@ def _in_place_of(law: Any, other: Any) -> Any:
 
 class AutoGuideList(Follows, autoguide.AutoGuideList):
     """Pyro's AutoGuideList, whose rows are those that the program is given."""
+
+
+def auto_relaxed(
+    model: Callable,
+    continuous: Callable[..., Any] = autoguide.AutoNormal,
+    *,
+    temperature: Temperature | None = None,
+    family: Family | Mapping[str, Family] = GumbelSoftmax,
+    objective: str = "categorical",
+    init_logits: float | Mapping[str, Any] = 0.0,
+    create_plates: Callable | None = None,
+) -> AutoGuideList:
+    """An AutoGuideList of two parts: `continuous` for all but the discrete latents of a program,
+    AutoGumbelSoftmax for these.
+
+    Args:
+        model: program, relaxed or not.
+        continuous: the automatic guide of the others, a class or a partial of one; its options
+            such as init_loc_fn go by partial.
+        temperature: as AutoGumbelSoftmax.
+        family: as AutoGumbelSoftmax.
+        objective: as AutoGumbelSoftmax.
+        init_logits: as AutoGumbelSoftmax.
+        create_plates: as AutoGumbelSoftmax.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import OneHotCategorical, auto_relaxed
+        >>> def model():
+        ...     pyro.sample("w", pyro.distributions.Normal(0.0, 1.0))
+        ...     pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
+        >>> guide = auto_relaxed(model, temperature=0.5)
+        >>> pyro.clear_param_store()
+        >>> sorted(guide())
+        ['w', 'z']
+    """
+    guide = AutoGuideList(model, create_plates=create_plates)
+    plain = discretize(model)
+    guide.append(continuous(poutine.block(plain, hide_fn=_is_discrete)))
+    discrete = poutine.block(plain, hide_fn=_is_continuous)
+    options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
+    guide.append(AutoGumbelSoftmax(discrete, temperature, **options))
+    return guide
+
+
+def _is_discrete(msg: dict[str, Any]) -> bool:
+    if msg["type"] != "sample" or not is_latent(msg):
+        return False
+    law = innermost(msg["fn"])
+    return has_classes(law) or law.support.is_discrete
+
+
+def _is_continuous(msg: dict[str, Any]) -> bool:
+    return msg["type"] == "sample" and is_latent(msg) and not _is_discrete(msg)

@@ -114,6 +114,17 @@ def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[s
     return parents
 
 
+def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    """Refuses truncations that leave out too much."""
+    with random_state(), torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    for trace in (guide_trace, model_trace):
+        for name, site in _latents(trace).items():
+            check_tail(name, site, tail(site.law))
+
+
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 

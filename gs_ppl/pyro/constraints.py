@@ -156,7 +156,7 @@ class SigmoidTransform(torch.distributions.SigmoidTransform):
     With the logits of a law: bits of probability 0 and 1, those not `unsure`, are that value.
     """
 
-    codomain = open_unit_interval  # type: ignore[assignment]
+    codomain = open_unit_interval  # type: ignore[assignment] # torch's has the class of its own
 
     def __init__(self, logits: Tensor | None = None, unsure: Tensor | None = None) -> None:
         super().__init__()

@@ -317,13 +317,16 @@ def relax(
         sites: names of the sites to relax; None: all. The others are enumerated as marked.
         truncate: largest count by site name, for laws of counts without end (Poisson), which stand
             for 0..largest then, renormalised.
-        max_tail: of the probability above the largest count; check refuses more, in any row: call
-            it after training too.
+        max_tail: of the probability above the largest count; check refuses more, in any row, and
+            AnnealedSVI.run at its end.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
             the evidence of the relaxed program, whose optimum is not the discrete posterior.
             Straight-through families are scored by the mass in either case.
+
+    A bit of probability 0 or 1 is that value, without gradient, under each objective. So
+    Bernoulli(phi * alive) learns nothing of phi in draws where a straight-through alive is 0.
 
     Raises:
         ValueError: naming the site: an integer site within a bare context manager, a use of a

@@ -1,29 +1,36 @@
 """SVI with an annealed temperature."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from pyro import infer, poutine
+from pyro import infer, poutine, validation_enabled
 from pyro.infer import SVI
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
 from gs_ppl._shared.pairings import shapes
-from gs_ppl.pyro.checks import check
-from gs_ppl.pyro.handlers import annealed, program_inside
+from gs_ppl.pyro.checks import check, check_tails
+from gs_ppl.pyro.handlers import annealed, discretize, program_inside, random_state
+from gs_ppl.training import Callback, Training, Watch, refuse_nan
 
 __all__ = ["AnnealedSVI"]  # the rest is what only torch needs
 
 OPTIMIZER = (
     "an optimizer of Pyro's or torch's, or a function that makes one of a list of parameters"
 )
+
+EVALUATION_DRAWS = 10
 
 
 class TorchOptim(PyroOptim):
@@ -175,6 +182,8 @@ class AnnealedSVI(SVI):
         tensor([0., 1.])
     """
 
+    loss_and_grads: Callable
+
     def __init__(
         self,
         model: Callable,
@@ -217,6 +226,82 @@ class AnnealedSVI(SVI):
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         self._check(self.temperature(), *args, **kwargs)
         return super().evaluate_loss(self.temperature(), *args, **kwargs)
+
+    def run(
+        self,
+        num_steps: int,
+        *args: Any,
+        progress_bar: bool = True,
+        callback: Callback | None = None,
+        callback_every: int = 1,
+        evaluate_every: int | None = None,
+        **kwargs: Any,
+    ) -> Training:
+        """Steps on the same data; the arrays of the run.
+
+        Args:
+            num_steps: number of steps.
+            *args: what the programs take.
+            progress_bar: whether to show one, with loss and temperature.
+            callback: called with step, loss and temperature.
+            callback_every: once in so many steps.
+            evaluate_every: once in so many steps the discrete ELBO is taken, of ten draws.
+            **kwargs: what the programs take.
+
+        Raises:
+            ValueError: naming the step and the first site, where the loss is NaN.
+        """
+        first = self.num_steps
+        watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)
+        losses, temperatures = [], []
+        with self._nan_refused():
+            for done in range(1, num_steps + 1):
+                temperatures.append(float(self.temperature()))
+                losses.append(self.step(*args, **kwargs))
+                if watch.wants(done):
+                    evaluate = partial(self._discrete_elbo, *args, **kwargs)
+                    watch.report(done, losses[-1], temperatures[-1], evaluate)
+        # of counts: the parameters have moved since the first check
+        check_tails(self.model, self.guide, self.temperature(), *args, **kwargs)
+        return watch.finish(losses, temperatures)
+
+    @contextmanager
+    def _nan_refused(self) -> Iterator[None]:
+        """Within it a loss that is NaN is refused before the optimizer has spread it."""
+        loss_and_grads: Callable = self.loss_and_grads
+
+        def refusing(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+            before = get_rng_state()
+            loss = loss_and_grads(model, guide, *args, **kwargs)
+            if math.isnan(loss):
+                set_rng_state(before)
+                refuse_nan(self.num_steps, loss, self._scores(*args, **kwargs))
+            return loss
+
+        self.loss_and_grads = refusing
+        try:
+            yield
+        finally:
+            self.loss_and_grads = loss_and_grads
+
+    def _discrete_elbo(self, *args: Any, **kwargs: Any) -> float:
+        """Of the discretized pair; the random state is left as it was."""
+        enumerates = isinstance(self._elbo, infer.TraceEnum_ELBO)
+        elbo = self._elbo if enumerates else infer.Trace_ELBO(num_particles=EVALUATION_DRAWS)
+        pair = discretize(self.model), discretize(self.guide)
+        with random_state(), torch.no_grad():
+            return -elbo.loss(*pair, self.temperature(), *args, **kwargs)
+
+    def _scores(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Of each site, the guide's first."""
+        with torch.no_grad(), validation_enabled(False):
+            guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            model = poutine.trace(poutine.replay(self.model, trace=guide))
+            traces = guide, model.get_trace(*args, **kwargs)
+            for trace in traces:
+                trace.compute_log_prob()
+        nodes = [item for trace in traces for item in trace.nodes.items()]
+        return {n: float(node["log_prob_sum"]) for n, node in nodes if "log_prob_sum" in node}
 
     def get_state(self) -> dict[str, Any]:
         """Step, parameters and optimizer: what set_state resumes from in mid-schedule."""

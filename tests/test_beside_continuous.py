@@ -1,0 +1,77 @@
+"""Automatic guides over discrete and continuous latents of one program."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gs_ppl import temperature
+
+LOCS, SCALE = np.array([-2.0, 2.0]), 0.5
+CLASSES = np.arange(12) % 2
+DATA = LOCS[CLASSES] + 0.8 + SCALE * np.random.default_rng(0).normal(size=12)
+SCHEDULE = temperature.exponential(rate=0.01, minimum=0.2)
+
+
+def shifted(backend):
+    """A class for each row of a subsampled plate, below a shift of all."""
+    ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
+
+    def model():
+        shift = ppl.sample("shift", Normal(backend.array(0.0), 1.0))
+        with ppl.plate("data", 12, subsample_size=6) as rows:
+            z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
+            loc = gs.select(backend.array(LOCS), z) + shift
+            ppl.sample("x", Normal(loc, SCALE), obs=backend.array(DATA)[rows])
+
+    return model
+
+
+def mean_of_shift():
+    """Posterior mean, on a grid."""
+    grid = np.linspace(-2, 3, 2001)[:, None, None]
+    terms = np.logaddexp.reduce(stats.norm(grid + LOCS, SCALE).logpdf(DATA[:, None]), -1).sum(-1)
+    weight = np.exp(terms - terms.max() - grid[:, 0, 0] ** 2 / 2)
+    return (weight @ grid[:, 0, 0]) / weight.sum()
+
+
+def check_fit(backend, guide, model, family):
+    relaxed = backend.gs.relax(model, family=family)
+    elbo = backend.infer.TraceMeanField_ELBO()
+    losses, params = backend.anneal(relaxed, guide, elbo, SCHEDULE, steps=400, decay=0.995)
+    assert np.isfinite(losses).all()
+    median = backend.guide_median(guide, params)
+    np.testing.assert_array_equal(median["z"].argmax(-1), CLASSES)
+    assert median["shift"] == pytest.approx(mean_of_shift(), abs=0.15)
+    drawn = backend.trace(backend.gs.discretize(guide), 0)
+    assert drawn["z"].shape == (6, 2)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("continuous", "family"),
+    [
+        ("AutoNormal", "STGumbelSoftmax"),
+        ("AutoMultivariateNormal", "GumbelSoftmax"),
+        ("AutoLowRankMultivariateNormal", "STGumbelSoftmax"),
+        ("AutoDelta", "GumbelSoftmax"),
+    ],
+)
+def test_in_one_line(backend, continuous, family):
+    model, family = shifted(backend), getattr(backend.gs, family)
+    part = getattr(backend.infer.autoguide, continuous)
+    guide = backend.gs.auto_relaxed(model, part, family=family)
+    check_fit(backend, guide, model, family)
+
+
+@pytest.mark.parametrize("relaxed", [False, True], ids=["as_written", "relaxed"])
+def test_by_parts(backend, relaxed):
+    """Parts that see the plate, and parts that do not; the program relaxed or not."""
+    gs, plain = backend.gs, shifted(backend)
+    model = gs.relax(plain) if relaxed else plain
+    guide = gs.AutoGuideList(model)
+    guide.append(backend.infer.autoguide.AutoNormal(backend.bare_block(model, hide=["z"])))
+    guide.append(gs.AutoGumbelSoftmax(backend.bare_block(model, expose=["z"])))
+    params = check_fit(backend, guide, plain, gs.GumbelSoftmax)
+    quantiles = backend.guide_quantiles(guide, params, [0.1, 0.9])
+    assert set(quantiles) == {"shift"}
+    assert quantiles["shift"][0] < mean_of_shift() < quantiles["shift"][1]

@@ -1,0 +1,236 @@
+"""What check says of the order of sites, of given rows, of partly observed and rewritten sites."""
+
+import numpy as np
+import pytest
+from scipy.special import rel_entr
+
+from gs_ppl import temperature
+
+PRIOR = np.array([0.80, 0.15, 0.05])
+ROWS = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]])
+MEAN_FIELD = "TraceMeanField_ELBO"
+
+# --- order ----------------------------------------------------------------------------------------
+
+# sites in their order, each with the one that its law depends on
+CHAIN = {"z": None, "w": "z", "v": "w"}
+GUIDES = {  # which sites the refusal names: that of the model, and what it is given there
+    "alike": ({"z": None, "w": "z", "v": "w"}, None),
+    "independent, in another order": ({"v": None, "w": None, "z": None}, None),
+    "two of three, in the model's order": ({"v": None, "z": None, "w": "z"}, None),
+    "the last before the first alone": ({"v": None, "z": "v", "w": None}, None),
+    "reversed": ({"v": None, "w": "v", "z": "w"}, ("[wv]", "[zw]")),
+    "the first pair": ({"w": None, "z": "w", "v": "w"}, ("w", "z")),
+    "the last pair": ({"v": None, "w": "v", "z": None}, ("v", "w")),
+    "by way of the third": ({"v": None, "z": "v", "w": "z"}, ("v", "w")),
+}
+
+
+def chain(backend, parents, *, place):
+    """Of classes; `place`: what lies between a site and the law of the next."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def run():
+        values = {}
+        for name, parent in parents.items():
+            probs = array(PRIOR)
+            if parent:
+                probs = values[parent] @ array(ROWS)
+                if place == "deterministic":
+                    probs = ppl.deterministic(f"{parent} of {name}", probs)
+            if place == "plate" and name == "v":
+                with ppl.plate("rows", 4):
+                    value = ppl.sample(name, gs.OneHotCategorical(probs=probs))
+                value = value.mean(0)
+            else:
+                value = ppl.sample(name, gs.OneHotCategorical(probs=probs))
+            values[name] = value
+
+    return gs.relax(run, 0.5)
+
+
+@pytest.mark.parametrize("place", ["bare", "deterministic", "plate"])
+@pytest.mark.parametrize("case", GUIDES)
+def test_order_in_a_chain(backend, case, place):
+    order, refused = GUIDES[case]
+    pair = chain(backend, CHAIN, place=place), chain(backend, order, place=place)
+    loss = getattr(backend.infer, MEAN_FIELD)()
+    if refused is None:
+        backend.gs.check(*pair, loss)
+        return
+    site, given = refused
+    message = f"site '{site}': the model draws it given '{given}', and the guide draws '{given}' gi"
+    with pytest.raises(ValueError, match=message):
+        backend.gs.check(*pair, loss)
+
+
+def test_order_under_another_loss(backend):
+    """Which takes both scores at the same values, so that any order is right."""
+    family = {"family": backend.gs.STGumbelSoftmax}
+
+    def program(parents):
+        return backend.gs.relax(chain(backend, parents, place="bare"), 0.5, **family)
+
+    pair = program(CHAIN), program(GUIDES["reversed"][0])
+    hard = [backend.gs.relax(backend.gs.discretize(fn), 0.5, **family) for fn in pair]
+    backend.gs.check(*hard, backend.infer.Trace_ELBO())
+    with pytest.raises(ValueError, match="draw them in the guide in the model's order"):
+        backend.gs.check(*hard, getattr(backend.infer, MEAN_FIELD)())
+
+
+# --- rows given by the program --------------------------------------------------------------------
+
+
+def in_rows(backend, plate):
+    """Of twenty rows those of the minibatch."""
+    gs, array = backend.gs, backend.array
+
+    def model(x, rows):
+        with plate(rows):
+            z = backend.ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+            loc = gs.select(array([0.0, 3.0, 6.0]), z)
+            backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
+
+    return model
+
+
+def guide_in_rows(backend, plate):
+    logits = backend.array(np.linspace(-1, 1, 60).reshape(20, 3))
+
+    def guide(x, rows):
+        with plate(rows) as own:
+            law = backend.gs.SoftOneHotCategorical(0.5, logits=logits[own])
+            backend.ppl.sample("z", law)
+
+    return guide
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("given", [True, False])
+def test_rows_given_in_the_plate(backend, given):
+    gs, rows = backend.gs, backend.torch.tensor([3, 11, 7, 19])
+    plate = lambda rows: backend.ppl.plate("data", 20, subsample=rows)  # noqa: E731
+    model = in_rows(backend, plate)
+    own = lambda rows: backend.ppl.plate("data", 20, subsample_size=len(rows))  # noqa: E731
+    guide = guide_in_rows(backend, plate if given else own)
+    args = backend.infer.TraceMeanField_ELBO(), backend.array(np.zeros(4)), rows
+    if given:
+        gs.check(gs.relax(model, 0.5), guide, *args)
+        return
+    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, and the gui"):
+        gs.check(gs.relax(model, 0.5), guide, *args)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("given", ["both", "model", "neither"])
+def test_rows_given_by_substitute(backend, given):
+    gs, rows = backend.gs, backend.jnp.array([3, 11, 7, 19])
+    plate = lambda rows: backend.ppl.plate("data", 20, subsample_size=len(rows))  # noqa: E731
+    model, guide = in_rows(backend, plate), guide_in_rows(backend, plate)
+    put = lambda fn: backend.ppl.handlers.substitute(fn, data={"data": rows})  # noqa: E731
+    relaxed = gs.relax(model, 0.5)
+    relaxed = relaxed if given == "neither" else put(relaxed)
+    guide = put(guide) if given == "both" else guide
+    args = backend.infer.TraceMeanField_ELBO(), backend.array(np.zeros(4)), rows
+    if given != "model":
+        gs.check(relaxed, guide, *args)
+        return
+    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, and the gui"):
+        gs.check(relaxed, guide, *args)
+
+
+# --- partly observed sites ------------------------------------------------------------------------
+
+SEEN = np.array([True, False, True, False])
+
+
+def test_partly_observed_bits(backend):
+    """obs_mask: only the rows that are not observed have a divergence, in model and guide alike."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+    seen = array(SEEN.astype(float)) > 0
+    p, q, bits = 0.3, 0.6, np.array([1.0, 0.0, 0.0, 1.0])
+
+    def model():
+        with ppl.plate("rows", 4):
+            law = backend.native.Bernoulli(probs=array(p))
+            ppl.sample("z", law, obs=array(bits), obs_mask=seen)
+
+    def unmasked():
+        with ppl.plate("rows", 4):
+            ppl.sample("z_unobserved", gs.SoftBernoulli(0.5, probs=array(q)))
+
+    guide = backend.masked(unmasked, ~SEEN)
+
+    loss = getattr(backend.infer, MEAN_FIELD)()
+    relaxed = gs.relax(model, 0.5)
+    gs.check(relaxed, guide, loss)
+    divergence = rel_entr([q, 1 - q], [p, 1 - p]).sum()
+    wanted = 2 * divergence - np.log([p, 1 - p]).sum()
+    found = backend.losses(loss, relaxed, guide, 1)[0]
+    assert found == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(ValueError, match=r"site 'z_unobserved': .* is masked in the model alone"):
+        gs.check(relaxed, unmasked, loss)
+
+
+# --- rewritten sites ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["noise", "transform"])
+def test_reparameterized_sites(backend, kind):
+    """The guide must have the site that stands in place of z."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+    density = gs.GumbelSoftmax(0.5, probs=array(PRIOR))
+    model = backend.reparam(lambda: ppl.sample("z", density), {"z": kind})
+    base = {"noise": "z_gumbel", "transform": "z_base"}[kind]
+    law, _ = backend.sites(model, 0)[base]
+    law = law.to_event(1) if not law.event_shape else law
+    loss = backend.infer.Trace_ELBO()
+    gs.check(model, lambda: ppl.sample(base, law), loss)
+    with pytest.raises(ValueError, match=f"site '{base}': .* neither in the guide nor enumerated"):
+        gs.check(model, lambda: ppl.sample("z", density), loss)
+
+
+# --- a second signature ---------------------------------------------------------------------------
+
+
+def batches(backend):
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def model(x):
+        with ppl.plate("rows", len(x)):
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+            loc = gs.select(array([0.0, 3.0, 6.0]), z)
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        with ppl.plate("rows", 6):
+            logits = ppl.param("a", array(np.zeros((6, 3))))
+            ppl.sample("z", gs.SoftOneHotCategorical(0.5, logits=logits))
+
+    loss = getattr(backend.infer, MEAN_FIELD)()
+    programs = gs.relax(model, 0.5), guide, backend.optimizer(), loss, temperature.constant(0.5)
+    return gs.AnnealedSVI(*programs), array(np.zeros(6)), array(np.zeros(1))
+
+
+OTHER_ROWS = "site 'z': .*plate 'rows' of the guide has 6 rows"
+
+
+@pytest.mark.only("pyro")
+def test_evaluation_of_other_shapes_is_checked(backend):
+    svi, six, one = batches(backend)
+    svi.step(six)
+    assert np.isfinite(svi.evaluate_loss(six))
+    for run in (svi.evaluate_loss, svi.step):
+        with pytest.raises(ValueError, match=OTHER_ROWS):
+            run(one)
+
+
+@pytest.mark.only("numpyro")
+def test_evaluation_of_other_shapes_is_checked_under_jit(backend):
+    svi, six, one = batches(backend)
+    state = svi.init(backend.jax.random.key(0), six)
+    evaluate = backend.jax.jit(svi.evaluate)
+    assert np.isfinite(evaluate(state, six))
+    for run in (evaluate, svi.evaluate, svi.update, svi.stable_update):
+        with pytest.raises(ValueError, match=OTHER_ROWS):
+            run(state, one)

@@ -1,0 +1,75 @@
+"""AnnealedSVI.run: what it reports as it goes, and the arrays afterwards."""
+
+import numpy as np
+import pytest
+from programs import by_name, plain
+
+from gs_ppl import temperature
+from gs_ppl.training import plot_training
+
+SCHEDULE = temperature.exponential(rate=0.1, minimum=0.3)
+
+
+def factorial_run(backend, steps, model=None, rate=0.05, **options):
+    model = model or plain(backend, by_name("factorial"))
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    elbo = backend.infer.TraceMeanField_ELBO()
+    programs = backend.gs.relax(model), guide, elbo, SCHEDULE
+    return backend.run(*programs, steps, rate, **options), model, guide
+
+
+def test_arrays_and_callback(backend):
+    seen = []
+    watch = {"callback": lambda *now: seen.append(now), "callback_every": 4, "evaluate_every": 5}
+    run, *_ = factorial_run(backend, 12, **watch)
+    assert run.losses.shape == run.temperatures.shape == (12,)
+    np.testing.assert_allclose(run.temperatures, [SCHEDULE(t) for t in range(12)], rtol=1e-6)
+    assert [step for step, *_ in seen] == [3, 7, 11]
+    np.testing.assert_allclose([loss for _, loss, _ in seen], run.losses[3::4], rtol=1e-6)
+    np.testing.assert_allclose([tau for *_, tau in seen], run.temperatures[3::4], rtol=1e-6)
+    assert run.evaluation_steps.tolist() == [4, 9]
+    assert run.elbos.shape == (2,)
+    plain_run, *_ = factorial_run(backend, 12, progress_bar=False)
+    np.testing.assert_allclose(plain_run.losses, run.losses, rtol=1e-6)  # watching draws nothing
+    assert plain_run.elbos.shape == (0,)
+    left, right = plot_training(run).axes
+    assert [len(line.get_xdata()) for line in left.get_lines()] == [12, 2]
+    np.testing.assert_allclose(right.get_lines()[0].get_ydata(), run.temperatures)
+
+
+def test_elbos_are_those_of_the_discrete_programs(backend):
+    """At a learning rate of 0: those of the uniform guide, summed by hand."""
+    run, *_ = factorial_run(backend, 60, rate=0.0, evaluate_every=1)
+    joint = by_name("factorial").log_joints()
+    expected, spread = joint.mean() + np.log(joint.size), joint.std() / np.sqrt(600)
+    assert abs(run.elbos.mean() - expected) < 5 * spread  # fails once in two million seeds
+
+
+@pytest.mark.parametrize("progress_bar", [True, False])
+def test_progress_bar(backend, progress_bar, capsys):
+    factorial_run(backend, 5, progress_bar=progress_bar)
+    shown = capsys.readouterr().err
+    assert ("temperature 0.67" in shown) == progress_bar  # of the last step
+    assert ("loss" in shown) == progress_bar
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # of Pyro's, before
+@pytest.mark.parametrize("progress_bar", [True, False])
+def test_nan_is_named_with_step_and_site(backend, progress_bar):
+    """The site "x" has no score from the fourth step on, when the temperature is below 0.75."""
+    ppl, gs = backend.ppl, backend.gs
+
+    def model(temperature=1.0):
+        z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
+        nan = backend.where(temperature < 0.75, np.nan, 0.0)
+        loc = z[..., 0] + nan
+        ppl.sample("x", backend.native.Normal(loc, 1.0, validate_args=False), obs=loc * 0)
+
+    with pytest.raises(ValueError, match="the loss of step 3 is nan, first at site 'x'"):
+        factorial_run(backend, 6, model=model, progress_bar=progress_bar)
+
+
+@pytest.mark.parametrize("option", ["callback_every", "evaluate_every"])
+def test_refuses_counts_below_one(backend, option):
+    with pytest.raises(ValueError, match=f"run: {option} must be at least 1, got 0"):
+        factorial_run(backend, 3, **{option: 0})
