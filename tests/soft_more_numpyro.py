@@ -24,6 +24,7 @@ FORMS = {
     "where_of_two": lambda s, t: t.locs[jnp.where(s.w > 1, s.z, 1)],
     "where_bit": lambda s, t: t.locs[jnp.where(t.keep, t.keep.astype(int), s.b)],
     "where_index_or_float": lambda s, t: jnp.where(s.z > 0, s.z, t.x),
+    "crossed": lambda s, t: ((2 * s.z + s.w) == (2 * s.w - s.z)) * t.x,
     "unequal_bits": lambda s, t: (s.b != s.c) * t.x,
     # tables
     "vindex_all": lambda s, t: Vindex(t.Q[None])[..., s.w, s.z, :],

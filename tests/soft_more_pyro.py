@@ -21,6 +21,7 @@ FORMS = {
     "where_of_two": lambda s, t: t.locs[torch.where(s.w > 1, s.z, 1)],
     "where_bit": lambda s, t: t.locs[torch.where(t.keep, t.keep.to(t.x.dtype), s.b).long()],
     "where_index_or_float": lambda s, t: torch.where(s.z > 0, s.z, t.x),
+    "crossed": lambda s, t: ((2 * s.z + s.w) == (2 * s.w - s.z)) * t.x,
     "unequal_bits": lambda s, t: (s.b != s.c) * t.x,
     # tables
     "vindex_all": lambda s, t: Vindex(t.Q[None])[..., s.w, s.z, :],
@@ -65,5 +66,6 @@ REFUSED = {
     "product_of_draws": (lambda s, t: s.b.prod() * s.z[0], "prod over several draws"),
     "matrix_of_integers": (lambda s, t: s.z @ t.perm[:2], "matmul"),
     "added_in_place": (lambda s, t: s.z.add_(1), "assignment"),
+    "cast_to_mask": (lambda s, t: t.X[s.b.bool()] * s.z, "boolean index"),
     "float_index": (lambda s, t: t.locs[s.z.to(t.x.dtype)], "float as an index"),
 }

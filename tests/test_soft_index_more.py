@@ -23,6 +23,7 @@ FORMS = {
     "where_of_two": lambda s, t: t.locs[np.where(s.w > 1, s.z, 1)],
     "where_bit": lambda s, t: t.locs[np.where(t.keep, 1, s.b)],
     "where_index_or_float": lambda s, t: np.where(s.z > 0, s.z, t.x),
+    "crossed": lambda s, t: ((2 * s.z + s.w) == (2 * s.w - s.z)) * t.x,
     "unequal_bits": lambda s, t: (s.b != s.c) * t.x,
     "vindex_all": lambda s, t: t.Q[s.w, s.z][None][0],
     "after_number": lambda s, t: t.Q[1, s.g],
@@ -61,7 +62,7 @@ def test_form(backend, side, more, name, monkeypatch):  # noqa: F811
 
 REFUSED = ["none", "out", "new_array", "full_of", "move_by", "row_of", "joined_sizes"]
 REFUSED += ["hot_without_size", "product_of_draws", "matrix_of_integers", "added_in_place"]
-REFUSED += ["float_index"]
+REFUSED += ["cast_to_mask", "float_index"]
 
 
 @pytest.mark.only("pyro")
@@ -72,6 +73,11 @@ def test_refused(backend, side, more, name):  # noqa: F811
     with pytest.raises(side.module.SoftIndexError) as error:
         side.make(form)(**ys)
     assert operation in str(error.value)
+
+
+@pytest.mark.only("pyro")
+def test_ids_of_refused(more):
+    assert [*more.REFUSED] == REFUSED
 
 
 @pytest.mark.only("pyro")

@@ -63,7 +63,7 @@ def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> Soft
         ...     z = soft_index("z", torch.tensor([0.25, 0.0, 0.75]))
         ...     return torch.tensor([1.0, 2.0, 3.0])[z], (z + 1) % 3 == 0
         >>> interpret(program)()
-        (tensor(2.5000), tensor(0.))
+        (tensor(2.5000), tensor(0.7500))
     """
     *batch, K = shape_of(weights)
     shape = torch.Size(batch)

@@ -299,15 +299,12 @@ def _indexed(t: Any, index: Any) -> Any:
     wide = [d for d in dims if items[d].ndim]
     apart = not wide or any(wide[0] < d < wide[-1] for d in rest)
     before = 0 if apart else sum(d < wide[0] for d in rest)
-    if len(columns) == 1 and _is_row_number(columns[0], t):
-        value = _rows(t, columns[0])
-    else:
-        shape = broadcast([shape_of(x) for x in columns])
-        tables, axes = aligned("an index", [z.form for z in soft], n)
-        following = iter(tables)
-        found = [next(following) if isinstance(x, SoftIndex) else x for x in columns]
-        axes = [padded(axis, 0, len(rest)) for axis in axes]
-        value = _read(Form(t[tuple(found)], tuple(axes), shape + t.shape[len(dims) :]))
+    shape = broadcast([shape_of(x) for x in columns])
+    tables, axes = aligned("an index", [z.form for z in soft], n)
+    following = iter(tables)
+    found = [next(following) if isinstance(x, SoftIndex) else x for x in columns]
+    axes = [padded(axis, 0, len(rest)) for axis in axes]
+    value = _read(Form(t[tuple(found)], tuple(axes), shape + t.shape[len(dims) :]))
     return value.movedim(tuple(range(n)), tuple(range(before, before + n))) if before else value
 
 
