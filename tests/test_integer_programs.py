@@ -413,6 +413,22 @@ def test_the_tail_is_checked(backend):
         check(3)
 
 
+def test_the_tail_is_checked_after_a_run(backend):
+    """The rate has grown past what the truncation holds."""
+    s, gs = Side(backend), backend.gs
+
+    def model():
+        rate = s.lib.exp(s.ppl.param("a", s.array(-4.6)))
+        n = s.ppl.sample("n", s.d.Poisson(rate))
+        s.ppl.sample("x", s.d.Normal(n * 1.0, 0.1), obs=s.array(3.0))
+
+    relaxed = gs.relax(model, truncate={"n": 3}, max_tail=1e-4)
+    loss, schedule = backend.infer.TraceMeanField_ELBO(), lambda step: 0.5
+    guide = gs.AutoGumbelSoftmax(relaxed)
+    with pytest.raises(ValueError, match=r"'n': its counts above 3 .* max_tail=0\.0001"):
+        backend.run(relaxed, guide, loss, schedule, 40, 0.2, progress_bar=False)
+
+
 TRUNCATED = {
     "name": ({"q": 5}, "no discrete latent site is called 'q'"),
     "fraction": ({"n": 2.5}, "'n': truncate wants the largest count, 1 or more, got 2.5"),
