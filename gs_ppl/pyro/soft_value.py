@@ -277,8 +277,6 @@ def aligned(operation: str, forms: Sequence[Form], n: int) -> tuple[list[Tensor]
             place.append(same[0] if same else len(axes))
             if not same:
                 axes.append(axis)
-            elif axis.ids.numel() < axes[same[0]].ids.numel():
-                axes[same[0]] = axis
         places.append(place)
     tables = []
     for form, place in zip(forms, places, strict=True):
