@@ -193,14 +193,13 @@ def _any_mean(table: Any, weights: Sequence[Any]) -> jax.Array:
         return expectation(jnp.where((weights[0] == 0) & ~jnp.isfinite(table), 0, table), weights)
     value = expectation(jnp.where(jnp.isfinite(table), table, 0), weights)
 
-    def infinite(table: Any, *weights: Any) -> jax.Array:
+    def infinite(value: Any, table: Any, *weights: Any) -> jax.Array:
         sign = jnp.where(jnp.isfinite(table), 0, jnp.sign(table))
         hit = expectation(sign, [(w != 0).astype(table.dtype) for w in weights])
-        return jnp.where(hit != 0, hit * jnp.inf, 0)
+        return jnp.where(hit != 0, hit * jnp.inf, value)
 
-    nothing = lambda *_: jnp.zeros_like(value)  # noqa: E731
     args = lax.stop_gradient((table, *weights))
-    return value + lax.cond(jnp.isfinite(args[0]).all(), nothing, infinite, *args)
+    return lax.cond(jnp.isfinite(args[0]).all(), lambda value, *_: value, infinite, value, *args)
 
 
 def _element_by_element(table: Any, weights: Sequence[Any]) -> bool:
