@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_ppl._shared.wrappers import innermost
+from gs_ppl._shared.wrappers import innermost, masks
 
 Array = Any
 
@@ -518,3 +518,8 @@ class NumPyroBackend:
 
     def where(self, condition: Array, x: float, y: float) -> Array:
         return self.jnp.where(condition, x, y)
+
+    def rows_and_mask(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        trace = self.ppl.handlers.trace(seeded).get_trace()
+        return self.numpy(trace[plate]["value"]), self.numpy(masks(trace[site]["fn"])[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_ppl._shared.wrappers import innermost
+from gs_ppl._shared.wrappers import innermost, masks
 
 Array = Any
 
@@ -519,3 +519,8 @@ class PyroBackend:
 
     def where(self, condition: Array, x: float, y: float) -> Array:
         return self.torch.where(self.torch.as_tensor(condition), x, y)
+
+    def rows_and_mask(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
+        self.ppl.set_rng_seed(seed)
+        nodes = self.ppl.poutine.trace(program).get_trace().nodes
+        return self.numpy(nodes[plate]["value"]), self.numpy(masks(nodes[site]["fn"])[0])

@@ -78,7 +78,13 @@ def scored_density(backend, model):
     backend.loss("Trace_ELBO", backend.gs.relax(model, objective="relaxed"), guide, 1, 0)
 
 
-@pytest.mark.parametrize("use", [drawn, drawn_by_hand, scored, scored_density])
+def checked(backend, model):
+    guide = auto(backend, model, temperature=0.5, objective="relaxed")
+    relaxed = backend.gs.relax(model, objective="relaxed")
+    backend.gs.check(relaxed, guide, backend.infer.Trace_ELBO())
+
+
+@pytest.mark.parametrize("use", [drawn, drawn_by_hand, scored, scored_density, checked])
 def test_drawing_and_scoring_need_one(backend, use):
     with pytest.raises(ValueError, match=r"site 'a' has no temperature.*discretize\(guide\)"):
         use(backend, plain(backend, by_name("factorial")))

@@ -172,6 +172,24 @@ def test_partly_observed_bits(backend):
         gs.check(relaxed, unmasked, loss)
 
 
+@pytest.mark.parametrize("seen", [0, 1])
+def test_latent_without_a_score(backend, seen):
+    """Masked in all rows it needs no guide; masked in some it does."""
+    ppl, law = backend.ppl, backend.gs.OneHotCategorical(probs=backend.array(PRIOR))
+
+    def model():
+        with ppl.plate("rows", 4):
+            ppl.sample("z", law)
+
+    masked = backend.masked(model, np.arange(4) < seen)
+    loss = backend.infer.Trace_ELBO()
+    if not seen:
+        backend.gs.check(masked, lambda: None, loss)
+        return
+    with pytest.raises(ValueError, match=r"site 'z': .* neither in the guide nor enumerated"):
+        backend.gs.check(masked, lambda: None, loss)
+
+
 # --- rewritten sites ------------------------------------------------------------------------------
 
 

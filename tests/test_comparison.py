@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gs_ppl._shared import comparison
 from gs_ppl._shared.comparison import Program
 from gs_ppl._shared.elimination import Factor, largest_table
 from gs_ppl.report import Gradient, Marginal, Value
@@ -121,3 +122,28 @@ def test_joined_variables_multiply_their_values(shape, event_dims, count):
     program.sites = {"z": {"fn": SimpleNamespace(event_shape=shape)}}
     program.discrete = {"z": event_dims}
     assert program.classes("z") == count
+
+
+def test_a_fault_of_ours_is_no_note():
+    """What a PPL does not implement is a note; what this library does not is raised."""
+
+    class Theirs(comparison.Session):
+        stochastic, sizes = False, {}
+
+        def table(self, side):
+            return 1, []
+
+        def marginals(self, side, draws):
+            raise NotImplementedError("theirs")
+
+        def elbo(self, draws):
+            raise NotImplementedError("theirs")
+
+    class Ours(Theirs):
+        marginals = comparison.Session.marginals
+
+    options = comparison.Options([], [], [], 2, 1, [], 10, False)
+    notes = comparison.run(Theirs(), options).notes
+    assert [note.endswith(": not enumerated: theirs") for note in notes] == [True, True]
+    with pytest.raises(NotImplementedError):
+        comparison.run(Ours(), options)

@@ -108,7 +108,7 @@ def test_mask_of_a_latent_is_refused(backend):
 
 
 def test_mask_of_the_rows_of_a_minibatch(backend):
-    """Each draw of rows has its own mask: a masked row has a gradient of zero throughout."""
+    """Each draw of rows has its own mask, and a masked row a gradient of zero throughout."""
     ppl, gs, seen = backend.ppl, backend.gs, np.array([True, False, True, True, False, True])
 
     def model():
@@ -125,3 +125,6 @@ def test_mask_of_the_rows_of_a_minibatch(backend):
     gradients = [g[name] for _, g in backend.gradients(elbo, relaxed, guide, range(40))]
     moved = (np.array(gradients) != 0).any((0, 2))
     np.testing.assert_array_equal(moved, seen)
+    for seed in range(10):
+        rows, mask = backend.rows_and_mask(guide, "rows", "z", seed)
+        np.testing.assert_array_equal(mask, seen[rows])

@@ -36,7 +36,6 @@ class Program:
     sites: Mapping[str, Any]
     discrete: Mapping[str, int]
     continuous: Sequence[str]
-    in_scan: Sequence[str] = ()  # of the discrete ones, in NumPyro
 
     def frames(self, site: str) -> list[Any]:
         """The plates around a site, from the left."""
@@ -216,11 +215,6 @@ class _Exact:
     def _of_model(self) -> None:
         evidence, self.posterior = self._session.marginals("model", self._draws)
         self.evidence = Value.of(evidence)
-        if sites := self._session.model.in_scan:
-            self.notes.append(
-                f"exact marginals of {', '.join(sites)}: not given: they take a factor in each step"
-                " of scan, and NumPyro's enumeration takes one of its axes for time"
-            )
 
     def _of_guide(self) -> None:
         elbo, self.gradients = self._session.elbo(self._draws)
@@ -235,6 +229,8 @@ class _Exact:
         except KeyError as error:  # whose text is a name alone
             self.notes.append(f"{what}: not enumerated: the PPL's enumeration found no {error}")
         except (ValueError, NotImplementedError) as error:
+            if isinstance(error, NotImplementedError) and _is_own(error):
+                raise
             self.notes.append(f"{what}: not enumerated: {error}")
 
     def _check_size(self, side: str) -> None:
@@ -245,6 +241,14 @@ class _Exact:
                 f"a table over {shown} would have {elimination.shown(entries)} entries, more than"
                 f" max_entries = {elimination.shown(self._limit)}"
             )
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether this library has raised it: what a PPL does not do is a note, a fault here is not."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_globals["__name__"].startswith("gs_ppl.")
 
 
 def _estimate(

@@ -148,16 +148,32 @@ class Tilt(Messenger):
         reach_into_bodies(self, msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        done = msg.get("_control_flow_done", False)  # tilted inside of the body
-        if msg["type"] == "sample" and msg["name"] in self.tilts and not done:
+        if msg["type"] != "sample" or msg.get("_control_flow_done"):  # tilted inside of the body
+            return
+        name = msg["name"].replace("_PREV_", "")  # which scan puts before its first steps
+        if name in self.tilts:
             law, value = innermost(msg["fn"]), msg["value"]
             if is_integer(law) and not isinstance(law, OneHotIndex):
-                value = index_in_support(msg["name"], law, value)
+                value = index_in_support(name, law, value)
             binary = event_dims(law) == 0
-            step, tilt = msg["infer"].get("_scan_current_index"), self.tilts[msg["name"]]
-            tilt = tilt if step is None else tilt[step]
-            tilt = numpyro.subsample(tilt, event_dim=1)
-            numpyro.factor(f"{msg['name']}_tilt", select(tilt, value, binary=binary))
+            step, tilt = msg["infer"].get("_scan_current_index"), self.tilts[name]
+            tilt = numpyro.subsample(tilt if step is None else tilt[step], event_dim=1)
+            numpyro.factor(f"{name}_tilt", select(tilt, value, binary=binary))
+
+
+class Plates(Messenger):
+    """Notes the size of each plate, and of the part of it that a draw sees, inside of scan too."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn)
+        self.rows: dict[str, tuple[int, int]] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        reach_into_bodies(self, msg)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate":
+            self.rows[msg["name"]] = (msg["args"][0], len(msg["value"]))
 
 
 # --- the programs ---------------------------------------------------------------------------------
@@ -179,7 +195,8 @@ class Program(comparison.Program):
 
     def run(self, params: Mapping[str, Any], key: Array, guide_trace: Any = None) -> None:
         """Keeps the trace, and sorts its latent sites."""
-        program = handlers.seed(SeedBySite(self, key), key)
+        plates = Plates(SeedBySite(self, key))
+        program = handlers.seed(plates, key)
         if guide_trace is not None:
             program = handlers.replay(program, trace=guide_trace)
         self.trace = handlers.trace(handlers.substitute(program, data=params)).get_trace()
@@ -189,13 +206,7 @@ class Program(comparison.Program):
         dims = {name: class_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
-        self.in_scan = [n for n in self.discrete if latents[n].get("_control_flow_done")]
-        # size of each plate, and of the part of it that a draw sees
-        self.rows = {
-            name: (node["args"][0], len(node["value"]))
-            for name, node in nodes
-            if node["type"] == "plate"
-        }
+        self.rows = plates.rows
         self.values = {
             name: jax.tree.map(jnp.asarray, node["value"])
             for name, node in nodes
@@ -215,12 +226,9 @@ class Program(comparison.Program):
         return len(support_of(site, innermost(fn))) ** math.prod(fn.event_shape)
 
     def tilts(self) -> dict[str, Array]:
-        """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate.
-
-        Not for those inside of scan, where config_enumerate refuses factors.
-        """
+        """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
         tilts = {}
-        for name in (n for n in self.discrete if n not in self.in_scan):
+        for name in self.discrete:
             node = self.sites[name]
             shape = list(node["fn"].batch_shape)
             for frame in self.frames(name):

@@ -1,7 +1,8 @@
 """Exact enumeration: discrete sites are lowered to integers, inside of scan too."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from numbers import Real
 from typing import Any, NoReturn
@@ -12,7 +13,14 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.distributions import CategoricalLogits, CategoricalProbs, DiscreteUniform, Unit
+from numpyro.distributions import (
+    CategoricalLogits,
+    CategoricalProbs,
+    DiscreteUniform,
+    Distribution,
+    Unit,
+    constraints,
+)
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
@@ -92,13 +100,14 @@ class config_enumerate(Messenger):
     are for handlers within: config_enumerate(condition(model, ...)).
 
     Inside of scan, where TraceEnum_ELBO is wrong by itself, the latents that the guide leaves out
-    are summed out step by step, and inference sees the factor `{site}_summed` in their place.
+    are summed out step by step, and inference sees the factor `{site}_summed` in their place. A
+    mask on what is summed out is taken off it, so that a masked step is worth 1, as in a loop.
 
     Raises:
         ValueError: naming the site, where to_event or sample_shape has joined several discrete
             variables, for vectors from without inside of a plate, for sites inside of cond; inside
-            of scan for sites that the guide enumerates, and for what is computed from sites that
-            are summed out.
+            of scan for sites that the guide enumerates, for reverse=True, for infer_discrete, and
+            for what is computed from sites that are summed out.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro
@@ -176,24 +185,25 @@ def _enumerated(sites: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _run_apart(body: Callable, *args: Any) -> dict[str, Any]:
-    """The sites of a body, without their values."""
+def _run_apart(body: Callable, *args: Any) -> tuple[dict[str, Any], Any]:
+    """The sites of a body, and what it returns, without their values."""
     sites: dict[str, Any] = {}
 
-    def run() -> None:
+    def run() -> Any:
         with handlers.block(), handlers.seed(rng_seed=0), handlers.trace() as trace:
-            body(*args)
+            output = body(*args)
         sites.update(trace)
+        return output
 
-    jax.eval_shape(run)
-    return sites
+    return sites, jax.eval_shape(run)
 
 
 def _cond(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     """A branch is chosen, not summed over; a predicate of enumerated sites dies in lax.cond."""
     if kwargs.get("enum"):
         _, *branches, operand = args
-        for name in (n for branch in branches for n in _enumerated(_run_apart(branch, operand))):
+        sites = (_run_apart(branch, operand)[0] for branch in branches)
+        for name in (name for of_branch in sites for name in _enumerated(of_branch)):
             raise ValueError(
                 f"site {name!r}: sites inside of cond are not enumerated: draw it before, and"
                 " choose by jnp.where"
@@ -208,43 +218,68 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     Where a guide is replayed this is an ELBO: NumPyro's TraceEnum_ELBO takes time for a plate, and
     scan under enumeration does not replay. Without a guide NumPyro's own elimination is right.
     """
-    body, init, xs, *_ = args
+    body, init, xs, _, reverse = args
+    body = Within(_FactorsAsLaws(), body)
+    args = (body, *args[1:])
     stack = kwargs["substitute_stack"]
     guides = [trace for kind, trace in stack if kind == "replay"]
-    if not guides and not (kwargs.get("enum") and kwargs["history"] == 0):
+    if not (guides or kwargs.get("enum")):
         return run(*args, **kwargs)
-    sites = _run_apart(body, init, jax.tree.map(lambda x: x[0], xs))
+    first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})
+    sites, (carry, ys) = _run_apart(first, init, jax.tree.map(lambda x: x[0], xs))
     drawn = {name: site for trace in guides for name, site in trace.items() if name in sites}
     names = [n for n in _enumerated(sites) if not _is_conditioned(sites[n], stack)]
+    for name in sites:
+        if any(f"_PREV_{name}" in trace for trace in guides):  # what NumPyro has made of its scan
+            _refuse_in_scan(name, " are taken apart in a guide, by TraceEnum_ELBO:")
     for name in names:
         if name in drawn and drawn[name]["infer"].get("enumerate") == "parallel":
-            raise ValueError(
-                f"site {name!r}: sites inside of scan are not enumerated in a guide: leave it to"
-                " the model, or write a Python loop over numpyro.contrib.funsor.markov(range(n))"
-            )
+            _refuse_in_scan(name, " are not enumerated in a guide: leave it to the model, or")
     names = [name for name in names if name not in drawn]
-    if names and kwargs["history"] == 0:
-        raise ValueError(
-            f"site {names[0]!r}: sites inside of scan with history=0 are not enumerated: use a"
-            " plate"
-        )
     if not names:
+        if not guides and kwargs["history"]:
+            return _without_confusion(run(*args, **kwargs))
         msg["kwargs"]["enum"] = False
         return run(*args, **{**kwargs, "enum": False})
-    for name, site in sites.items():
-        if site["type"] == "sample" and isinstance(innermost(site["fn"]), Unit):
-            raise ValueError(
-                f"site {name!r}: a factor inside of scan beside sites that are summed out: NumPyro"
-                " takes one of its axes for time; write a Python loop over"
-                " numpyro.contrib.funsor.markov(range(n))"
-            )
+    if kwargs["history"] == 0:
+        _refuse_in_scan(names[0], " with history=0 are not enumerated: use a plate, or")
+    if reverse:
+        _refuse_in_scan(names[0], " with reverse=True are not enumerated: reverse its xs, or")
+    if not guides:
+        if _is_lazy():
+            _refuse_in_scan(names[0], " are summed out, not drawn: pass a guide that draws it, or")
+        return _without_confusion(run(*args, **kwargs))
     given = [entry for entry in stack if entry[0] != "replay"]
     given += [("condition", latent_values(trace)) for trace in guides]
     _factor(names, sites, args, {**kwargs, "substitute_stack": given})
-    output = jax.eval_shape(lambda: run(*args, **kwargs | {"enum": False}))
-    (length, _, carry), (_, ys) = output
-    summed = jax.tree.map(lambda _: SummedOut(names[0]), (carry, ys))
-    return (length, None, summed[0]), (PytreeTrace({}), summed[1])
+    carry, ys = jax.tree.map(lambda _: SummedOut(names[0]), (carry, ys))
+    return (None, None, carry), (PytreeTrace({}), ys)
+
+
+def _refuse_in_scan(site: str, why: str) -> NoReturn:
+    raise ValueError(
+        f"site {site!r}: sites inside of scan{why} write a Python loop over"
+        " numpyro.contrib.funsor.markov(range(n))"
+    )
+
+
+def _without_confusion(output: tuple) -> tuple:
+    """Refuses sites whose axis of time NumPyro would take for another, in the same place."""
+    from numpyro.contrib.funsor.enum_messenger import _DIM_STACK
+
+    taken = _DIM_STACK.global_frame.dim_to_name
+    for name, site in output[1][0].trace.items():
+        for dim, axis in site.get("infer", {}).get("dim_to_name", {}).items():
+            if axis.startswith("_time") and dim in taken:
+                _refuse_in_scan(name, f" have time where {taken[dim]!r} has its axis:")
+    return output
+
+
+def _is_lazy() -> bool:
+    """Whether NumPyro's infer_discrete runs the program, which alone does so lazily."""
+    import funsor  # imported here: it sets its backend, for Pyro too
+
+    return funsor.interpreter.get_interpretation() is funsor.interpretations.lazy
 
 
 def _is_conditioned(site: dict[str, Any], stack: list[tuple[str, Any]]) -> bool:
@@ -272,29 +307,65 @@ class SummedOut:
     __hash__ = object.__hash__
 
 
-class _AsMeasure(Messenger):
-    """Takes masks off what is summed, so that a masked step is worth 1, and scales off all."""
+class Weight(Distribution):
+    """The law of a factor: its score is given, and its value is as large as that.
 
-    def __init__(self, sites: list[str]) -> None:
+    NumPyro's Unit has a value without a batch, of which scan takes another axis for time.
+    """
+
+    arg_constraints = {"log_factor": constraints.real}
+    support = constraints.real
+    pytree_data_fields = ("log_factor",)
+
+    def __init__(self, log_factor: Array) -> None:
+        self.log_factor = log_factor
+        super().__init__(jnp.shape(log_factor), validate_args=False)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        return self.log_factor
+
+
+class _FactorsAsLaws(Messenger):
+    """Makes factors inside of scan what its time is counted on."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and isinstance(unit := innermost(msg["fn"]), Unit):
+            msg["fn"] = rewrap(msg["fn"], lambda unit: Weight(unit.log_factor))
+            msg["value"] = jnp.zeros(unit.batch_shape)
+
+
+class _AsMeasure(Messenger):
+    """Takes masks off what is summed, so that a masked step is worth 1, and scales off all.
+
+    What all sites are in, the plates `kept`, is no matter of the scan.
+    """
+
+    def __init__(self, sites: list[str], kept: set[str]) -> None:
         super().__init__()
-        self.sites = sites
+        self.sites, self.kept = sites, kept
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample":
             msg["scale"] = None
+            msg["cond_indep_stack"] = [
+                frame for frame in msg["cond_indep_stack"] if frame.name not in self.kept
+            ]
             if msg["name"] in self.sites:
                 msg["fn"] = unmasked(msg["fn"])
 
 
 def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Puts the log evidence of a scan in the place of its sites."""
+    """Puts the log evidence of a scan in the place of its sites, by row of the plates of all."""
     # imported here: they set the backend of funsor, for Pyro too
     import funsor
-    from numpyro.contrib.funsor import enum, to_data
+    from numpyro.contrib.funsor import enum
     from numpyro.contrib.funsor.infer_util import _enum_log_density
 
+    stacks = [site["cond_indep_stack"] for site in sites.values() if site["type"] == "sample"]
+    common = set.intersection(*({frame.name for frame in stack} for stack in stacks))
+    frames = [frame for frame in stacks[0] if frame.name in common]
     body, *rest = args
-    measured = Within(_AsMeasure(names), body)
+    measured = Within(_AsMeasure(names, common), body)
 
     def program() -> None:
         scan(measured, *rest, history=kwargs["history"])
@@ -303,15 +374,45 @@ def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) 
         how = {"data": data} if isinstance(data, Mapping) else {f"{kind}_fn": data}
         program = getattr(handlers, kind)(program, **how)
     program = handlers.seed(program, kwargs["rng_key"])
-    depth = -min((f.dim for s in sites.values() for f in s["cond_indep_stack"]), default=0)
-    free = kwargs.get("first_available_dim") or -1 - depth
-    with handlers.block(), enum(first_available_dim=free), _plates_as_they_are():
+    depth = -min((frame.dim for stack in stacks for frame in stack), default=0)
+    free = min(kwargs.get("first_available_dim") or -1, -1 - depth, -1 - _used_dims())
+    with handlers.block(), _apart(), enum(first_available_dim=free), _plates_as_they_are():
         operations = funsor.ops.logaddexp, funsor.ops.add
         lazy, *_ = _enum_log_density(program, (), {}, {}, *operations, apply_optimizer=False)
-        evidence = to_data(funsor.optimizer.apply_optimizer(lazy))
+        evidence = funsor.optimizer.apply_optimizer(lazy)
+    dims = {frame.name: frame.dim for frame in frames}
+    dims |= {f"_pyro_dim_{i}": -i for i in range(1, -free)}  # of sites enumerated before
+    if left := [name for name in evidence.inputs if name not in dims]:
+        _refuse_in_scan(names[0], f" depend on {left[0]!r} in a way that is not summed out here:")
+    evidence = funsor.to_data(evidence, name_to_dim={n: dims[n] for n in evidence.inputs})
     evidence = evidence.reshape((1,) * (depth - jnp.ndim(evidence)) + jnp.shape(evidence))
-    with handlers.scale(scale=_common_scale(names[0], sites)):
+    with handlers.block():  # the program has them already
+        plates = [numpyro.plate(frame.name, frame.size, dim=frame.dim) for frame in frames]
+    with ExitStack() as context:
+        for plate in plates:
+            context.enter_context(plate)
+        context.enter_context(handlers.scale(scale=_common_scale(names[0], sites)))
         numpyro.factor(f"{names[0]}_summed", evidence)
+
+
+def _used_dims() -> int:
+    """The axes that plates and enumerated sites have around."""
+    from numpyro.contrib.funsor.enum_messenger import _DIM_STACK
+
+    return -min(_DIM_STACK.global_frame.dim_to_name, default=0)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Without names for the axes of the sites around, in whose place scan may have time."""
+    from numpyro.contrib.funsor.enum_messenger import _DIM_STACK, StackFrame
+
+    around = _DIM_STACK._stack
+    _DIM_STACK._stack = [StackFrame(OrderedDict(), OrderedDict(), (), (), False)]
+    try:
+        yield
+    finally:
+        _DIM_STACK._stack = around
 
 
 def _common_scale(name: str, sites: Mapping[str, Any]) -> float:

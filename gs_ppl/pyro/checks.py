@@ -131,7 +131,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     AnnealedSVI does it at its first step, and again where the shapes of its arguments are new. The
     random state is left as it was. Under a bare SVI that nobody checks, a bare discrete law on one
     side stays unseen. A program with relaxed sites runs some ten times more, with values along
-    edges of the simplex, to see whether it follows them as its gradient says.
+    edges of the simplex, to see whether it follows them as its gradient says; a jump below 8e-6
+    of the sum of the terms' sizes stays unseen.
 
     Args:
         model: program, relaxed or enumerated as it is handed to SVI.
