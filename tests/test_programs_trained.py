@@ -106,3 +106,9 @@ def test_mode_is_near_the_best_cell(backend, name):
     table = log_joints(backend, name)
     mode = tuple(q.argmax() for q in trained(backend, name))
     assert table.max() - table[mode] < 1.0
+
+
+def test_a_guide_that_cannot_be_sure_is_refused(backend):
+    """A bit that is certain because of another latent: the divergence would be infinite."""
+    with pytest.raises(ValueError, match="site 'alive1'.*infinite"):
+        trained(backend, "late_entry", steps=2)
