@@ -184,3 +184,9 @@ def test_score_of_a_law_at_a_soft_value(backend, side, name):  # noqa: F811
     cells = [backend.numpy(at(backend.array(k, dtype))) for k in range(weights.shape[-1])]
     value = backend.numpy(m.interpret(lambda: at(soft("s", y)))())
     np.testing.assert_allclose(value, weights @ cells, rtol=0, atol=1e-12)
+
+
+def test_integers_computed_from_a_class_leave_by_their_value(backend, side):  # noqa: F811
+    y = backend.array(base.WEIGHTS["z"])
+    left = side.module.interpret(lambda: 2 - side.module.soft_index("z", y))()
+    np.testing.assert_allclose(backend.numpy(left), base.WEIGHTS["z"][:, ::-1])
