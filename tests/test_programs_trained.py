@@ -110,5 +110,5 @@ def test_mode_is_near_the_best_cell(backend, name):
 
 def test_a_guide_that_cannot_be_sure_is_refused(backend):
     """A bit that is certain because of another latent: the divergence would be infinite."""
-    with pytest.raises(ValueError, match="site 'alive1'.*infinite"):
+    with pytest.raises(ValueError, match=r"site 'alive1'.*infinite"):
         trained(backend, "late_entry", steps=2)
