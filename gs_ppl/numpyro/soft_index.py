@@ -40,7 +40,6 @@ from gs_ppl.numpyro.soft_value import (
 __all__ = [
     "SoftIndexError",
     "as_float",
-    "constant",
     "hardened",
     "interpret",
     "leave",

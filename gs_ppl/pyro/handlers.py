@@ -56,7 +56,6 @@ from gs_ppl.pyro.integers import (
     values_of,
 )
 from gs_ppl.pyro.soft_index import (
-    SoftIndex,
     as_float,
     hardened,
     interpret,
@@ -64,6 +63,7 @@ from gs_ppl.pyro.soft_index import (
     soft_index,
     soft_one_hot,
 )
+from gs_ppl.pyro.soft_value import SoftIndex
 
 __all__ = ["discretize", "relax", "select"]
 

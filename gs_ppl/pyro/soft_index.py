@@ -33,7 +33,6 @@ from gs_ppl.pyro.soft_value import (
 )
 
 __all__ = [
-    "SoftIndex",
     "SoftIndexError",
     "as_float",
     "hardened",

@@ -17,6 +17,8 @@ import torch
 from pyro.util import ignore_jit_warnings
 from torch import Tensor
 
+__all__: list[str] = []
+
 LARGEST_PRODUCT = 2**24  # elements of the table of several draws
 
 INDEX_CURE = "index a table with it, compare it, or use torch.where"
