@@ -244,7 +244,7 @@ def totals(get, t):
 
     def step(carry, i):
         total, n = carry
-        return (total + get(i)[0] * t.X3[n, 0], n + 1), total
+        return (total + get(i)[0] * 0.5, n + 1), total * t.X3[n, 0]
 
     (total, _), out = lax.scan(step, (0.0, 0), jnp.arange(3))
     return total + out.sum()
