@@ -97,7 +97,16 @@ Slots = Sequence[Slot | None]
 
 
 def _weights(trace: Any, slots: Slots, xs: Sequence[Any]) -> list[Any]:
-    return [s.weights(trace, x) if s else x for s, x in zip(slots, xs, strict=True)]
+    """Those of soft values; of a float in a plain slot, the mean."""
+    return [s.weights(trace, x) if s else _as_mean(x) for s, x in zip(slots, xs, strict=True)]
+
+
+def _as_mean(x: Any) -> Any:
+    return mean(x) if isinstance(x, Soft) else x
+
+
+def _is_plain_float(x: Any) -> bool:
+    return not isinstance(x, Soft) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def _values(trace: Any, slots: Slots, xs: Sequence[Any], token: int | None) -> list[Any]:
@@ -122,6 +131,7 @@ def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
     consts, init, xs = (list(map(_carried, part)) for part in scan_parts(params, args))
     slots, rows = list(map(Slot.of, init)), list(map(Slot.of, xs))
     apart = _are_apart([*consts, *init, *xs])
+    plain_floats = list(map(_is_plain_float, init))
     seen: Any = None
 
     def body(carry: list[Any], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -140,6 +150,10 @@ def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
             outs = list(map(_carried, outs))
             after, ys = outs[: len(init)], outs[len(init) :]
             found = list(map(Slot.of, outs))
+            # a float that begins as one, such as a one-hot vector, is carried as its mean
+            found[: len(init)] = [
+                None if plain else s for s, plain in zip(found, plain_floats, strict=False)
+            ]
             seen = found, [a._replace(weights=None) for a in _axes(after)]
             if any(t and not s for s, t in zip(slots, found, strict=False)):
                 return carry, []  # of no use yet
