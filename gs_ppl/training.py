@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gs_ppl._extras import require
 
@@ -48,10 +49,7 @@ def plot_training(training: Any) -> Figure:
         >>> len(plot_training(run).axes)
         2
     """
-    require("matplotlib")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    figure = require("matplotlib.figure").Figure(figsize=(8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = np.arange(len(training.losses))
     left.plot(steps, -np.asarray(training.losses), lw=0.8, label="ELBO as trained")
@@ -84,9 +82,7 @@ class Watch:
             if count is not None and count < 1:
                 raise ValueError(f"AnnealedSVI.run: {name} must be at least 1, got {count}")
         self.shown_every = max(self.num_steps // 100, 1) if self.progress_bar else None
-        self._bar = require("tqdm", "pyro").tqdm(
-            total=self.num_steps, disable=not self.progress_bar
-        )
+        self._bar = tqdm(total=self.num_steps, disable=not self.progress_bar)
 
     def wants(self, done: int) -> bool:
         """Whether it takes loss and temperature after so many steps."""
