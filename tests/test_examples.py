@@ -48,7 +48,13 @@ def run(name, *arguments):
 
 
 # Of a script with several commands the quick suite runs one; the others' own parts have tests.
-LONG = {"reproduce.py table1", "reproduce.py table2", "reproduce.py grey"}
+LONG = {
+    "reproduce.py table1",
+    "reproduce.py table2",
+    "reproduce.py grey",
+    "train.py --model semi_supervised",
+    "which_causes.py",
+}
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,9 @@ def distances(p, q):
 # --- losses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mixture", "factorial", "bernoulli_net"])
+@pytest.mark.parametrize(
+    "name", ["mixture", pytest.param("factorial", marks=pytest.mark.long), "bernoulli_net"]
+)
 def test_categorical_objective_tends_to_the_discrete_elbo(backend, name):
     """Above a guide that is not the prior, on common random numbers.
 
@@ -132,7 +134,9 @@ def test_categorical_objective_tends_to_the_discrete_elbo(backend, name):
 # --- guides ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mixture", "hidden_markov", "bernoulli_net"])
+@pytest.mark.parametrize(
+    "name", ["mixture", pytest.param("hidden_markov", marks=pytest.mark.long), "bernoulli_net"]
+)
 def test_guide_tends_to_the_best_factorised_one(backend, name):
     best, optima = best_factorised(name)
     assert np.ptp(optima) < 1e-4  # one optimum, that any start should find

@@ -1,0 +1,122 @@
+"""The probe along edges, on functions of one number whose changes and slopes are known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gs_ppl._shared.probing import Edge, Reading, groups, probe, vertices
+
+SITES = frozenset("z")
+
+
+def log(t):
+    return math.log(t) if t > 0 else -np.inf
+
+
+# its value at t, the slope that the gradient gives
+FOLLOWS = {
+    "constant": (lambda t: 5.0, lambda t: 0.0),
+    "cubic": (lambda t: t**3 - 2 * t, lambda t: 3 * t**2 - 2),
+    "kink": (lambda t: max(t, 0.3), lambda t: float(t > 0.3)),
+    "steep": (lambda t: math.tanh(40 * (t - 0.3)), lambda t: 40 / math.cosh(40 * (t - 0.3)) ** 2),
+    "infinite at one end": (log, lambda t: 1 / t if t > 0 else np.inf),
+    "infinite everywhere": (lambda t: -np.inf, lambda t: 0.0),
+    "a slope within one percent": (lambda t: t, lambda t: 1.01),
+    "a jump of one millionth": (lambda t: 1 + 1e-6 * (t > 0.3), lambda t: 0.0),
+}
+JUMPS = {
+    "no slope": (lambda t: t, lambda t: 0.0),
+    "half of the slope": (lambda t: t, lambda t: 0.5),
+    "the other way": (lambda t: t, lambda t: -1.0),
+    "a slope that is not there": (lambda t: 0.0, lambda t: 1.0),
+    "three percent of the slope": (lambda t: t, lambda t: 1.03),
+    "jump": (lambda t: float(t > 0.5), lambda t: 0.0),
+    "jump on a slope": (lambda t: t + (t > 0.8), lambda t: 1.0),
+    "a small jump": (lambda t: 1 + 1e-4 * (t > 0.3), lambda t: 0.0),
+    "alike at both ends and in the middle": (lambda t: 4 * t // 1 % 2, lambda t: 0.0),
+    "infinite at one end": (lambda t: log(t) + 8 * (t > 0.5), lambda t: 1 / t if t > 0 else np.inf),
+}
+
+
+def mismatch(value, slope):
+    with np.errstate(invalid="ignore"):  # between two infinities
+        return Edge(lambda t: Reading(np.array([value(t)]), slope(t), SITES)).mismatch()
+
+
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_what_follows_its_slope(name):
+    assert mismatch(*FOLLOWS[name]) is None
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_what_does_not(name):
+    assert mismatch(*JUMPS[name]) is not None
+
+
+@pytest.mark.parametrize("finite", [[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1], [1, 1, 1, 1, 1]])
+def test_corners(finite):
+    """Each possible class of up to three in turn; of two the first again."""
+    finite = np.array([finite] * 40, bool)
+    rows = np.stack(list(vertices(finite, np.random.default_rng(0))), 1)
+    classes = finite[0].sum()
+    for row in rows:
+        assert ((row == 0) | (row == 1)).all()
+        assert (row.sum(-1) == 1).all()
+        assert row[:, finite[0]].sum() == len(row)
+        met = row.argmax(-1)
+        assert len(set(met)) == min(classes, 3)
+        assert len(met) < 3 or classes != 2 or met[2] == met[0]
+    assert set(rows[:, 0].argmax(-1)) == set(np.flatnonzero(finite[0]))  # at random
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 20, 21])
+def test_each_site_moves_while_each_other_is_at_rest(n):
+    found = groups([str(i) for i in range(n)])
+    pairs = {(a, b) for group in found for a in group for b in map(str, range(n)) if b not in group}
+    assert len(pairs) == n * (n - 1)
+    assert len(found) <= {1: 1, 2: 2, 3: 3, 6: 4, 7: 5, 20: 6, 21: 7}[n]
+
+
+def run(read, masses=(), densities=()):
+    probe("model", masses, densities, lambda name: [0.0, 1.0, 0.0], read)
+
+
+def reading(moved, t, value, sites=SITES):
+    """Of `value`, a function of the sites' values; no gradient is known."""
+    at = {name: start + t * (end - start) for name, (start, end) in moved.items()}
+    terms = np.atleast_1d(value(**{"a": 0.0, "b": 0.0, **at})).astype(float)
+    return Reading(terms, 0.0, sites)
+
+
+@pytest.mark.parametrize("kinds", [("masses",), ("densities",), ("masses", "densities")])
+@pytest.mark.parametrize("site", ["a", "b"])
+def test_the_site_is_named(kinds, site):
+    names = dict.fromkeys(kinds, "ab") if len(kinds) == 1 else {"masses": "a", "densities": "b"}
+    run(lambda moved, t: reading(moved, t, lambda a, b: 1.0), **names)
+    jump = lambda moved, t: reading(moved, t, lambda a, b: {"a": a, "b": b}[site] > 0.3)  # noqa: E731
+    with pytest.raises(ValueError, match=f"site '{site}': the model .* vary by 1, .* knows 0"):
+        run(jump, **names)
+
+
+def test_sites_that_come_and_go():
+    def other(moved, t):
+        return reading(moved, t, lambda a, b: 1.0, SITES if t < 0.5 else SITES | {"w"})
+
+    def longer(moved, t):
+        return reading(moved, t, lambda a, b: [1.0] if t < 0.5 else [0.5, 0.5])
+
+    for read in (other, longer):
+        with pytest.raises(ValueError, match=r"site 'a': .* has other sites at one class than at"):
+            run(read, masses="a")
+
+
+def test_an_edge_is_read_once_at_a_point():
+    points = []
+
+    def read(t):
+        points.append(t)
+        return Reading(np.array([t**3]), 3 * t**2, SITES)
+
+    Edge(read).mismatch()
+    assert len(points) == len(set(points)) < 20
