@@ -48,6 +48,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/speed.py --output tests/benchmarks
 	$(BIN)/python tests/benchmarks/steps.py --output tests/benchmarks
 	$(BIN)/python tests/benchmarks/memory.py --output tests/benchmarks
+	$(BIN)/python tests/benchmarks/soft_index.py --output tests/benchmarks
 	$(BIN)/python tests/readme_tables.py
 
 $(VENV)/.bench: $(INSTALLED)

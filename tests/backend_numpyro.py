@@ -24,7 +24,7 @@ class NumPyroBackend:
     def __init__(self) -> None:
         self.jax = importlib.import_module("jax")
         self.jax.config.update("jax_enable_x64", True)  # tests compare in float64 too
-        self.jnp = self.jax.numpy
+        self.jnp = self.lib = self.jax.numpy
         self.gs = importlib.import_module("gs_ppl.numpyro")
         self.F = self.gs.functional
         self.ppl = importlib.import_module("numpyro")
@@ -78,6 +78,18 @@ class NumPyroBackend:
     def grad(self, f: Callable, *xs: Array) -> list[np.ndarray]:
         grads = self.jax.grad(f, argnums=tuple(range(len(xs))))(*xs)
         return [self.numpy(g) for g in grads]
+
+    def value_and_grad(self, f: Callable) -> Callable:
+        """Of f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
+
+        def value_and_grad(*xs: Array) -> tuple[np.ndarray, list[np.ndarray]]:
+            (_, value), gradients = compiled(*xs)
+            return self.numpy(value), [self.numpy(g) for g in gradients]
+
+        compiled = self.jax.jit(
+            lambda *xs: self.jax.value_and_grad(f, tuple(range(len(xs))), has_aux=True)(*xs)
+        )
+        return value_and_grad
 
     def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
         """Sample, its log, the residue and the sum of the log in one step."""
@@ -418,6 +430,37 @@ class NumPyroBackend:
         result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
         left = result.params | (result.state.mutable_state or {})
         return np.array(result.losses), {name: self.numpy(x) for name, x in left.items()}
+
+    def log_joint(self, program: Callable, values: dict[str, Any]) -> float:
+        fixed = self.ppl.handlers.substitute(program, data=values)
+        return float(self.seeded_log_joint(fixed, 0))
+
+    def given(self, program: Callable, values: dict[str, Any]) -> Callable:
+        return self.ppl.handlers.substitute(program, data=values)
+
+    def at_each(self, f: Callable, batch: dict, tables: dict, argnums: tuple) -> tuple:
+        compiled = self.jax.jit(
+            self.jax.vmap(self.jax.value_and_grad(f, argnums), in_axes=(0, None))
+        )
+        return self.jax.tree.map(self.numpy, compiled(batch, tables))
+
+    def seeded_log_joint(self, program: Callable, seed: int) -> Array:
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        return self.infer.util.log_density(seeded, (), {}, {})[0]
+
+    def recorded(self, program: Callable, seed: int) -> dict[str, Any]:
+        """The value of each site, deterministic ones too."""
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
+        trace = self.ppl.handlers.trace(seeded).get_trace()
+        return {name: site["value"] for name, site in trace.items()}
+
+    @property
+    def vindex(self) -> Any:
+        return importlib.import_module("numpyro.ops.indexing").Vindex
+
+    def totals(self, counts: np.ndarray) -> Any:
+        """Counts as the PPL's Binomial has them."""
+        return counts
 
     # the life of a guide
 

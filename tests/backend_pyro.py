@@ -23,7 +23,7 @@ class PyroBackend:
     reinforce = "Trace_ELBO"  # the PPL's own score function
 
     def __init__(self) -> None:
-        self.torch = importlib.import_module("torch")
+        self.torch = self.lib = importlib.import_module("torch")
         self.gs = importlib.import_module("gs_ppl.pyro")
         self.F = self.gs.functional
         self.ppl = importlib.import_module("pyro")
@@ -80,6 +80,16 @@ class PyroBackend:
         """Gradients of the scalar f(*xs)."""
         xs = [x.detach().clone().requires_grad_() for x in xs]
         return [self.numpy(g) for g in self.torch.autograd.grad(f(*xs), xs)]
+
+    def value_and_grad(self, f: Callable) -> Callable:
+        """Of f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
+
+        def value_and_grad(*xs: Array) -> tuple[np.ndarray, list[np.ndarray]]:
+            xs = [x.detach().clone().requires_grad_() for x in xs]
+            scalar, value = f(*xs)
+            return self.numpy(value), [self.numpy(g) for g in self.torch.autograd.grad(scalar, xs)]
+
+        return value_and_grad
 
     def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
         """Sample, its log and the residue in one step; torch's takes the noise's memory."""
@@ -418,6 +428,48 @@ class PyroBackend:
         svi = self.gs.AnnealedSVI(*programs, schedule) if schedule else self.infer.SVI(*programs)
         losses = np.array([svi.step() for _ in range(steps)])
         return losses, {n: self.numpy(value) for n, value in self.ppl.get_param_store().items()}
+
+    def log_joint(self, program: Callable, values: dict[str, Any]) -> float:
+        return float(self.seeded_log_joint(self.ppl.condition(program, data=values), 0))
+
+    def given(self, program: Callable, values: dict[str, Any]) -> Callable:
+        """The program with these values of its latent sites."""
+        return self.ppl.condition(program, data=values)
+
+    def at_each(self, f: Callable, batch: dict, tables: dict, argnums: tuple) -> tuple:
+        """Value and gradients of f(values, tables) at each row of a batch of values."""
+        found = []
+        for i in range(len(next(iter(batch.values())))):
+            args = [
+                {name: x.detach().clone() for name, x in values.items()}
+                for values in ({name: x[i] for name, x in batch.items()}, tables)
+            ]
+            by = [x.requires_grad_() for n in argnums for x in args[n].values()]
+            value = f(*args)
+            slopes = iter(self.torch.autograd.grad(value, by, materialize_grads=True))
+            found.append((value, *({k: next(slopes) for k in args[n]} for n in argnums)))
+        values, *gradients = zip(*found, strict=True)
+        stack = lambda xs: self.numpy(self.torch.stack(xs))  # noqa: E731
+        by_name = [{k: stack([row[k] for row in rows]) for k in rows[0]} for rows in gradients]
+        return stack(values), tuple(by_name)
+
+    def seeded_log_joint(self, program: Callable, seed: int) -> Array:
+        self.ppl.set_rng_seed(seed)
+        return self.ppl.poutine.trace(program).get_trace().log_prob_sum()
+
+    def recorded(self, program: Callable, seed: int) -> dict[str, Any]:
+        """The value of each site, deterministic ones too."""
+        self.ppl.set_rng_seed(seed)
+        trace = self.ppl.poutine.trace(program).get_trace()
+        return {name: site["value"] for name, site in trace.nodes.items() if "value" in site}
+
+    @property
+    def vindex(self) -> Any:
+        return importlib.import_module("pyro.ops.indexing").Vindex
+
+    def totals(self, counts: np.ndarray) -> Any:
+        """Counts as the PPL's Binomial has them."""
+        return self.array(counts)
 
     # the life of a guide
 

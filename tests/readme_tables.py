@@ -281,6 +281,29 @@ def memory() -> str:
     return f"{table(header, shown)}\n\n{source}"
 
 
+def soft_index() -> str:
+    """Of programs over integers how many times as long as with one-hot vectors, and as much."""
+    sides, source = read_bench("soft_index")
+    shown = []
+    for side, found in sides.items():
+        for row in found["rows"]:
+            us, compiled = row["us"], row["compile"]
+            step = [f"{us[way]:.0f}" for way in ("one-hot", "integers")]
+            times = [f"{row['times ours']['integers']:.2f}"]
+            times += [f"{compiled['times']:.2f}" if compiled else ""]
+            shown.append([TITLES[side], row["program"].replace("_", " "), *step, *times])
+    header = ["PPL", "program", "one-hot, µs", "integers, µs", "times", "times to compile"]
+    memory = "; ".join(
+        f"{TITLES[side]} {peaks['integers'] / minimum:.2f} times, by one-hot vectors"
+        f" {peaks['one-hot'] / minimum:.2f}"
+        for side, found in sides.items()
+        for minimum, peaks in [found["memory"].values()]
+    )
+    return (
+        f"{table(header, shown)}\n\nMemory of `table[z]`, its result being 1: {memory}.\n\n{source}"
+    )
+
+
 Goal = tuple[str, str, str, str, list[float]]
 K10, K1000 = [[100, 30, 10], [1024, 30, 10]], [[128, 1, 1000], [1, 1, 1_000_000]]
 DRAW = "rsample, log_prob"
@@ -351,6 +374,7 @@ BENCH = {
     "speed_numpyro": partial(speed, "numpyro"),
     "steps": steps,
     "memory": memory,
+    "soft_index": soft_index,
 }
 
 

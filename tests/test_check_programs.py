@@ -52,7 +52,7 @@ def relu(x):
     return (x + abs(x)) / 2
 
 
-VECTOR_READERS = {  # loc of z, whether it follows z with a gradient
+VECTOR_READERS = {  # loc of z, whether it follows z with a gradient: its table does, a mean not
     "select": (lambda b, z: b.gs.select(b.array(TABLE), z), True),
     "cubic": (lambda b, z: (z**3 * b.array(TABLE)).sum(-1), True),
     "kink": (lambda b, z: relu(z @ b.array(TABLE) - 0.3), True),
@@ -60,11 +60,14 @@ VECTOR_READERS = {  # loc of z, whether it follows z with a gradient
     "root": (lambda b, z: ((z + 1e-4) ** 0.1 * b.array(TABLE)).sum(-1), True),
     "equal components": (lambda b, z: b.array(np.ones(3))[z.argmax(-1)], True),
     "unused": (lambda b, z: z.sum(-1) * 0.0 + 1.0, True),
-    "argmax": (lambda b, z: b.array(TABLE)[z.argmax(-1)], False),
-    "round": (lambda b, z: z.round() @ b.array(TABLE), False),
-    "threshold": (lambda b, z: ((z > 0.7) * b.array(TABLE)).sum(-1), False),
-    "positive": (lambda b, z: ((z > 0) * b.array(TABLE)).sum(-1), False),
-    "half": (lambda b, z: 0.3 * z @ b.array(TABLE) + b.array(TABLE)[z.argmax(-1)], False),
+    "argmax": (lambda b, z: b.array(TABLE)[z.argmax(-1)], True),
+    "round": (lambda b, z: z.round() @ b.array(TABLE), True),
+    "threshold": (lambda b, z: ((z > 0.7) * b.array(TABLE)).sum(-1), True),
+    "positive": (lambda b, z: ((z > 0) * b.array(TABLE)).sum(-1), True),
+    "half": (lambda b, z: 0.3 * z @ b.array(TABLE) + b.array(TABLE)[z.argmax(-1)], True),
+    "mean compared": (lambda b, z: (z @ b.array(TABLE) > 0.3) * 4.0 - 2, False),
+    "mean rounded": (lambda b, z: (z @ b.array(TABLE)).round(), False),
+    "mean halved": (lambda b, z: z @ b.array(TABLE) * 0.3 + (z @ b.array(TABLE) > 0.3), False),
 }
 
 
@@ -82,8 +85,9 @@ def test_vector_is_read(backend, name, family):
 
 BIT_READERS = {
     "linear": (lambda b, z: 4 * z - 2, True),
-    "equal": (lambda b, z: (z == 1) * 4.0 - 2, False),
-    "cast": (lambda b, z: (z > 0.5) * 4.0 - 2, False),
+    "equal": (lambda b, z: (z == 1) * 4.0 - 2, True),
+    "cast": (lambda b, z: (z > 0.5) * 4.0 - 2, True),
+    "mean compared": (lambda b, z: (z * b.array(4.0) > 2) * 4.0 - 2, False),
 }
 
 
@@ -115,8 +119,11 @@ def chain(backend, read):
 @pytest.mark.parametrize("objective", ["categorical", "relaxed"])
 def test_law_of_a_second_site_reads_the_first(backend, objective):
     check(backend, chain(backend, lambda z, rows: z @ rows), objective=objective)
+    check(backend, chain(backend, lambda z, rows: rows[z.argmax(-1)]), objective=objective)
+    mean = lambda z: z @ backend.array(TABLE) > 0.3  # noqa: E731
+    model = chain(backend, lambda z, rows: backend.lib.where(mean(z), rows[0], rows[1]))
     with pytest.raises(ValueError, match=NO_GRADIENT):
-        check(backend, chain(backend, lambda z, rows: rows[z.argmax(-1)]), objective=objective)
+        check(backend, model, objective=objective)
 
 
 @pytest.mark.parametrize("honest", [True, False])

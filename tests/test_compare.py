@@ -509,8 +509,9 @@ def test_a_relaxation_that_is_refused(backend):
     def model():
         backend.ppl.sample("n", backend.native.Categorical(probs=backend.array(PRIOR)))
 
-    with pytest.raises(ValueError, match="'n' is an integer Categorical"):
-        backend.compare(model, model, num_samples=2)
+    families = {"families": [backend.gs.ExpGumbelSoftmax], "objectives": ["categorical"]}
+    with pytest.raises(ValueError, match="site 'n': objective='categorical' scores masses"):
+        backend.compare(model, model, num_samples=2, **families)
 
 
 def test_too_few_samples(backend):

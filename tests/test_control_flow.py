@@ -67,6 +67,34 @@ def test_enumeration_in_scan_is_exact(backend, kind):
     assert float(density) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["bit", "Categorical"])
+def test_relaxed_integers_in_scan(backend, kind):
+    """Enumerated they are the integers again; an automatic guide has one row a step."""
+    gs, (model, table) = backend.gs, chain(backend, kind)
+    relaxed = gs.relax(model, 0.5)
+    expected = np.logaddexp.reduce(log_joints(table))
+    for program in (relaxed, gs.discretize(relaxed)):
+        loss = backend.enumerated_loss(gs.config_enumerate(program), lambda: None, 0)
+        assert -loss == pytest.approx(expected, rel=1e-10)
+    guide = gs.AutoGumbelSoftmax(model, 0.5)
+    gs.check(relaxed, guide, backend.infer.TraceMeanField_ELBO())
+    assert np.shape(backend.trace(guide, 0)["z"]) == ((4,) if kind == "bit" else (4, 3))
+
+
+def test_a_soft_choice_observes_no_site(backend):
+    from numpyro.contrib.control_flow import cond
+
+    def draw(loc):
+        return backend.ppl.sample("w", backend.native.Normal(loc, 1.0), obs=0.1)
+
+    def model():
+        z = backend.ppl.sample("z", backend.native.Categorical(probs=TRANSITION[0]))
+        return cond(z == 1, draw, draw, 0.0)
+
+    with pytest.raises(ValueError, match=r"site 'w' is observed inside of cond, .* jnp\.where"):
+        backend.trace(backend.gs.relax(model, 0.5), 0)
+
+
 def test_gradient_and_plate_and_enumerated_start(backend):
     """A latent before scan, sequences in a plate, a parameter: value and slope by hand."""
     import jax
@@ -428,7 +456,7 @@ def test_sample_shape_in_reports_and_losses(backend):
 
     def model():
         z = ppl.sample("z", native.Bernoulli(probs=backend.array(0.5)), sample_shape=(3,))
-        loc = z.sum(-1)
+        loc = z.astype(float).sum(-1)  # of integers over draws it is refused
         ppl.sample("y", native.Normal(loc, 1.0), sample_shape=(2,), obs=backend.array([2.0, 1.0]))
 
     def guide():

@@ -93,8 +93,6 @@ def refusal(backend, cell, elbo):
         return None
     if cell.kind != "discrete":
         return f"site 'z': {name} takes the discrete program, .* hand it discretize"
-    if cell.family == "Categorical":
-        return f"site 'z': {name} takes guides of OneHotCategorical and Bernoulli sites"
     return f"site 'z': {name} takes .*" if name == "DisARM_ELBO" and not cell.bit else None
 
 

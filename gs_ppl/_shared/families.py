@@ -71,8 +71,10 @@ class Relaxation:
         """The sites that the options name."""
         return named(self.family)
 
-    def law(self, site: str, event_dims: int) -> Callable[..., Any]:
-        """Makes the law of a site from its parameters."""
+    def law(
+        self, site: str, event_dims: int, of_values: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
+        """Makes the law of a site from its parameters; `of_values` is for one of integers."""
         family = self.family
         if isinstance(family, Mapping):
             family = family.get(site, self.default)
@@ -80,6 +82,7 @@ class Relaxation:
         temperature = temperature_in_force(self.temperature)
         if temperature is None:
             make = partial(self.without_temperature[event_dims], site=site)
+        make = make if of_values is None else of_values(make)
 
         def law(**parameters: Any) -> Any:
             with at_site(site):
@@ -132,11 +135,58 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 
 
 def refuse_integer(site: str) -> None:
-    """A latent integer site cannot take a soft value."""
+    """A program that runs inside of a bare handler cannot read a soft index."""
     raise ValueError(
-        f"site {site!r} is an integer Categorical, which cannot take a soft value: write it as"
-        " OneHotCategorical, and table[z] as select(table, z)"
+        f"site {site!r} draws an integer, which is relaxed where the program is wrapped: write"
+        " relax(program) in place of the context manager"
     )
+
+
+def refuse_support(site: str, law: str) -> None:
+    """A relaxed integer site has one support, which is known before the program runs."""
+    raise ValueError(
+        f"site {site!r}: the support of {law} must be a fixed finite set of integers, known before"
+        " the program is compiled"
+    )
+
+
+def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
+    """Only a law of counts is cut off, at a count."""
+    if not isinstance(largest, int) or isinstance(largest, bool) or largest < 1:
+        raise ValueError(
+            f"site {site!r}: truncate wants the largest count, 1 or more, got {largest!r}"
+        )
+    if not counts:
+        raise ValueError(f"site {site!r}: truncate is for laws of counts 0, 1, 2, ..., got {law}")
+
+
+def refuse_weights(site: str) -> None:
+    """A guide draws a site that the model keeps an integer."""
+    raise ValueError(
+        f"site {site!r}: the guide gives weights of its classes, and relax(sites=...) leaves it an"
+        " integer: give both the same sites="
+    )
+
+
+def refuse_class_indices(site: str) -> None:
+    """NumPyro reads the last axis of a batch of integers as that of the weights."""
+    raise ValueError(
+        f"site {site!r}: class indices of a batch, given to a relaxed site from around relax: relax"
+        " the guide too, or condition inside, as in relax(condition(program, ...))"
+    )
+
+
+def refuse_choice(site: str) -> None:
+    """A branch that a soft index chooses observes a site of its own."""
+    raise ValueError(
+        f"site {site!r} is observed inside of cond, whose choice is a soft index: observe it after,"
+        " with parameters that jnp.where chooses"
+    )
+
+
+def refuse_soft_value(site: str, what: str, cure: str) -> None:
+    """A soft index where a site wants an integer."""
+    raise ValueError(f"site {site!r}: {what} is a soft index; {cure}")
 
 
 def refuse_reparameterization(site: str, got: str) -> None:

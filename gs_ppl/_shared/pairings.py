@@ -65,8 +65,8 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
         raise ValueError(f"{pair} mixes log-space with the simplex: use one class on both sides")
     if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
         raise ValueError(
-            f"{pair} mixes class indices with vectors: write both as OneHotCategorical, or"
-            " config_enumerate both"
+            f"{pair} mixes class indices with vectors: relax both, with the same sites=, write both"
+            " as OneHotCategorical, or config_enumerate both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
         raise ValueError(f"{pair} scores soft values by a law of hard ones: relax the model too")
@@ -135,6 +135,16 @@ def _check_scale(pair: str, guide: PairedSite, model: PairedSite) -> None:
         )
 
 
+def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
+    """Refuses a truncation that leaves out more than it may; `tail` is that of the worst row."""
+    limit = getattr(paired.law, "max_tail", None)
+    if limit is not None and tail is not None and not tail <= limit:
+        raise ValueError(
+            f"site {site!r}: its counts above {paired.law.values[-1]} have the probability"
+            f" {tail:.2g}, more than max_tail={limit:g}: truncate at a larger count"
+        )
+
+
 def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:
     """Refuses a guide that draws the rows of a plate which the program is given."""
     if guide.shape != model.shape or (guide != model).any():
@@ -158,13 +168,12 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
     )
 
 
-def has_divergence(known: Callable, guide: Any, model: Any) -> bool:
-    """Whether the registry of divergences has one of these laws."""
+def divergence(known: Callable, guide: Any, model: Any) -> Any:
+    """That of the registry of divergences; None where it has none of these laws."""
     try:
-        known(guide, model)
+        return known(guide, model)
     except NotImplementedError:
-        return False
-    return True
+        return None
 
 
 def to_probe(
@@ -178,8 +187,20 @@ def to_probe(
     return [[n for n in relaxed if sites[n].kind == kind] for kind in ("mass", "density")]
 
 
-def check_divergence(site: str, guide: PairedSite, elbo: str, *, analytic: bool) -> None:
-    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p."""
+def check_divergence(
+    site: str, guide: PairedSite, elbo: str, *, analytic: bool, infinite: bool = False
+) -> None:
+    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p.
+
+    And one that gives weight to what the model excludes: no gradient leads away from there.
+    """
+    if infinite:
+        raise ValueError(
+            f"site {site!r}: {guide.name} in the guide gives weight to a value that is impossible"
+            " in the model, so that their divergence is infinite: give init_logits that exclude it"
+            " (-inf, or inf for a bit that is 1), keep the model's probabilities off 0 and 1, or"
+            " mask the site there"
+        )
     if guide.is_soft_mass and not analytic:
         raise ValueError(
             f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide, whose"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TOLERANCE = 0.02  # of the variation along an edge
-MAX_SPLITS = 40
+MAX_SPLITS = 120  # as many as the log of a probability that is clipped at 1e-16 needs at each end
 MIDDLE = 0.46  # of no symmetry, which could hide two jumps
 ENDS = 1e-2  # where terms are infinite at the vertices, such as log(z)
 GAUSS = (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5)  # two nodes

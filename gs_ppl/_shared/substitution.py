@@ -52,8 +52,8 @@ def check_law(site: str, law: Any, estimator: str, *, relaxed: bool, discrete: b
         )
     if not discrete:
         raise ValueError(
-            f"site {site!r}: {estimator} takes guides of OneHotCategorical and Bernoulli sites, not"
-            f" {name}: use RLOO_ELBO, which takes any"
+            f"site {site!r}: {estimator} takes guides of discrete sites with a fixed finite"
+            f" support, not {name}: use RLOO_ELBO, which takes any"
         )
 
 

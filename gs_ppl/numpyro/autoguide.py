@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Bernoulli, CategoricalLogits, CategoricalProbs
+from numpyro.distributions import Bernoulli
 from numpyro.distributions.util import periodic_repeat
 from numpyro.infer import autoguide
 from numpyro.infer.inspect import get_dependencies
@@ -24,7 +24,6 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
     named,
-    refuse_integer,
     refuse_sure_rows,
 )
 from gs_ppl._shared.following import check_broadcast
@@ -37,11 +36,11 @@ from gs_ppl.numpyro.functional import Temperature
 from gs_ppl.numpyro.handlers import (
     carry_log_values,
     discretize,
-    event_dims,
     has_classes,
     is_latent,
     parameters,
 )
+from gs_ppl.numpyro.integers import classes, event_dims, is_integer, of_values, values_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
 
@@ -52,28 +51,40 @@ class SiteLogits(Follows):
     def __init__(
         self,
         model: Callable,
+        sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
         prefix: str,
         create_plates: Callable | None,
     ) -> None:
         self._init_logits = init_logits
+        self._wanted = None if sites is None else frozenset(sites)
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         self._sites: dict[str, int] = {}
+        self._values: dict[str, tuple[int, ...]] = {}  # of integer sites
         self._initial_logits: dict[str, Array] = {}
         for name, site in self.prototype_trace.items():
-            if site["type"] == "sample" and not site["is_observed"]:
+            if self._is_wanted(name, site):
                 self._setup_site(name, site, args, kwargs)
+        check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
-            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
-        check_sites(named(self._init_logits), {*self._sites})
+            raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
+
+    def _is_wanted(self, name: str, site: dict[str, Any]) -> bool:
+        wanted = self._wanted is None or name in self._wanted
+        return wanted and site["type"] == "sample" and not site["is_observed"]
 
     def _setup_site(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
         law = innermost(site["fn"])
-        if isinstance(law, CategoricalLogits | CategoricalProbs):
-            refuse_integer(name)
+        if is_integer(law):  # a vector of weights over its support
+            self._values[name], given = classes(name, law)
+            law = _one_hot(given)
+            site["fn"] = rewrap(site["fn"], partial(_in_place_of, law))
+            site["value"] = jnp.zeros(site["fn"].shape(), law.logits.dtype)
+        elif (values := values_of(law)) is not None:
+            self._values[name] = values
         dims = event_dims(law)
         if dims is None:
             return
@@ -152,11 +163,19 @@ class SiteLogits(Follows):
         }
 
     def mode(self, params: dict[str, Array]) -> dict[str, Array]:
-        """The most probable value of each site: a one-hot vector, or a bit."""
+        """The most probable value of each site: a one-hot vector, a bit, or an integer."""
         return {
-            name: F.one_hot_argmax(a) if self._sites[name] else (a > 0).astype(a.dtype)
+            name: self._value(name, F.one_hot_argmax(a))
+            if self._sites[name]
+            else (a > 0).astype(a.dtype)
             for name, a in self._logits(params).items()
         }
+
+    def _value(self, name: str, vector: Array) -> Array:
+        """What a one-hot vector is to the program."""
+        if name not in self._values:
+            return vector
+        return jnp.asarray(self._values[name])[vector.argmax(-1)]
 
     def quantiles(self, params: dict[str, Array], quantiles: Any) -> dict[str, Array]:
         """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
@@ -174,13 +193,13 @@ class SiteLogits(Follows):
         sample_shape: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> dict[str, Array]:
-        """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
+        """Discrete draws of each site: one-hot vectors, bits, integers; all rows of its plates."""
         logits = self._logits(params)
         keys = jax.random.split(rng_key, len(logits))
         return {
-            name: (
-                OneHotCategorical(logits=a) if self._sites[name] else Bernoulli(logits=a)
-            ).sample(key, sample_shape)
+            name: self._value(name, OneHotCategorical(logits=a).sample(key, sample_shape))
+            if self._sites[name]
+            else Bernoulli(logits=a).sample(key, sample_shape)
             for key, (name, a) in zip(keys, logits.items(), strict=True)
         }
 
@@ -193,10 +212,11 @@ class AutoGumbelSoftmax(SiteLogits):
     {site}_{prefix}_logits.
 
     Args:
-        model: program with one-hot or Bernoulli latents, relaxed or not.
+        model: program with discrete latents, relaxed or not.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others).
+        sites: names of the sites to draw; None: all. Give relax the same.
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
         prefix, create_plates: as in NumPyro's other automatic guides.
@@ -219,6 +239,7 @@ class AutoGumbelSoftmax(SiteLogits):
         temperature: Temperature | None = None,
         *,
         family: Family | Mapping[str, Family] = GumbelSoftmax,
+        sites: Collection[str] | None = None,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         prefix: str = "auto",
@@ -226,7 +247,7 @@ class AutoGumbelSoftmax(SiteLogits):
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, init_logits, prefix, create_plates)
+        super().__init__(model, sites, init_logits, prefix, create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -244,7 +265,9 @@ class AutoGumbelSoftmax(SiteLogits):
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
                 logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
-                law = self.relaxation.law(name, dims)(logits=logits)
+                values = self._values.get(name)
+                make = self.relaxation.law(name, dims, of_values(values) if values else None)
+                law = make(logits=logits)
                 fn = law.to_event(event_dim - dims)
                 if name in terms:
                     stack.enter_context(terms_of(terms[name]))
@@ -256,6 +279,10 @@ class AutoGumbelSoftmax(SiteLogits):
 
 def _is_parameter(msg: dict[str, Any]) -> bool:
     return msg["type"] in ("param", "mutable")
+
+
+def _one_hot(given: dict[str, Any]) -> OneHotCategorical:
+    return OneHotCategorical(**given)
 
 
 def _in_place_of(law: Any, other: Any) -> Any:

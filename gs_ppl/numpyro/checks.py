@@ -11,8 +11,6 @@ from numpyro import handlers
 from numpyro.distributions import (
     BernoulliLogits,
     BernoulliProbs,
-    CategoricalLogits,
-    CategoricalProbs,
     kl_divergence,
 )
 from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
@@ -25,8 +23,9 @@ from gs_ppl._shared.pairings import (
     check_order,
     check_pairing,
     check_rows,
+    check_tail,
     check_unpaired,
-    has_divergence,
+    divergence,
     to_probe,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
@@ -34,6 +33,7 @@ from gs_ppl.numpyro import trace_enum
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
 from gs_ppl.numpyro.handlers import is_latent
+from gs_ppl.numpyro.integers import is_integer, tail
 from gs_ppl.numpyro.probe import Probe
 
 __all__ = ["check"]
@@ -53,7 +53,7 @@ def _site(msg: dict[str, Any], full_sizes: dict[str, int], in_scan: bool) -> Pai
         kind = law.scored_as
     elif isinstance(law, BernoulliLogits | BernoulliProbs):
         kind = "mass"
-    elif isinstance(law, CategoricalLogits | CategoricalProbs):
+    elif is_integer(law):
         kind = "integer"
     frames = {f.dim: f for f in msg["cond_indep_stack"]}
     shape, scale = msg["fn"].batch_shape, msg["scale"]
@@ -131,6 +131,23 @@ def _parents(
     }
 
 
+def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    """Refuses truncations that leave out too much."""
+    for trace in _run(model, guide, args, kwargs)[:2]:
+        for name, site in _latents(trace).items():
+            check_tail(name, site, tail(site.law))
+
+
+def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any, Any]:
+    """Traces of both, and the rows that the model is given."""
+    with handlers.block():
+        seeded = handlers.seed(guide, jax.random.key(0))
+        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        given = _GivenRows(model)
+        replayed = handlers.replay(handlers.seed(given, jax.random.key(0)), trace=guide_trace)
+        return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs), given.rows
+
+
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
@@ -167,13 +184,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ...
         ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
     """
-    with handlers.block():
-        seeded = handlers.seed(guide, jax.random.key(0))
-        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        given = _GivenRows(model)
-        replayed = handlers.replay(handlers.seed(given, jax.random.key(0)), trace=guide_trace)
-        model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
-    for plate, rows in given.rows.items():
+    guide_trace, model_trace, given = _run(model, guide, args, kwargs)
+    for plate, rows in given.items():
         own = read(guide_trace[plate]["value"]) if plate in guide_trace else None
         wanted = read(rows)
         if own is not None and wanted is not None:
@@ -181,6 +193,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     for name, site in [*in_guide.items(), *in_model.items()]:
+        check_tail(name, site, tail(site.law))
         if site.enumerated and isinstance(site.law, LogitsDistribution):
             raise ValueError(
                 f"site {name!r}: NumPyro does not sum out {site.name} by its infer flag alone: use"
@@ -202,9 +215,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         laws = [trace[name]["fn"] for trace in (guide_trace, model_trace)]
         drawn = tuple(guide_trace[name]["kwargs"].get("sample_shape") or ())
         analytic = isinstance(loss, ANALYTIC_LOSSES) and bool(pair.is_soft_mass or drawn)
-        analytic = analytic and has_divergence(kl_divergence, *laws)
-        check_divergence(name, pair, type(loss).__name__, analytic=analytic)
-        if drawn and analytic:
+        kl = divergence(kl_divergence, *laws) if analytic else None
+        values = None if kl is None else read(kl)
+        infinite = pair.is_soft_mass and values is not None and bool(np.isposinf(values).any())
+        named = type(loss).__name__
+        check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
+        if drawn and kl is not None:
             raise ValueError(
                 f"site {name!r}: {type(loss).__name__} counts the divergence of one of the"
                 f" variables of sample_shape={drawn} in the guide: use a plate instead"

@@ -1,5 +1,6 @@
 """Exact enumeration and relaxations of one program side by side."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,8 +27,15 @@ from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
-from gs_ppl.numpyro.enumeration import config_enumerate
-from gs_ppl.numpyro.handlers import discretize, event_dims, relax, select
+from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
+from gs_ppl.numpyro.handlers import discretize, relax, select
+from gs_ppl.numpyro.integers import (
+    class_dims,
+    event_dims,
+    index_in_support,
+    is_integer,
+    support_of,
+)
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 
@@ -144,10 +152,13 @@ class Tilt(Messenger):
             return
         name = msg["name"].replace("_PREV_", "")  # which scan puts before its first steps
         if name in self.tilts:
-            binary = event_dims(innermost(msg["fn"])) == 0
+            law, value = innermost(msg["fn"]), msg["value"]
+            if is_integer(law) and not isinstance(law, OneHotIndex):
+                value = index_in_support(name, law, value)
+            binary = event_dims(law) == 0
             step, tilt = msg["infer"].get("_scan_current_index"), self.tilts[name]
             tilt = numpyro.subsample(tilt if step is None else tilt[step], event_dim=1)
-            numpyro.factor(f"{name}_tilt", select(tilt, msg["value"], binary=binary))
+            numpyro.factor(f"{name}_tilt", select(tilt, value, binary=binary))
 
 
 class Plates(Messenger):
@@ -192,7 +203,7 @@ class Program(comparison.Program):
         nodes = self.trace.items()
         self.sites = {name: node for name, node in nodes if node["type"] == "sample"}
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
-        dims = {name: event_dims(innermost(node["fn"])) for name, node in latents.items()}
+        dims = {name: class_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
         self.rows = plates.rows
@@ -207,6 +218,12 @@ class Program(comparison.Program):
             if node["type"] == "param"
         }
         self.parameters = {name: t.inv(self.values[name]) for name, t in self.transforms.items()}
+
+    def classes(self, site: str) -> int:
+        fn = self.sites[site]["fn"]
+        if not is_integer(innermost(fn)):
+            return super().classes(site)
+        return len(support_of(site, innermost(fn))) ** math.prod(fn.event_shape)
 
     def tilts(self) -> dict[str, Array]:
         """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""

@@ -16,6 +16,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import (
     CategoricalLogits,
     CategoricalProbs,
+    DiscreteUniform,
     Distribution,
     Unit,
     constraints,
@@ -26,15 +27,17 @@ from numpyro.primitives import Messenger
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
-from gs_ppl.numpyro.handlers import (
+from gs_ppl.numpyro.handlers import bit, has_classes, is_latent, is_relaxed, logits_of
+from gs_ppl.numpyro.integers import (
+    COUNTS,
     IMPOSSIBLE,
-    bit,
+    FiniteIntegers,
+    IntegerIndex,
+    classes,
     event_dims,
-    has_classes,
-    is_latent,
-    is_relaxed,
-    logits_of,
+    values_of,
 )
+from gs_ppl.numpyro.soft_index import constant
 
 __all__ = ["config_enumerate"]
 
@@ -55,9 +58,30 @@ class OneHotIndex(CategoricalLogits):
         return jnp.maximum(super().log_prob(value), IMPOSSIBLE)
 
 
-def _lowered(law: Any) -> Any:
+class ValueIndex(IntegerIndex):
+    """A class of values that are not 0..K-1, as which NumPyro enumerates them."""
+
+    pytree_aux_fields = ("values",)
+    values: tuple[int, ...]
+
+
+def _integers(logits: Array, values: tuple[int, ...]) -> CategoricalLogits:
+    if values == tuple(range(len(values))):
+        return IntegerIndex(logits, validate_args=False)
+    law = ValueIndex(logits, validate_args=False)
+    law.values = values
+    return law
+
+
+def _lowered(site: str, law: Any) -> Any:
+    counted = isinstance(law, COUNTS) and constant(law.total_count) is not None
+    if counted or isinstance(law, DiscreteUniform | FiniteIntegers):
+        values, given = classes(site, law)
+        return _integers(given["logits"], values)
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
+    if (integers := values_of(law)) is not None:
+        return _integers(law.a, integers)
     return OneHotIndex(logits_of(law), validate_args=False) if event_dims(law) else bit(law)
 
 
@@ -108,7 +132,7 @@ class config_enumerate(Messenger):
         dims = event_dims(innermost(msg["fn"]))
         if dims is not None and msg["fn"].event_dim > dims:
             _refuse_joined(msg["name"], f"to_event joins {msg['fn'].event_shape}")
-        msg["fn"] = rewrap(msg["fn"], _lowered)
+        msg["fn"] = rewrap(msg["fn"], partial(_lowered, msg["name"]))
         if msg["fn"].has_enumerate_support and not has_one_class(msg["fn"]):
             if sample_shape := msg["kwargs"].get("sample_shape"):
                 _refuse_joined(msg["name"], f"sample_shape joins {sample_shape}")
@@ -119,6 +143,14 @@ class config_enumerate(Messenger):
         if msg["type"] != "sample":
             return
         law, value = innermost(msg["fn"]), msg["value"]
+        if isinstance(law, ValueIndex):
+            if msg["is_observed"]:
+                raise ValueError(
+                    f"site {msg['name']!r} is enumerated by the index of its value: condition"
+                    " inside, as in config_enumerate(condition(model, ...))"
+                )
+            msg["value"] = jnp.asarray(law.values)[value]
+            return
         if not isinstance(law, OneHotIndex):
             return
         is_vector = jnp.issubdtype(value.dtype, jnp.floating)

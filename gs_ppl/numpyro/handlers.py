@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -11,15 +12,22 @@ from numpyro.distributions import (
     Bernoulli,
     BernoulliLogits,
     BernoulliProbs,
-    CategoricalLogits,
-    CategoricalProbs,
     RelaxedBernoulliLogits,
 )
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared.annealing import refuse_without_temperature
-from gs_ppl._shared.families import Family, Relaxation, check_sites, refuse_integer
-from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
+from gs_ppl._shared.families import (
+    Family,
+    Relaxation,
+    check_sites,
+    refuse_choice,
+    refuse_class_indices,
+    refuse_integer,
+    refuse_soft_value,
+    refuse_weights,
+)
+from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import (
     BitWithoutTemperature,
@@ -32,10 +40,30 @@ from gs_ppl.numpyro._base import (
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import (
     DensityScored,
+    ExpGumbelSoftmax,
     GumbelSoftmax,
     OneHotCategorical,
 )
 from gs_ppl.numpyro.functional import Temperature
+from gs_ppl.numpyro.integers import (
+    IMPOSSIBLE,
+    classes,
+    event_dims,
+    integer_law,
+    is_integer,
+    of_values,
+    truncated,
+    values_of,
+)
+from gs_ppl.numpyro.soft_index import (
+    as_float,
+    hardened,
+    interpret,
+    soft_bit,
+    soft_index,
+    soft_one_hot,
+)
+from gs_ppl.numpyro.soft_value import Soft
 
 __all__ = ["discretize", "relax", "select"]
 
@@ -50,14 +78,6 @@ def parameters(law: Any) -> dict[str, Array]:
     )
     given = jnp.asarray(given)
     return {what: given if jnp.issubdtype(given.dtype, jnp.floating) else given.astype(float)}
-
-
-def event_dims(law: Any) -> int | None:
-    """1 for a one-hot law, 0 for a bit, None for any other."""
-    if isinstance(law, LogitsDistribution):
-        return law.event_dims
-    bits = BernoulliLogits | BernoulliProbs | RelaxedBernoulliLogits
-    return 0 if isinstance(law, bits) else None
 
 
 def is_relaxed(law: Any) -> bool:
@@ -115,14 +135,23 @@ class RelaxMessenger(carry_log_values):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
     def __init__(
-        self, fn: Callable | None, relaxation: Relaxation, sites: Collection[str] | None
+        self,
+        fn: Callable | None,
+        relaxation: Relaxation,
+        sites: Collection[str] | None,
+        truncate: Mapping[str, int],
+        max_tail: float,
     ) -> None:
-        super().__init__(fn)
+        super().__init__(None if fn is None else interpret(fn))
+        self.reads = fn is not None  # what a program computes from soft indices
         self.relaxation = relaxation
+        self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> None:
         self._discrete: set[str] = set()
+        self._relaxed: set[str] = set()
+        self._recorded: dict[str, Any] = {}
         super().__enter__()
 
     def __exit__(
@@ -133,33 +162,109 @@ class RelaxMessenger(carry_log_values):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            check_sites({*(self.sites or ()), *self.relaxation.named}, self._discrete)
+            named = {*(self.sites or ()), *self.relaxation.named, *self.truncate}
+            check_sites(named, self._discrete)
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        if self.reads:
+            self._read(msg)
         if is_latent(msg):
             self._relax(msg)
         super().process_message(msg)
-
-    def _relax(self, msg: dict[str, Any]) -> None:
-        name, law = msg["name"], innermost(msg["fn"])
-        if _is_discrete(law):
-            self._discrete.add(name)
-        if self.sites is not None and name not in self.sites:
-            return
-        refuse_composed(name, law, has_classes)
-        integer = isinstance(law, CategoricalLogits | CategoricalProbs)
-        if integer and "enumerate" not in msg["infer"]:
-            refuse_integer(name)
-        dims = event_dims(law)
-        if dims is not None and _is_discrete(law):
-            make = self.relaxation.law(name, dims)
-            msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         # at a value that was given; a handler around would have put another law here
         if is_latent(msg) and isinstance(innermost(msg["fn"]), WithoutTemperature):
             refuse_without_temperature(msg["name"])
         super().postprocess_message(msg)
+        # after an outer trace has recorded weights, or the hardened value
+        if msg["type"] == "sample" and msg["name"] in self._relaxed and self.reads:
+            msg["value"] = _handed(msg)
+        elif is_latent(msg) and msg["name"] in self._discrete and self.reads:
+            floating = jnp.issubdtype(jnp.result_type(msg["value"]), jnp.floating)
+            if is_integer(innermost(msg["fn"])) and floating:
+                refuse_weights(msg["name"])
+        elif msg["type"] == "deterministic" and msg["name"] in self._recorded:
+            msg["value"] = self._recorded.pop(msg["name"])
+
+    def _read(self, msg: dict[str, Any]) -> None:
+        """Takes soft values out of a message, since its readers are outside of the program."""
+        if msg["type"] == "deterministic" and isinstance(msg["value"], Soft):
+            value = self._recorded[msg["name"]] = msg["value"]
+            msg["value"] = as_float(value) if value.is_float else hardened(value)
+        if msg["type"] == "sample":
+            if isinstance(msg["value"], Soft):
+                if msg.get("_control_flow_done"):
+                    refuse_choice(msg["name"])
+                refuse_soft_value(msg["name"], "obs", "give a float, as in obs=locs[z]")
+            msg["fn"] = _without_soft(msg["name"], msg["fn"])
+            msg["scale"] = as_float(msg["scale"])
+
+    def _relax(self, msg: dict[str, Any]) -> None:
+        name, law = msg["name"], innermost(msg["fn"])
+        largest = self.truncate.get(name)
+        if _is_discrete(law) or is_integer(law) or largest is not None:
+            self._discrete.add(name)
+        if self.sites is not None and name not in self.sites:
+            return
+        refuse_composed(name, law, has_classes)
+        if largest is not None or is_integer(law):
+            if not self.reads:
+                refuse_integer(name)
+            limit = None if largest is None else self.max_tail
+            values, given = classes(name, law) if largest is None else truncated(name, law, largest)
+            make = self.relaxation.law(name, 1, of_values(values, limit))
+        elif _is_discrete(law) and (dims := event_dims(law)) is not None:
+            make, given = self.relaxation.law(name, dims), parameters(law)
+        else:
+            return
+        self._relaxed.add(name)
+        msg["fn"] = rewrap(msg["fn"], lambda law: make(**given))
+        # the PPL's own marks: a relaxed site is not summed out
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+
+
+def _handed(msg: dict[str, Any]) -> Any:
+    """What the program gets for the weights of a site."""
+    name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
+    if not is_relaxed(law) or isinstance(value, Soft):
+        return value  # a handler around has taken the relaxation back, or handed it over
+    values = values_of(law)
+    if values is not None:
+        given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        if given and (msg["fn"].batch_shape or is_masked(msg["fn"])):
+            refuse_class_indices(name)
+        weights = law.weights(value)
+        return soft_index(name, jnp.exp(weights) if is_log(law) else weights, values)
+    if event_dims(law) == 0:
+        return soft_bit(name, value)
+    return value if is_log(law) else soft_one_hot(name, value)
+
+
+def is_log(law: Any) -> bool:
+    """Whether its values are logs of weights."""
+    return isinstance(law, ExpGumbelSoftmax)
+
+
+def _without_soft(site: str, fn: Any) -> Any:
+    """A law with the means of its soft parameters."""
+    if not any(isinstance(x, Soft) for x in jax.tree.leaves(fn)):
+        return fn
+    if any(isinstance(mask, Soft) for mask in masks(fn)):
+        refuse_soft_value(site, "its mask", "weight the score by numpyro.factor, or by an index")
+    law = innermost(fn)
+    for name, constraint in law.arg_constraints.items():
+        if isinstance(getattr(law, name, None), Soft) and _is_counted(constraint):
+            refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
+    return jax.tree.map(as_float, fn)
+
+
+def _is_counted(constraint: Any) -> bool:
+    """Whether a parameter is an integer; some that depend on others do not say."""
+    try:
+        return constraint.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def relax(
@@ -168,20 +273,29 @@ def relax(
     *,
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
+    truncate: Mapping[str, int] | None = None,
+    max_tail: float = 1e-3,
     objective: str = "categorical",
 ) -> Any:
-    """Relaxes the latent OneHotCategorical and Bernoulli sites of a program, for SVI.
+    """Relaxes the discrete latents of a program, for SVI: integers, bits and one-hot vectors.
+
+    The trace holds the weights of the classes. A program that draws integers stays as it is: it
+    gets a soft index, so that table[z] is the mean of the table under the weights.
 
     Model and guide are relaxed alike. Observed sites, continuous ones and those that are relaxed
     already stay as they are; a program without discrete latents stays as it is altogether.
 
     Args:
-        fn: program; without one, the handler is a context manager.
+        fn: program; without one, the handler is a context manager, for one-hot sites and bits.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
             one (GumbelSoftmax) or a straight-through one. A Bernoulli site takes its binary class.
-        sites: names of the sites to relax; None: all.
+        sites: names of the sites to relax; None: all. The others are enumerated as marked.
+        truncate: largest count by site name, for laws of counts without end (Poisson), which stand
+            for 0..largest then, renormalised.
+        max_tail: of the probability above the largest count; check refuses more, in any row, and
+            AnnealedSVI.run at its end.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
@@ -192,8 +306,9 @@ def relax(
     Bernoulli(phi * alive) learns nothing of phi in draws where a straight-through alive is 0.
 
     Raises:
-        ValueError: naming the site: an integer Categorical latent, a family without a class for
-            it, a name that no site has, no temperature.
+        ValueError: naming the site: an integer site within a bare context manager, a use of a
+            soft index that has no meaning, a support that is not fixed and finite, a family
+            without a class for it, a name that no site has, no temperature.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -206,7 +321,7 @@ def relax(
     """
     laws = BitWithoutTemperature, WithoutTemperature
     relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-    return RelaxMessenger(fn, relaxation, sites)
+    return RelaxMessenger(fn, relaxation, sites, truncate or {}, max_tail)
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -237,10 +352,9 @@ class discretize(Messenger):
 def _discretized(law: Any) -> Any:
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
+    if (values := values_of(law)) is not None:
+        return integer_law(law.a, values)
     return OneHotCategorical(logits=law.a) if event_dims(law) else bit(law)
-
-
-IMPOSSIBLE = -1e30  # an enumerated guide weighs it by 0, and 0 times -inf is NaN
 
 
 class SureBernoulli(BernoulliLogits):

@@ -21,7 +21,8 @@ from numpyro.util import check_model_guide_match
 from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, is_scored, samples, with_state
 from gs_ppl.numpyro.distributions import SoftBernoulli
-from gs_ppl.numpyro.handlers import event_dims, logits_of
+from gs_ppl.numpyro.handlers import logits_of
+from gs_ppl.numpyro.integers import event_dims
 
 __all__ = ["NVIL_ELBO", "RLOO_ELBO"]
 

@@ -26,8 +26,9 @@ from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import LogitsDistribution
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, samples, with_state
 from gs_ppl.numpyro.control_flow import reach_into_bodies
-from gs_ppl.numpyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.numpyro.handlers import event_dims, is_latent, logits_of, relax
+from gs_ppl.numpyro.distributions import OneHotCategorical, SoftOneHotCategorical
+from gs_ppl.numpyro.handlers import is_latent, relax
+from gs_ppl.numpyro.integers import event_dims, is_integer
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
@@ -37,7 +38,6 @@ __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 class OneHot:
     """A one-hot vector; the last axis holds its categories."""
 
-    soft_law = SoftOneHotCategorical
     squash = staticmethod(jax.nn.softmax)
     hard = staticmethod(F.one_hot_argmax)
 
@@ -74,7 +74,6 @@ class OneHot:
 class Bit:
     """A bit."""
 
-    soft_law = SoftBernoulli
     squash = staticmethod(jax.nn.sigmoid)
 
     @staticmethod
@@ -112,30 +111,41 @@ Rule = Callable[[DiscreteSite], Array]
 
 
 class _AtValues(Messenger):
-    """Gives each discrete site of the guide the value of a rule, scored by its mass."""
+    """Gives each site of a guide of soft masses the value of a rule."""
 
-    def __init__(self, fn: Callable, rule: Rule, estimator: str, fixed_law: bool) -> None:
+    def __init__(self, fn: Callable, rule: Rule, fixed_law: bool) -> None:
         super().__init__(fn)
-        self.rule, self.estimator, self.fixed_law = rule, estimator, fixed_law
+        self.rule, self.fixed_law = rule, fixed_law
         self.sites: dict[str, DiscreteSite] = {}
         self.values: dict[str, Array] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        reach_into_bodies(_RefuseScan(self.estimator), msg)
         if not is_latent(msg):
             return
         name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
-        relaxed = isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical)
-        discrete = event_dims(law) is not None
-        check_law(name, law, self.estimator, relaxed=relaxed, discrete=discrete)
-        kind = OneHot if event_dims(law) else Bit
-        logits = logits_of(law)
+        kind, logits = OneHot if event_dims(law) else Bit, law.a
         a = jnp.broadcast_to(logits, fn.shape(tuple(msg["kwargs"].get("sample_shape", ()))))
         site = DiscreteSite(name, kind, a, fn.event_dim, list(msg["cond_indep_stack"]))
         scored = stop_gradient(logits) if self.fixed_law else logits
-        msg["fn"] = rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
+        msg["fn"] = rewrap(fn, lambda law: type(law)(1.0, logits=scored))
         self.sites[name] = site
         self.values[name] = msg["value"] = self.rule(site)
+
+
+class _Discrete(Messenger):
+    """Stands around the guide, which takes discrete laws alone."""
+
+    def __init__(self, fn: Callable, estimator: str) -> None:
+        super().__init__(fn)
+        self.estimator = estimator
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        reach_into_bodies(_RefuseScan(self.estimator), msg)
+        if is_latent(msg):
+            law = innermost(msg["fn"])
+            relaxed = isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical)
+            discrete = event_dims(law) is not None or is_integer(law)
+            check_law(msg["name"], law, self.estimator, relaxed=relaxed, discrete=discrete)
 
 
 class _RefuseScan(Messenger):
@@ -170,8 +180,9 @@ class Programs:
         return replace(self, params=stop_gradient(self.params))
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
-        seeded = handlers.seed(self.guide, jax.random.fold_in(self.key, 0))
-        at = _AtValues(seeded, rule, self.name, fixed_law)
+        guide = handlers.seed(self.guide, jax.random.fold_in(self.key, 0))
+        guide = relax(_Discrete(guide, self.name), 1.0, family=SoftOneHotCategorical)
+        at = _AtValues(guide, rule, fixed_law)
         model = handlers.seed(self.model, jax.random.fold_in(self.key, 1))
         model = relax(model, 1.0, family=SoftOneHotCategorical)
         model_trace, guide_trace = get_importance_trace(

@@ -14,7 +14,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
 from gs_ppl._shared.pairings import shapes
-from gs_ppl.numpyro.checks import check
+from gs_ppl.numpyro.checks import check, check_tails
 from gs_ppl.numpyro.handlers import discretize
 from gs_ppl.training import Callback, Training, Watch, refuse_nan
 
@@ -23,6 +23,15 @@ __all__ = ["AnnealedSVI"]
 OPTIONS = ("forward_mode_differentiation",)  # of update, which the programs do not see
 EVALUATION_DRAWS = 10
 OPTIMIZER = "an optimizer of NumPyro's, of optax or of jax.example_libraries"
+
+
+def _truncates(program: Any) -> bool:
+    """Whether a handler around the program truncates counts."""
+    while program is not None:
+        if getattr(program, "truncate", None):
+            return True
+        program = getattr(program, "fn", None)
+    return False
 
 
 class AnnealedSVI(SVI):
@@ -72,6 +81,7 @@ class AnnealedSVI(SVI):
         check_argument("schedule", is_schedule, SCHEDULE, schedule)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
+        self._truncates = _truncates(model)
         self._checked: set[Any] = set()
 
     def temperature(self, svi_state: Any) -> Array:
@@ -141,6 +151,10 @@ class AnnealedSVI(SVI):
             refuse_nan(first + int(bad[0]), np.nan, self._scores(before, *args, **kwargs))
         steps = jnp.arange(first, first + num_steps)
         training = watch.finish(losses, jax.vmap(self.schedule)(steps))
+        if self._truncates:  # the parameters have moved since the first check
+            params = self.get_params(state)
+            pair = (handlers.substitute(fn, data=params) for fn in (self.model, self.guide))
+            check_tails(*pair, self.temperature(state), *args, **kwargs | self.static_kwargs)
         result = RunResult(self.get_params(state), state, losses)
         result.training = training
         return result

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from operator import attrgetter
@@ -17,7 +17,7 @@ from pyro.infer.inspect import get_dependencies
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
-from torch.distributions import Bernoulli, Categorical, constraints
+from torch.distributions import Bernoulli, constraints
 
 from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import (
@@ -25,7 +25,6 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
     named,
-    refuse_integer,
     refuse_sure_rows,
 )
 from gs_ppl._shared.following import check_broadcast
@@ -37,12 +36,19 @@ from gs_ppl.pyro.follow import Follows, terms_of
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.handlers import (
     discretize,
-    event_dims,
     has_classes,
     is_latent,
-    parameters,
     program_inside,
     random_state,
+)
+from gs_ppl.pyro.integers import (
+    classes,
+    event_dims,
+    is_count,
+    is_integer,
+    of_values,
+    parameters,
+    values_of,
 )
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
@@ -54,20 +60,31 @@ class SiteLogits(Follows):
     def __init__(
         self,
         model: Callable,
+        sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
         create_plates: Callable | None,
     ) -> None:
         super().__init__(model, create_plates=create_plates)
         self._init_logits = init_logits
+        self._wanted = None if sites is None else frozenset(sites)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         self.logits = PyroModule()
         self._sites: dict[str, int] = {}
+        self._values: dict[str, tuple[tuple[int, ...], bool]] = {}  # of integer sites
         for name, site in self.prototype_trace.iter_stochastic_nodes():
+            if self._wanted is not None and name not in self._wanted:
+                continue
             law = innermost(site["fn"])
-            if isinstance(law, Categorical):
-                refuse_integer(name)
+            if is_integer(law):  # a vector of weights over its support
+                values, given = classes(name, law)
+                self._values[name] = values, is_count(law)
+                law = _one_hot(given)
+                site["fn"] = rewrap(site["fn"], partial(_in_place_of, law))
+                site["value"] = law.logits.new_zeros(site["fn"].shape())
+            elif (integers := values_of(law)) is not None:
+                self._values[name] = integers, law.floating
             dims = event_dims(law)
             if dims is None:
                 continue
@@ -84,9 +101,9 @@ class SiteLogits(Follows):
             deep_setattr(
                 self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
             )
+        check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
-            raise ValueError("AutoGumbelSoftmax: the program has no one-hot or Bernoulli latents")
-        check_sites(named(self._init_logits), {*self._sites})
+            raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
 
     def _initial(self, name: str, value: Tensor, full: Mapping[int, int]) -> tuple[Tensor, bool]:
         """Logits of all rows, which are `full` by axis; whether the user has given them so."""
@@ -148,11 +165,19 @@ class SiteLogits(Follows):
         }
 
     def mode(self) -> dict[str, Tensor]:
-        """The most probable value of each site: a one-hot vector, or a bit."""
+        """The most probable value of each site: a one-hot vector, a bit, or an integer."""
         return {
-            name: F.one_hot_argmax(p) if self._sites[name] else (p > 0.5).to(p.dtype)
+            name: self._value(name, F.one_hot_argmax(p)) if self._sites[name] else (p > 0.5).to(p)
             for name, p in self.probs().items()
         }
+
+    def _value(self, name: str, vector: Tensor) -> Tensor:
+        """What a one-hot vector is to the program."""
+        if name not in self._values:
+            return vector
+        values, floating = self._values[name]
+        value = torch.tensor(values, device=vector.device)[vector.argmax(-1)]
+        return value.to(vector.dtype) if floating else value
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
@@ -163,11 +188,11 @@ class SiteLogits(Follows):
         return self.mode()
 
     def sample_posterior(self, *, sample_shape: Size = Size()) -> dict[str, Tensor]:
-        """Discrete draws of each site: one-hot vectors and bits, all rows of its plates."""
+        """Discrete draws of each site: one-hot vectors, bits, integers; all rows of its plates."""
         return {
-            name: (OneHotCategorical(probs=p) if self._sites[name] else Bernoulli(p)).sample(
-                sample_shape
-            )
+            name: self._value(name, OneHotCategorical(probs=p).sample(sample_shape))
+            if self._sites[name]
+            else Bernoulli(p).sample(sample_shape)
             for name, p in self.probs().items()
         }
 
@@ -179,10 +204,11 @@ class AutoGumbelSoftmax(SiteLogits):
     left to the other parts of an AutoGuideList (see auto_relaxed).
 
     Args:
-        model: program with one-hot or Bernoulli latents, relaxed or not.
+        model: program with discrete latents, relaxed or not.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others).
+        sites: names of the sites to draw; None: all. Give relax the same.
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
         create_plates: as in Pyro's other automatic guides.
@@ -204,13 +230,14 @@ class AutoGumbelSoftmax(SiteLogits):
         temperature: Temperature | None = None,
         *,
         family: Family | Mapping[str, Family] = GumbelSoftmax,
+        sites: Collection[str] | None = None,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         create_plates: Callable | None = None,
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, init_logits, create_plates)
+        super().__init__(model, sites, init_logits, create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -226,13 +253,19 @@ class AutoGumbelSoftmax(SiteLogits):
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                law = self.relaxation.law(name, dims)(logits=attrgetter(name)(self.logits))
+                values = self._values.get(name)
+                make = self.relaxation.law(name, dims, of_values(*values) if values else None)
+                law = make(logits=attrgetter(name)(self.logits))
                 fn = law.to_event(site["fn"].event_dim - dims)
                 if name in terms:
                     stack.enter_context(terms_of(terms[name]))
                     fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
                 result[name] = pyro.sample(name, fn)
         return result
+
+
+def _one_hot(given: dict[str, Any]) -> OneHotCategorical:
+    return OneHotCategorical(**given)
 
 
 def _in_place_of(law: Any, other: Any) -> Any:

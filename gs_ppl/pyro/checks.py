@@ -10,7 +10,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, kl_divergence
 
@@ -21,8 +20,9 @@ from gs_ppl._shared.pairings import (
     check_order,
     check_pairing,
     check_rows,
+    check_tail,
     check_unpaired,
-    has_divergence,
+    divergence,
     to_probe,
 )
 from gs_ppl._shared.wrappers import innermost, is_masked
@@ -30,6 +30,7 @@ from gs_ppl.pyro import trace_enum
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 from gs_ppl.pyro.handlers import random_state
+from gs_ppl.pyro.integers import is_integer, tail
 from gs_ppl.pyro.probe import Probe
 
 __all__ = ["check"]
@@ -48,7 +49,7 @@ def _site(node: dict[str, Any]) -> PairedSite:
         kind = "mass"
     elif isinstance(law, RelaxedOneHotCategorical | RelaxedBernoulli):
         kind = "density"
-    elif isinstance(law, TorchCategorical):
+    elif is_integer(law):
         kind = "integer"
     frames = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
     shape = node["fn"].batch_shape
@@ -113,6 +114,17 @@ def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[s
     return parents
 
 
+def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    """Refuses truncations that leave out too much."""
+    with random_state(), torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    for trace in (guide_trace, model_trace):
+        for name, site in _latents(trace).items():
+            check_tail(name, site, tail(site.law))
+
+
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
@@ -160,6 +172,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])
             check_rows(plate, drawn.numpy(force=True), torch.as_tensor(rows).numpy(force=True))
     in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    for name, site in [*in_guide.items(), *in_model.items()]:
+        check_tail(name, site, tail(site.law))
     for name, site in in_model.items():
         if name not in in_guide:
             check_axes(name, "model", site)
@@ -184,8 +198,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             )
         laws = [trace.nodes[name]["fn"] for trace in (guide_trace, model_trace)]
         analytic = isinstance(loss, ANALYTIC_LOSSES) and pair.is_soft_mass
-        analytic = analytic and has_divergence(kl_divergence, *laws)
-        check_divergence(name, pair, type(loss).__name__, analytic=analytic)
+        kl = divergence(kl_divergence, *laws) if analytic else None
+        infinite = kl is not None and bool(kl.isposinf().any())
+        named = type(loss).__name__
+        check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
     programs = (("model", model, model_trace), ("guide", guide, guide_trace))
     common = [
         [n for n in sites if n in in_guide and n in in_model] for sites in (in_guide, in_model)

@@ -1,5 +1,6 @@
 """Exact enumeration and relaxations of one program side by side."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +24,15 @@ from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.distributions import GumbelSoftmax
-from gs_ppl.pyro.enumeration import config_enumerate
-from gs_ppl.pyro.handlers import (
-    annealed,
-    discretize,
+from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
+from gs_ppl.pyro.handlers import annealed, discretize, random_state, relax, select
+from gs_ppl.pyro.integers import (
+    class_dims,
+    classes,
     event_dims,
-    random_state,
-    relax,
-    select,
+    index_in_support,
+    is_integer,
+    support_of,
 )
 from gs_ppl.pyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
@@ -161,9 +163,12 @@ class Tilt(Messenger):
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.tilts:
-            binary = event_dims(innermost(msg["fn"])) == 0
+            law, value = innermost(msg["fn"]), msg["value"]
+            if is_integer(law) and not isinstance(law, OneHotIndex):
+                value = index_in_support(msg["name"], law, value)
+            binary = event_dims(law) == 0
             tilt = pyro.subsample(self.tilts[msg["name"]], event_dim=1)
-            pyro.factor(f"{msg['name']}_tilt", select(tilt, msg["value"], binary=binary))
+            pyro.factor(f"{msg['name']}_tilt", select(tilt, value, binary=binary))
 
 
 # --- the programs ---------------------------------------------------------------------------------
@@ -194,12 +199,18 @@ class Program(comparison.Program):
             if node["type"] == "sample" and not site_is_subsample(node)
         }
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
-        dims = {name: event_dims(innermost(node["fn"])) for name, node in latents.items()}
+        dims = {name: class_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
         self.parameters = {
             name: node["value"].unconstrained() for name, node in nodes if node["type"] == "param"
         }
+
+    def classes(self, site: str) -> int:
+        fn = self.sites[site]["fn"]
+        if not is_integer(innermost(fn)):
+            return super().classes(site)
+        return len(support_of(site, innermost(fn))) ** math.prod(fn.event_shape)
 
     def tilts(self) -> dict[str, Tensor]:
         """Zeros by discrete latent, shape plates + (K,), for all rows of a subsampled plate."""
@@ -209,7 +220,10 @@ class Program(comparison.Program):
             shape = list(node["fn"].batch_shape)
             for frame in self.frames(name):
                 shape[frame.dim] = frame.full_size or frame.size
-            zeros = node["value"].new_zeros((*shape, self.classes(name)))
+            law, dtype = innermost(node["fn"]), node["value"].dtype
+            if is_integer(law):
+                dtype = next(iter(classes(name, law)[1].values())).dtype
+            zeros = node["value"].new_zeros((*shape, self.classes(name)), dtype=dtype)
             tilts[name] = zeros.requires_grad_()
         return tilts
 

@@ -1,6 +1,7 @@
 """Exact enumeration: discrete sites are lowered to integers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import constraints
 
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
-from gs_ppl.pyro.handlers import _wrap, bit, event_dims, has_classes, is_latent, parameters
+from gs_ppl.pyro.handlers import _wrap, bit, has_classes, is_latent
+from gs_ppl.pyro.integers import classes, event_dims, integer_law, is_count, parameters, values_of
 
 __all__ = ["config_enumerate"]
 
@@ -43,7 +45,7 @@ class EnumerateMessenger(Messenger):
                 " into one, whose joint support is not enumerated: use a plate instead, and stay"
                 " inside of it with all that depends on the site"
             )
-        msg["fn"] = rewrap(msg["fn"], _lowered)
+        msg["fn"] = rewrap(msg["fn"], partial(_lowered, msg["name"]))
         if isinstance(msg["fn"], OneHotIndex) and _in_prototype():
             msg["fn"], msg["one_hot"] = Categorical(logits=msg["fn"].logits), True
         if getattr(msg["fn"], "has_enumerate_support", False):
@@ -66,10 +68,15 @@ def _in_prototype() -> bool:
     return any(getattr(handler, "hide_fn", None) is looks for handler in _PYRO_STACK)
 
 
-def _lowered(law: Any) -> Any:
+def _lowered(site: str, law: Any) -> Any:
+    if is_count(law):  # also where the totals of the rows differ
+        values, given = classes(site, law)
+        return integer_law(given["logits"], values, floating=True)
     dims = event_dims(law)
     if dims is None or isinstance(law, TorchBernoulli):
         return law
+    if (integers := values_of(law)) is not None:
+        return integer_law(law.a, integers, law.floating)
     return OneHotIndex(**parameters(law)) if dims else bit(law)
 
 

@@ -1,13 +1,16 @@
 """Handlers that relax and discretize the latents of a program; select, for tables of classes."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from pyro.distributions import (
     Bernoulli,
+    Categorical,
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
 )
@@ -17,9 +20,8 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, float32, promote_types
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Distribution, RelaxedBernoulli, RelaxedOneHotCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
-from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical
 
 from gs_ppl._shared import annealing
 from gs_ppl._shared.annealing import refuse_without_temperature
@@ -28,9 +30,11 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
     refuse_integer,
+    refuse_soft_value,
     refuse_straight_through,
+    refuse_weights,
 )
-from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
+from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import (
     BitWithoutTemperature,
@@ -38,27 +42,30 @@ from gs_ppl.pyro._base import (
     WithoutTemperature,
     parse_logits,
 )
-from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
+from gs_ppl.pyro.distributions import ExpGumbelSoftmax, GumbelSoftmax, OneHotCategorical
 from gs_ppl.pyro.functional import Temperature
+from gs_ppl.pyro.integers import (
+    classes,
+    event_dims,
+    integer_law,
+    is_count,
+    is_integer,
+    of_values,
+    parameters,
+    truncated,
+    values_of,
+)
+from gs_ppl.pyro.soft_index import (
+    as_float,
+    hardened,
+    interpret,
+    soft_bit,
+    soft_index,
+    soft_one_hot,
+)
+from gs_ppl.pyro.soft_value import SoftIndex
 
 __all__ = ["discretize", "relax", "select"]
-
-
-def parameters(law: Any) -> dict[str, Tensor]:
-    """Probs where a native law was given them, so that a zero stays a masked category."""
-    source = getattr(law, "_categorical", law)
-    if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
-        return {"probs": source.probs}
-    return {"logits": law.logits}
-
-
-def event_dims(law: Any) -> int | None:
-    """1 for a one-hot law, 0 for a bit, None for any other."""
-    if isinstance(law, LogitsDistribution):
-        return law.event_dims
-    if isinstance(law, TorchOneHotCategorical | RelaxedOneHotCategorical):
-        return 1
-    return 0 if isinstance(law, TorchBernoulli | RelaxedBernoulli) else None
 
 
 def is_relaxed(law: Any) -> bool:
@@ -106,6 +113,8 @@ def program_inside(fn: Callable) -> Callable:
             fn = fn.func
         elif isinstance(fn, partial) and fn.func is _context_wrap:
             fn = fn.args[1]
+        elif hasattr(fn, "_gs_ppl_program"):
+            fn = fn._gs_ppl_program
         else:
             return fn
 
@@ -121,13 +130,24 @@ def _wrap(messenger: Messenger, fn: Callable | None) -> Any:
 class RelaxMessenger(Messenger):
     """Replaces each discrete latent law by its relaxed counterpart with the same parameters."""
 
-    def __init__(self, relaxation: Relaxation, sites: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        sites: Collection[str] | None,
+        truncate: Mapping[str, int],
+        max_tail: float,
+        *,
+        reads: bool,
+    ) -> None:
         super().__init__()
-        self.relaxation = relaxation
+        self.relaxation, self.reads = relaxation, reads
+        self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
 
     def __enter__(self) -> Self:
         self._discrete: set[str] = set()
+        self._relaxed: set[str] = set()
+        self._recorded: dict[str, Any] = {}
         return super().__enter__()
 
     def __exit__(
@@ -138,13 +158,49 @@ class RelaxMessenger(Messenger):
     ) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
-            check_sites({*(self.sites or ()), *self.relaxation.named}, self._discrete)
+            named = {*(self.sites or ()), *self.relaxation.named, *self.truncate}
+            check_sites(named, self._discrete)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        name, law = msg["name"], innermost(msg["fn"])
-        if not is_latent(msg):
+        if self.reads:
+            self._read(msg)
+        if is_latent(msg):
+            self._relax(msg)
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        # at a value that was given; a handler around would have put another law here
+        if isinstance(innermost(msg["fn"]), WithoutTemperature) and not msg["is_observed"]:
+            refuse_without_temperature(msg["name"])
+        # after an outer trace has recorded weights, or the hardened value
+        if not self.reads or msg["value"] is None:
             return
-        if _is_discrete(law):
+        if msg["name"] in self._relaxed:
+            msg["value"] = _handed(msg)
+        elif msg["name"] in self._discrete and not msg["is_observed"]:
+            law = innermost(msg["fn"])
+            if isinstance(law, Categorical) and msg["value"].is_floating_point():
+                refuse_weights(msg["name"])
+        elif msg["name"] in self._recorded:
+            msg["value"] = self._recorded.pop(msg["name"])
+
+    def _read(self, msg: dict[str, Any]) -> None:
+        """Takes soft values out of a message, since its readers are outside of the program."""
+        name, value = msg["name"], msg["value"]
+        if isinstance(value, SoftIndex):
+            if not msg["infer"].get("_deterministic"):
+                refuse_soft_value(name, "obs", "give a float, as in obs=locs[z]")
+            self._recorded[name] = value
+            msg["value"] = _shown(value)
+            msg["fn"] = rewrap(msg["fn"], partial(_without_soft, name, take=_shown))
+        if isinstance(msg["mask"], SoftIndex):
+            _refuse_mask(name)
+        msg["fn"] = _without_soft(name, msg["fn"])
+        msg["scale"] = as_float(msg["scale"])
+
+    def _relax(self, msg: dict[str, Any]) -> None:
+        name, law = msg["name"], innermost(msg["fn"])
+        largest = self.truncate.get(name)
+        if _is_discrete(law) or is_integer(law) or largest is not None:
             self._discrete.add(name)
         if self.sites is not None and name not in self.sites:
             return
@@ -152,17 +208,86 @@ class RelaxMessenger(Messenger):
         straight = RelaxedOneHotCategoricalStraightThrough | RelaxedBernoulliStraightThrough
         if isinstance(law, straight):
             refuse_straight_through(name, type(law).__name__)
-        if isinstance(law, TorchCategorical) and "enumerate" not in msg["infer"]:
-            refuse_integer(name)
-        dims = event_dims(law)
-        if dims is not None and _is_discrete(law):
-            make = self.relaxation.law(name, dims)
-            msg["fn"] = rewrap(msg["fn"], lambda law: make(**parameters(law)))
+        if largest is not None or is_integer(law):
+            if not self.reads:
+                refuse_integer(name)
+            limit = None if largest is None else self.max_tail
+            values, given = classes(name, law) if largest is None else truncated(name, law, largest)
+            integers = of_values(values, limit is not None or is_count(law), limit)
+            make = self.relaxation.law(name, 1, integers)
+        elif _is_discrete(law) and (dims := event_dims(law)) is not None:
+            make, given = self.relaxation.law(name, dims), parameters(law)
+        else:
+            return
+        self._relaxed.add(name)
+        msg["fn"] = rewrap(msg["fn"], lambda law: make(**given))
+        # the PPL's own marks: a relaxed site is not summed out
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        # at a value that was given; a handler around would have put another law here
-        if isinstance(innermost(msg["fn"]), WithoutTemperature) and not msg["is_observed"]:
-            refuse_without_temperature(msg["name"])
+
+def _handed(msg: dict[str, Any]) -> Any:
+    """What the program gets for the weights of a site."""
+    name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
+    if not is_relaxed(law) or isinstance(value, SoftIndex):
+        return value  # a handler around has taken the relaxation back, or handed it over
+    values = values_of(law)
+    if values is not None:
+        weights = law.weights(value)
+        weights = weights.exp() if is_log(law) else weights
+        ordinal = values == tuple(range(len(values)))
+        table = None if ordinal else torch.tensor(values, device=weights.device)
+        z = soft_index(name, weights, table)
+        return z.to(weights.dtype) if law.floating else z
+    if event_dims(law) == 0:
+        return soft_bit(name, value)
+    return value if is_log(law) else soft_one_hot(name, value)
+
+
+def is_log(law: Any) -> bool:
+    """Whether its values are logs of weights."""
+    return isinstance(law, ExpGumbelSoftmax)
+
+
+def _refuse_mask(site: str) -> None:
+    refuse_soft_value(site, "its mask", "weight the score by pyro.factor, or by an index")
+
+
+def _shown(value: Any) -> Any:
+    """What is recorded of a value that is computed: the class of largest weight, or the mean."""
+    is_class = isinstance(value, SoftIndex) and not value.is_floating_point()
+    return hardened(value) if is_class else as_float(value)
+
+
+def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> Any:
+    """A law with the means of its soft parameters."""
+    found = {
+        name: _without_soft(site, x, take) if isinstance(x, Distribution) else take(x)
+        for name, x in getattr(fn, "__dict__", {}).items()
+        if isinstance(x, SoftIndex | Distribution)
+    }
+    changed = {name: x for name, x in found.items() if x is not fn.__dict__[name]}
+    if not changed:
+        return fn
+    if any(isinstance(mask, SoftIndex) for mask in masks(fn)):
+        _refuse_mask(site)
+    constraints = getattr(fn, "arg_constraints", {})
+    for name in changed:
+        given = fn.__dict__[name]
+        if isinstance(given, SoftIndex) and name in constraints and _is_counted(constraints[name]):
+            refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
+        if isinstance(given, SoftIndex) and name == "mask":  # of MaskedMixture
+            _refuse_mask(site)
+    new = copy.copy(fn)
+    new.__dict__.update(changed)
+    return new
+
+
+def _is_counted(constraint: Any) -> bool:
+    """Whether a parameter is an integer; some that depend on others do not say."""
+    try:
+        return constraint.is_discrete
+    except NotImplementedError:
+        return False
 
 
 def relax(
@@ -171,20 +296,29 @@ def relax(
     *,
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     sites: Collection[str] | None = None,
+    truncate: Mapping[str, int] | None = None,
+    max_tail: float = 1e-3,
     objective: str = "categorical",
 ) -> Any:
-    """Relaxes the latent OneHotCategorical and Bernoulli sites of a program, for SVI.
+    """Relaxes the discrete latents of a program, for SVI: integers, bits and one-hot vectors.
+
+    The trace holds the weights of the classes. A program that draws integers stays as it is: it
+    gets a soft index, so that table[z] is the mean of the table under the weights.
 
     Model and guide are relaxed alike. Observed sites, continuous ones and those that are relaxed
     already stay as they are; a program without discrete latents stays as it is altogether.
 
     Args:
-        fn: program; without one, the handler is a context manager.
+        fn: program; without one, the handler is a context manager, for one-hot sites and bits.
         temperature: tau > 0; None takes that of AnnealedSVI.
         family: class for all sites, with options a partial, such as partial(GumbelRao,
             num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
             one (GumbelSoftmax) or a straight-through one. A Bernoulli site takes its binary class.
-        sites: names of the sites to relax; None: all.
+        sites: names of the sites to relax; None: all. The others are enumerated as marked.
+        truncate: largest count by site name, for laws of counts without end (Poisson), which stand
+            for 0..largest then, renormalised.
+        max_tail: of the probability above the largest count; check refuses more, in any row, and
+            AnnealedSVI.run at its end.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
             value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
             discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
@@ -195,8 +329,9 @@ def relax(
     Bernoulli(phi * alive) learns nothing of phi in draws where a straight-through alive is 0.
 
     Raises:
-        ValueError: naming the site: an integer Categorical latent, a family without a class for
-            it, a name that no site has, no temperature.
+        ValueError: naming the site: an integer site within a bare context manager, a use of a
+            soft index that has no meaning, a support that is not fixed and finite, a family
+            without a class for it, a name that no site has, no temperature.
 
     Example:
         >>> import pyro, torch
@@ -208,7 +343,12 @@ def relax(
     """
     laws = BitWithoutTemperature, WithoutTemperature
     relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-    return _wrap(RelaxMessenger(relaxation, sites), fn)
+    messenger = RelaxMessenger(relaxation, sites, truncate or {}, max_tail, reads=fn is not None)
+    if fn is None:
+        return messenger
+    program: Any = interpret(fn)
+    program._gs_ppl_program = fn
+    return update_wrapper(messenger(program), fn, updated=())
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -226,6 +366,8 @@ class DiscretizeMessenger(Messenger):
 def _discretized(law: Any) -> Any:
     if not (isinstance(law, LogitsDistribution) or is_relaxed(law)):
         return law
+    if (values := values_of(law)) is not None:
+        return integer_law(logits_of(law), values, law.floating)
     return OneHotCategorical(logits=logits_of(law)) if event_dims(law) else bit(law)
 
 

@@ -21,7 +21,8 @@ from gs_ppl._shared import inference_data
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.enumeration import config_enumerate
-from gs_ppl.pyro.handlers import annealed, discretize, event_dims, random_state
+from gs_ppl.pyro.handlers import annealed, discretize, random_state
+from gs_ppl.pyro.integers import event_dims
 
 __all__ = ["to_inference_data"]
 

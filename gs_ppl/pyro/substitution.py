@@ -24,8 +24,9 @@ from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import LogitsDistribution
 from gs_ppl.pyro._elbo import SameRows, SurrogateELBO, costs_by_plates, samples, with_state
-from gs_ppl.pyro.distributions import OneHotCategorical, SoftBernoulli, SoftOneHotCategorical
-from gs_ppl.pyro.handlers import event_dims, is_latent, logits_of, relax
+from gs_ppl.pyro.distributions import OneHotCategorical, SoftOneHotCategorical
+from gs_ppl.pyro.handlers import is_latent, relax
+from gs_ppl.pyro.integers import event_dims, is_integer
 
 __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 
@@ -35,7 +36,6 @@ __all__ = ["DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO", "MuProp_ELBO"]
 class OneHot:
     """A one-hot vector; the last axis holds its categories."""
 
-    soft_law = SoftOneHotCategorical
     hard = staticmethod(F.one_hot_argmax)
 
     @staticmethod
@@ -75,7 +75,6 @@ class OneHot:
 class Bit:
     """A bit."""
 
-    soft_law = SoftBernoulli
     squash = staticmethod(torch.sigmoid)
 
     @staticmethod
@@ -113,11 +112,11 @@ Rule = Callable[[DiscreteSite], Tensor]
 
 
 class _AtValues(Messenger):
-    """Gives each discrete site of the guide the value of a rule, scored by its mass."""
+    """Gives each site of a guide of soft masses the value of a rule."""
 
-    def __init__(self, rule: Rule, estimator: str, fixed_law: bool) -> None:
+    def __init__(self, rule: Rule, fixed_law: bool) -> None:
         super().__init__()
-        self.rule, self.estimator, self.fixed_law = rule, estimator, fixed_law
+        self.rule, self.fixed_law = rule, fixed_law
         self.sites: dict[str, DiscreteSite] = {}
         self.values: dict[str, Tensor] = {}
 
@@ -125,17 +124,28 @@ class _AtValues(Messenger):
         if not is_latent(msg):
             return
         name, fn, law = msg["name"], msg["fn"], innermost(msg["fn"])
-        relaxed = isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical)
-        discrete = event_dims(law) is not None
-        check_law(name, law, self.estimator, relaxed=relaxed, discrete=discrete)
-        kind = OneHot if event_dims(law) else Bit
-        logits = logits_of(law)
+        kind, logits = OneHot if event_dims(law) else Bit, law.a
         a = logits.expand(fn.shape())
         site = DiscreteSite(name, kind, a, fn.event_dim, msg["cond_indep_stack"])
         scored = logits.detach() if self.fixed_law else logits
-        msg["fn"] = rewrap(fn, lambda _: kind.soft_law(1.0, logits=scored))
+        msg["fn"] = rewrap(fn, lambda law: type(law)(1.0, logits=scored))
         self.sites[name] = site
         self.values[name] = msg["value"] = self.rule(site)
+
+
+class _Discrete(Messenger):
+    """Stands around the guide, which takes discrete laws alone."""
+
+    def __init__(self, estimator: str) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if is_latent(msg):
+            law = innermost(msg["fn"])
+            relaxed = isinstance(law, LogitsDistribution) and not isinstance(law, OneHotCategorical)
+            discrete = event_dims(law) is not None or is_integer(law)
+            check_law(msg["name"], law, self.estimator, relaxed=relaxed, discrete=discrete)
 
 
 @dataclass(frozen=True)
@@ -151,10 +161,11 @@ class Programs:
     kwargs: dict[str, Any]
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
-        at = _AtValues(rule, self.name, fixed_law)
-        model = relax(self.model, 1.0, family=SoftOneHotCategorical)
+        at = _AtValues(rule, fixed_law)
+        discrete = self.model, _Discrete(self.name)(self.guide)
+        model, guide = (relax(fn, 1.0, family=SoftOneHotCategorical) for fn in discrete)
         with self.rows:
-            guide_trace = poutine.trace(at(self.guide)).get_trace(*self.args, **self.kwargs)
+            guide_trace = poutine.trace(at(guide)).get_trace(*self.args, **self.kwargs)
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         for name, site in model_trace.nodes.items():

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
 from gs_ppl._shared.pairings import shapes
-from gs_ppl.pyro.checks import check
+from gs_ppl.pyro.checks import check, check_tails
 from gs_ppl.pyro.handlers import annealed, discretize, program_inside, random_state
 from gs_ppl.training import Callback, Training, Watch, refuse_nan
 
@@ -261,6 +261,8 @@ class AnnealedSVI(SVI):
                 if watch.wants(done):
                     evaluate = partial(self._discrete_elbo, *args, **kwargs)
                     watch.report(done, losses[-1], temperatures[-1], evaluate)
+        # of counts: the parameters have moved since the first check
+        check_tails(self.model, self.guide, self.temperature(), *args, **kwargs)
         return watch.finish(losses, temperatures)
 
     @contextmanager

@@ -1,0 +1,147 @@
+"""Soft indices: what a program gets for an integer, a bit or a one-hot vector that is relaxed.
+
+The trace holds the weights y of a relaxed site. The program gets a soft index, which stands for the
+classes 0..K-1: an integer or a boolean that is computed from it is kept as its table over the
+classes, and the first floating-point result is the mean of the table under y. So `locs[z]` is
+y @ locs, `one_hot(z)` is y, and two soft indices give the mean under both weights. At a vertex,
+every result is that of the integer program.
+
+A relaxed bit or one-hot vector is a soft float. It has a table as well, and keeps it through
+structural operations, casts, and arithmetic with other soft values, Python numbers and integer
+arrays, so that `b == 1` and `(1 - b).long()` are right; anything else takes its mean, which is y.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from gs_ppl.pyro import soft_rules  # noqa: F401  enters the rules
+from gs_ppl.pyro.soft_value import (
+    Axis,
+    Form,
+    SoftIndex,
+    SoftIndexError,
+    as_float,
+    draw_ids,
+    refusal,
+    shape_of,
+)
+
+__all__ = [
+    "SoftIndexError",
+    "as_float",
+    "hardened",
+    "interpret",
+    "leave",
+    "soft_bit",
+    "soft_index",
+    "soft_one_hot",
+]
+
+
+def _axis(site: str, weights: Tensor, shape: torch.Size) -> Axis:
+    return Axis(frozenset([site]), weights, draw_ids(shape, weights.device))
+
+
+def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> SoftIndex:
+    """The integers that the weights of a site stand for.
+
+    Args:
+        site: its name, for refusals.
+        weights: y, of shape (..., K).
+        values: shape (K,), the integers of the classes; None: 0..K-1.
+
+    Example:
+        >>> import torch
+        >>> def program():
+        ...     z = soft_index("z", torch.tensor([0.25, 0.0, 0.75]))
+        ...     return torch.tensor([1.0, 2.0, 3.0])[z], (z + 1) % 3 == 0
+        >>> interpret(program)()
+        (tensor(2.5000), tensor(0.7500))
+    """
+    *batch, K = shape_of(weights)
+    shape = torch.Size(batch)
+    table = torch.arange(K, device=weights.device) if values is None else values
+    axis = _axis(site, weights.movedim(-1, 0), shape)
+    return SoftIndex(Form(table.reshape(K, *[1] * len(shape)), (axis,), shape, values is None))
+
+
+def soft_bit(site: str, y: Tensor) -> SoftIndex:
+    """A relaxed bit: the float y that also stands for 0 and 1, with weights 1 - y and y."""
+
+    def form() -> Form:
+        shape = shape_of(y)
+        table = torch.arange(2, dtype=y.dtype, device=y.device).reshape(2, *[1] * len(shape))
+        return Form(table, (_axis(site, torch.stack([1 - y, y]), shape),), shape, True)
+
+    return SoftIndex(form, y)
+
+
+def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
+    """A relaxed one-hot vector: the float y that also stands for the K one-hot vectors."""
+
+    def form() -> Form:
+        *batch, K = shape_of(y)
+        table = torch.eye(K, dtype=y.dtype, device=y.device).reshape(K, *[1] * len(batch), K)
+        axis = _axis(site, y.movedim(-1, 0)[..., None], torch.Size([*batch, 1]))
+        return Form(table, (axis,), torch.Size([*batch, K]))
+
+    return SoftIndex(form, y)
+
+
+def leave(value: Any) -> Any:
+    """What a soft value is outside the program: the weights of a site, or else the mean.
+
+    Integers that are computed from a site leave as weights over 0..max.
+    """
+    if not isinstance(value, SoftIndex) or value.is_float or value.dtype is torch.bool:
+        return as_float(value)
+    form, table = value.form, value.form.table
+    if len(form.axes) == 1 and table.numel() == len(table) and (table.flatten().diff() > 0).all():
+        weights = form.axes[0].weights
+        return weights.movedim(0, -1).expand(*form.shape, len(table))
+    if (table < 0).any():
+        cure = "return a float that is computed from it"
+        raise refusal(value, "returning negative integers", cure)
+    return as_float(torch.nn.functional.one_hot(value, int(table.max()) + 1))
+
+
+def hardened(value: SoftIndex) -> Tensor:
+    """Value of the class of largest weight, without gradient."""
+    form = value.form
+    table = form.table.expand(*form.classes, *form.shape)
+    for axis in form.axes:
+        best = axis.weights.argmax(0).expand(table.shape[1:])
+        table = table.gather(0, best[None])[0]
+    return table.detach()
+
+
+class _Reading(TorchFunctionMode):
+    """`t[z]` of a plain table t, which torch does not dispatch on z."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__getitem__ or func is Tensor.__setitem__:
+            index = args[1]
+            if type(index) is SoftIndex or (
+                type(index) in (tuple, list) and any(type(item) is SoftIndex for item in index)
+            ):
+                return SoftIndex.__torch_function__(func, types, args, kwargs)
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def interpret(fn: Callable) -> Callable:
+    """The program that may index tables by soft indices; those that it returns leave."""
+
+    @wraps(fn, updated=())
+    def program(*args: Any, **kwargs: Any) -> Any:
+        with _Reading():
+            return tree_map(leave, fn(*args, **kwargs))
+
+    return program
