@@ -224,7 +224,7 @@ class _Exact:
     def _try(self, side: str, what: str, enumerate_: Callable[[], None]) -> None:
         """The reason why enumeration was not possible becomes a note."""
         try:
-            self._check_size(side)
+            check_size(self._session, side, self._limit)
             enumerate_()
         except KeyError as error:  # whose text is a name alone
             self.notes.append(f"{what}: not enumerated: the PPL's enumeration found no {error}")
@@ -233,14 +233,16 @@ class _Exact:
                 raise
             self.notes.append(f"{what}: not enumerated: {error}")
 
-    def _check_size(self, side: str) -> None:
-        entries, latents = self._session.table(side)
-        if entries > self._limit:
-            shown = ", ".join(latents[:6]) + (", ..." if len(latents) > 6 else "")
-            raise ValueError(
-                f"a table over {shown} would have {elimination.shown(entries)} entries, more than"
-                f" max_entries = {elimination.shown(self._limit)}"
-            )
+
+def check_size(session: Session, side: str, limit: int) -> None:
+    """Refuses an enumeration whose largest table does not fit."""
+    entries, latents = session.table(side)
+    if entries > limit:
+        shown = ", ".join(latents[:6]) + (", ..." if len(latents) > 6 else "")
+        raise ValueError(
+            f"a table over {shown} would have {elimination.shown(entries)} entries, more than"
+            f" max_entries = {elimination.shown(limit)}"
+        )
 
 
 def _is_own(error: Exception) -> bool:
