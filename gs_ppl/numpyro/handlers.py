@@ -248,14 +248,15 @@ def is_log(law: Any) -> bool:
 
 def _without_soft(site: str, fn: Any) -> Any:
     """A law with the means of its soft parameters."""
+    law = innermost(fn)
+    for name, constraint in getattr(law, "arg_constraints", {}).items():
+        # a lazy property would compute other parameters; some integers are no leaves of the law
+        if isinstance(vars(law).get(name), Soft) and _is_counted(constraint):
+            refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
     if not any(isinstance(x, Soft) for x in jax.tree.leaves(fn)):
         return fn
     if any(isinstance(mask, Soft) for mask in masks(fn)):
         refuse_soft_value(site, "its mask", "weight the score by numpyro.factor, or by an index")
-    law = innermost(fn)
-    for name, constraint in law.arg_constraints.items():
-        if isinstance(getattr(law, name, None), Soft) and _is_counted(constraint):
-            refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
     return jax.tree.map(as_float, fn)
 
 

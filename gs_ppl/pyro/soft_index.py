@@ -13,6 +13,7 @@ arrays, so that `b == 1` and `(1 - b).long()` are right; anything else takes its
 
 from collections.abc import Callable
 from functools import wraps
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from gs_ppl.pyro.soft_value import (
     draw_ids,
     refusal,
     shape_of,
+    soft_in,
 )
 
 __all__ = [
@@ -136,12 +138,23 @@ class _Reading(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
+def _name_total(error: NotImplementedError) -> None:
+    """torch refuses each total_count of Multinomial that is no int, and does not say which."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    if soft := soft_in(frame.f_locals.get("total_count")):
+        raise refusal(soft, "an integer parameter total_count", "use a table of laws") from error
+
+
 def interpret(fn: Callable) -> Callable:
     """The program that may index tables by soft indices; those that it returns leave."""
 
     @wraps(fn, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:
         with _Reading():
-            return tree_map(leave, fn(*args, **kwargs))
+            try:
+                return tree_map(leave, fn(*args, **kwargs))
+            except NotImplementedError as error:
+                _name_total(error)
+                raise
 
     return program
