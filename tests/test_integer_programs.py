@@ -282,6 +282,10 @@ REFUSED = {
         lambda s, z: s.ppl.sample("k", s.d.Binomial(z, probs=s.array(0.5))),
         "site 'k': its integer parameter total_count is a soft index",
     ),
+    "Multinomial": (  # torch's law refuses it before there is a site
+        lambda s, z: s.ppl.sample("k", s.d.Multinomial(z, probs=s.array([0.5, 0.5]))),
+        "site '[zk]': .* integer parameter total_count .* use a table of laws",
+    ),
 }
 
 
@@ -294,6 +298,20 @@ def test_refused(backend, case):
         use(s, s.ppl.sample("z", s.d.Categorical(probs=s.array(PRIOR))))
 
     with pytest.raises(ValueError, match=message):
+        backend.trace(backend.gs.relax(program, 0.5), 0)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_soft_total_is_refused_where_its_bound_is_given(backend, observed):
+    s = Side(backend)
+
+    def program():
+        z = s.ppl.sample("z", s.d.Categorical(probs=s.array(PRIOR)))
+        law = s.d.Multinomial(z, logits=s.array([0.5, 0.5]), total_count_max=2)
+        s.ppl.sample("k", law, obs=s.totals(np.array([1, 1])) if observed else None)
+
+    with pytest.raises(ValueError, match="site 'k': its integer parameter total_count"):
         backend.trace(backend.gs.relax(program, 0.5), 0)
 
 
@@ -485,7 +503,11 @@ GUIDES = {  # law of the guide, whether it is relaxed, the refusal
         False,
         "density with a mass",
     ),
-    "indices": (lambda s, a: s.d.Categorical(logits=a), False, "'z': .*class indices"),
+    "indices": (
+        lambda s, a: s.d.Categorical(logits=a),
+        False,
+        r"'z': .*class indices .* relax\(guide\), .*AutoGumbelSoftmax",
+    ),
 }
 
 
@@ -502,6 +524,41 @@ def test_which_guides_fit(backend, case):
         return
     with pytest.raises(ValueError, match=message):
         gs.check(*pair, mean_field if case == "density" else backend.infer.Trace_ELBO())
+
+
+def one_draw(s, x):
+    z = draw(s, "z", s.array(PRIOR), False)
+    s.ppl.sample("x", s.d.Normal(s.array(LOCS)[z], 1.0), obs=x[0])
+
+
+@pytest.mark.parametrize("elbo", ["Trace_ELBO", "TraceMeanField_ELBO"])
+def test_a_bare_categorical_does_not_fit(backend, elbo):
+    """Of a single draw, which no plate gives away."""
+    s, x = Side(backend), backend.array(X)
+    guide = lambda: draw(s, "z", s.array(PRIOR), False)  # noqa: E731
+    relaxed, loss = backend.gs.relax(lambda: one_draw(s, x), 0.5), getattr(backend.infer, elbo)()
+    with pytest.raises(ValueError, match=r"'z': .*class indices .* relax\(guide\), .*AutoGumbel"):
+        backend.gs.check(relaxed, guide, loss)
+
+
+@pytest.mark.parametrize("objective", ["categorical", "relaxed"])
+def test_a_relaxed_categorical_is_the_law_of_the_model(backend, objective):
+    """Loss and gradient are those of the relaxed class written by hand."""
+    s, gs, x = Side(backend), backend.gs, backend.array(X)
+    loss = backend.infer.TraceMeanField_ELBO()
+    by_hand = gs.SoftOneHotCategorical if objective == "categorical" else gs.GumbelSoftmax
+    guides = [
+        gs.relax(hand_written(s, lambda a: s.d.Categorical(logits=a)), 0.5, objective=objective),
+        hand_written(s, lambda a: by_hand(0.5, logits=a)),
+    ]
+    relaxed = gs.relax(lambda: mixture(s, x), 0.5, objective=objective)
+    found = []
+    for guide in guides:
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        found.append(backend.loss_and_gradient(loss, relaxed, guide, 2))
+    (value, gradient), (wanted, slope) = found
+    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(gradient["a"], slope["a"], rtol=0, atol=1e-12)
 
 
 ESTIMATORS = ["MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO"]

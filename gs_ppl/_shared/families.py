@@ -172,7 +172,8 @@ def refuse_class_indices(site: str) -> None:
     """NumPyro reads the last axis of a batch of integers as that of the weights."""
     raise ValueError(
         f"site {site!r}: class indices of a batch, given to a relaxed site from around relax: relax"
-        " the guide too, or condition inside, as in relax(condition(program, ...))"
+        " the guide too, as in relax(guide), or take AutoGumbelSoftmax; or condition inside, as in"
+        " relax(condition(program, ...))"
     )
 
 

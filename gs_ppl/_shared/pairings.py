@@ -65,8 +65,9 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
         raise ValueError(f"{pair} mixes log-space with the simplex: use one class on both sides")
     if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
         raise ValueError(
-            f"{pair} mixes class indices with vectors: relax both, with the same sites=, write both"
-            " as OneHotCategorical, or config_enumerate both"
+            f"{pair} mixes class indices with vectors: relax both, as in relax(guide), with the"
+            " same sites=, or take AutoGumbelSoftmax as the guide; write both as"
+            " OneHotCategorical; or config_enumerate both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
         raise ValueError(f"{pair} scores soft values by a law of hard ones: relax the model too")
