@@ -5,6 +5,7 @@ value and gradient are those of the same program written with one-hot vectors.
 """
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -230,6 +231,54 @@ def counted(s, x):
     with s.ppl.plate("rows", 2):
         n = s.ppl.sample("n", s.d.Binomial(totals, probs=s.array(0.3)))
         s.ppl.sample("x", s.d.Normal(n * 1.0, 1.0), obs=x[:2])
+
+
+def in_plates(s):
+    """A class for each column, one for each cell; some columns do not count."""
+    table, locs = s.array(T), s.array(LOCS)
+    with s.ppl.plate("columns", 2, dim=-1):
+        z = draw(s, "z", s.array(PRIOR), False)
+        with s.ppl.plate("rows", 3, dim=-2):
+            w = draw(s, "w", table[z], False)
+            x = s.array(X[:3, None] + X[:2])
+            s.ppl.sample("x", s.d.Normal(locs[z] + 2 * locs[w], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("mask", [[True, True], [True, False]])
+def test_nested_scaled_and_masked(backend, mask):
+    """Between vertices, by hand."""
+    s, rng = Side(backend), np.random.default_rng(2)
+    z, w = rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), (3, 2))
+    program = backend.masked(backend.scaled(lambda: in_plates(s), 2.5), np.array(mask))
+    values = {"z": backend.array(z), "w": backend.array(w)}
+    found = backend.log_joint(backend.gs.relax(program, 0.5), values)
+    cells = (w * np.log(z @ T)).sum(-1) + norm.logpdf(
+        X[:3, None] + X[:2], z @ LOCS + 2 * (w @ LOCS), 1
+    )
+    columns = z @ np.log(PRIOR) + cells.sum(0)
+    np.testing.assert_allclose(found, 2.5 * columns[mask].sum(), rtol=1e-12)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("program", [annotation, survival], **ids)
+def test_compiled_over_keys(backend, program):
+    """jit and vmap over keys and data at once are the program at each."""
+    s, jax = Side(backend), backend.jax
+    data = backend.array(RNG.normal(size=(3, 4)))
+
+    def score(key, x):
+        relaxed = backend.gs.relax(lambda: program(s, x), 0.5)
+        seeded = backend.ppl.handlers.seed(relaxed, key)
+        return backend.infer.util.log_density(seeded, (), {}, {})[0]
+
+    keys = jax.random.split(jax.random.key(1), 3)
+    f = jax.value_and_grad(score, 1)
+    values, slopes = jax.jit(jax.vmap(f))(keys, data)
+    for i in range(3):
+        value, slope = f(keys[i], data[i])
+        np.testing.assert_allclose(values[i], value, rtol=1e-12)
+        np.testing.assert_allclose(slopes[i], slope, rtol=1e-12, atol=1e-14)
+    assert len(set(backend.numpy(values).round(6))) == 3
 
 
 def test_counts(backend):
@@ -583,6 +632,42 @@ def test_estimators_as_one_hot(backend, elbo):
     assert (gradient["a"] != 0).all()
 
 
+UNBIASED = {
+    "MuProp": lambda gs: gs.MuProp_ELBO(),
+    "REBAR": lambda gs: gs.REBAR_ELBO(),
+    "RLOO": lambda gs: gs.RLOO_ELBO(num_particles=2),
+}
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_estimators_are_unbiased(backend, name):
+    """The gradient by the logits of each row, against that of the sum over the classes."""
+    s, gs, rows = Side(backend), backend.gs, 8000
+    a, x = np.array([0.3, -0.4, 0.8]), 0.7
+    q = np.exp(a) / np.exp(a).sum()
+    f = np.log(PRIOR) + norm.logpdf(x, LOCS, 1.0) - np.log(q)
+
+    def model():
+        with s.ppl.plate("data", rows):
+            z = draw(s, "z", s.array(PRIOR), False)
+            s.ppl.sample("x", s.d.Normal(s.array(LOCS)[z], 1.0), obs=s.array(np.full(rows, x)))
+
+    def guide():
+        logits = s.ppl.param("a", s.array(np.tile(a, (rows, 1))))
+        with s.ppl.plate("data", rows):
+            s.ppl.sample("z", s.d.Categorical(logits=logits))
+
+    elbo = UNBIASED[name](gs)
+    guide = elbo.wrap(guide) if hasattr(elbo, "wrap") else guide
+    value, gradient = backend.loss_and_gradient(elbo, model, guide, 0)
+    found, wanted = -gradient["a"], q * (f - q @ f)
+    error = found.std(0) / np.sqrt(rows)
+    assert (abs(found.mean(0) - wanted) < 4 * error + 1e-12).all()
+    assert (error < 0.02).all()
+    deviation = np.sqrt(q @ (f - q @ f) ** 2 / rows)
+    assert abs(-value / rows - q @ f) < 4 * deviation
+
+
 def partly_observed(s, hot=False):
     seen, mask = np.array([0, 1, 2, 1]), s.array([True, False, True, False], "bool")
     law = s.backend.gs.OneHotCategorical if hot else s.d.Categorical
@@ -652,6 +737,34 @@ def test_what_the_model_excludes(backend):
     gs.check(relaxed, known, loss)
 
 
+@pytest.mark.parametrize("handler", [True, False])
+def test_what_the_model_excludes_under_a_mask(backend, handler):
+    """Of masked rows nothing is counted: infinite there is no fault."""
+    s, gs = Side(backend), backend.gs
+
+    def model(mask):
+        def rows():
+            law = s.d.Bernoulli(probs=0 * b + s.array([1.0, 0.4]))
+            s.ppl.sample("c", law if handler else backend.mask(law, mask))
+
+        b = s.ppl.sample("b", s.d.Bernoulli(probs=s.array(0.3)))
+        with s.ppl.plate("rows", 2):
+            (backend.masked(rows, mask) if handler else rows)()
+
+    loss = backend.infer.TraceMeanField_ELBO()
+    for mask in (np.array([False, True]), np.array([True, False])):
+        fixed = partial(model, mask)
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        relaxed, guide = gs.relax(fixed, 0.5), gs.AutoGumbelSoftmax(fixed, 0.5)
+        if not mask[0]:
+            gs.check(relaxed, guide, loss)
+            losses, _ = backend.anneal(gs.relax(fixed), guide, loss, lambda step: 0.5, 2)
+            assert np.isfinite(losses).all()
+            continue
+        with pytest.raises(ValueError, match=r"site 'c': SoftBernoulli .* divergence is infinite"):
+            gs.check(relaxed, guide, loss)
+
+
 def test_draws_of_a_guide_are_integers(backend):
     s, x = Side(backend), backend.array(X)
     model = lambda: mixture(s, x)  # noqa: E731
@@ -662,6 +775,31 @@ def test_draws_of_a_guide_are_integers(backend):
     z = data.posterior["z"]
     assert z.dtype.kind == "i"
     assert z.shape == (1, 3, 4)
+
+
+COUNTED = {  # the program, how it is relaxed
+    "Poisson": (lambda s: arrivals(s), {"truncate": {"n": 8}}),
+    "Binomial": (lambda s: counted(s, s.array(X)), {}),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_counts_of_a_guide_are_those_of_the_ppl(backend, case):
+    """Pyro has floats for counts, NumPyro integers."""
+    program, options = COUNTED[case]
+    s, gs = Side(backend), backend.gs
+    model = lambda: program(s)  # noqa: E731
+    relaxed = gs.relax(model, **options)
+    guide = gs.AutoGumbelSoftmax(relaxed if options else model)
+    loss, schedule = backend.infer.TraceMeanField_ELBO(), lambda step: 0.5
+    _, params = backend.anneal(relaxed, guide, loss, schedule, 2)
+    kind = backend.numpy(backend.trace(model, 0)["n"]).dtype.kind
+    mode, probs = backend.guide_mode(guide, params)["n"], backend.guide_probs(guide, params)["n"]
+    assert mode.dtype.kind == kind
+    np.testing.assert_array_equal(mode, probs.argmax(-1))
+    n = backend.numpy(backend.trace(gs.discretize(gs.AutoGumbelSoftmax(relaxed, 0.5)), 0)["n"])
+    assert n.dtype.kind == kind
+    assert set(n) <= set(range(9))
 
 
 def test_relaxed_twice(backend):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -199,6 +200,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         laws = [trace.nodes[name]["fn"] for trace in (guide_trace, model_trace)]
         analytic = isinstance(loss, ANALYTIC_LOSSES) and pair.is_soft_mass
         kl = divergence(kl_divergence, *laws) if analytic else None
+        if kl is not None:  # poutine's mask is in the site, not in the law
+            kl = scale_and_mask(kl, mask=guide_trace.nodes[name]["mask"])
         infinite = kl is not None and bool(kl.isposinf().any())
         named = type(loss).__name__
         check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
