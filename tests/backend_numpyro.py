@@ -187,6 +187,10 @@ class NumPyroBackend:
         latent = lambda site: config if not site["is_observed"] else {}  # noqa: E731
         return self.ppl.handlers.infer_config(program, latent)
 
+    def native_config_enumerate(self, program: Callable) -> Callable:
+        """The PPL's own."""
+        return importlib.import_module("numpyro.contrib.funsor").config_enumerate(program)
+
     @contextmanager
     def single_precision(self) -> Iterator[None]:
         """Within it, arrays are float32 unless they ask for another dtype."""
@@ -523,3 +527,14 @@ class NumPyroBackend:
         seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
         trace = self.ppl.handlers.trace(seeded).get_trace()
         return self.numpy(trace[plate]["value"]), self.numpy(masks(trace[site]["fn"])[0])
+
+    def assign(self, model, guide, trained_on, *args, **options) -> tuple[dict, dict]:
+        """After a first run of the guide on the arguments of its training."""
+        params = {}
+        if trained_on is not None:
+            params = self._initial_params(lambda: self.gs.discretize(guide)(*trained_on))
+        found = self.gs.assign(model, guide, *args, params=params, **options)
+        return tuple({name: self.numpy(x) for name, x in by_site.items()} for by_site in found)
+
+    def init_to(self, **values: Array) -> Callable:
+        return self.infer.init_to_value(values=values)

@@ -210,6 +210,10 @@ class PyroBackend:
         latent = lambda site: config if not site["is_observed"] else {}  # noqa: E731
         return self.ppl.poutine.infer_config(program, latent)
 
+    def native_config_enumerate(self, program: Callable) -> Callable:
+        """The PPL's own."""
+        return self.infer.config_enumerate(program)
+
     @contextmanager
     def single_precision(self) -> Iterator[None]:
         """Within it, arrays are float32 unless they ask for another dtype."""
@@ -524,3 +528,14 @@ class PyroBackend:
         self.ppl.set_rng_seed(seed)
         nodes = self.ppl.poutine.trace(program).get_trace().nodes
         return self.numpy(nodes[plate]["value"]), self.numpy(masks(nodes[site]["fn"])[0])
+
+    def assign(self, model, guide, trained_on, *args, **options) -> tuple[dict, dict]:
+        """After a first run of the guide on the arguments of its training."""
+        self.ppl.clear_param_store()
+        if trained_on is not None:
+            self.gs.discretize(guide)(*trained_on)
+        found = self.gs.assign(model, guide, *args, **options)
+        return tuple({name: self.numpy(x) for name, x in by_site.items()} for by_site in found)
+
+    def init_to(self, **values: Array) -> Callable:
+        return self.infer.autoguide.init_to_value(values=values)

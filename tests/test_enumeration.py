@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from laws import LAWS, name, of_kinds
 from programs import (
     LOCS,
     ONE_HOT,
@@ -62,50 +63,122 @@ def test_flag_alone_is_refused(backend, family):
     backend.gs.check(backend.gs.config_enumerate(model), empty, elbo)
 
 
-@pytest.mark.only("numpyro")
-@pytest.mark.parametrize("family", ["OneHotCategorical", "STGumbelSoftmax"])
-@pytest.mark.parametrize("traced", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
-def test_numpyros_enumeration_is_refused_by_the_law(backend, family, traced, native):
-    """Unchecked: it hands class indices to the program, which wants vectors."""
-    from numpyro.contrib.funsor import config_enumerate
+def marked(backend, law, wrapper, native):
+    """A site under the PPL's own mark, and its evidence by hand."""
+    ppl, array, rows = backend.ppl, backend.array, 2 if wrapper in ("plate", "to_event") else 1
 
-    ppl, array = backend.ppl, backend.array
-    law = partial(getattr(backend.gs, family), *([] if family == "OneHotCategorical" else [0.5]))
-
-    def model():
-        infer = {} if native else {"enumerate": "parallel"}
-        z = ppl.sample("z", law(probs=array(PRIOR)).mask(True), infer=infer)
-        loc = (z * array(LOCS)).sum(-1)
+    def body():
+        fn = law(backend, 0.5, probs=array(PRIOR if law.event_dims else PRIOR[0]))
+        if wrapper == "to_event":
+            fn = fn.expand((rows,)).to_event(1)
+        elif wrapper == "mask":
+            fn = backend.mask(fn, True)
+        z = ppl.sample("z", fn, infer={} if native else {"enumerate": "parallel"})
+        z = np.e**z if law.name.startswith("Exp") else z
+        loc = (z * array(LOCS)).sum(-1) if law.event_dims else z
+        loc = loc.sum(-1) if wrapper == "to_event" else loc
         ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(0.3))
 
-    program = config_enumerate(model) if native else model
-    loss = backend.infer.TraceEnum_ELBO(max_plate_nesting=0).loss
-    run = partial(loss, param_map={}, model=program, guide=empty)
-    with pytest.raises(ValueError, match=rf"{family}: .* into gs_ppl.numpyro.config_enumerate"):
-        (backend.jit(run) if traced else run)(backend.jax.random.key(0))
-    assert law(probs=array(PRIOR)).enumerate_support(expand=False).shape == (3, 3)
+    def model():
+        if wrapper != "plate":
+            return body()
+        with ppl.plate("rows", rows):
+            body()
+
+    locs, p = (LOCS, PRIOR) if law.event_dims else (np.arange(2), [1 - PRIOR[0], PRIOR[0]])
+    evidence = rows * np.log(p @ stats.norm(locs).pdf(0.3))
+    return backend.native_config_enumerate(model) if native else model, evidence
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
+@of_kinds("wrapper", ["bare", "mask", "to_event", "plate"], quick=("bare",))
+def test_numpyros_enumeration_is_refused(backend, law, wrapper, native):
+    """Unchecked: vectors would get class indices, bits no dependency, densities a prior draw."""
+    model, _ = marked(backend, law, wrapper, native)
+    elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=int(wrapper == "plate"))
+    run = partial(elbo.loss, param_map={}, model=model, guide=empty)
+    message = rf"site 'z': {law.name} is not enumerated .* into gs_ppl.numpyro.config_enumerate"
+    for evaluate in (run, backend.jit(run)):
+        with pytest.raises(ValueError, match=message):
+            evaluate(backend.jax.random.key(0))
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("law", [law for law in LAWS if not law.hard], ids=name)
+def test_numpyros_enumeration_beside_soft_sites(backend, law):
+    """A soft site that the guide draws is none of its business."""
+    ppl, array = backend.ppl, backend.array
+    fn = law(backend, 0.5, probs=array(PRIOR if law.event_dims else PRIOR[0]))
+
+    def model():
+        ppl.sample("z", fn)
+        k = ppl.sample("k", backend.native.Categorical(probs=array(PRIOR)))
+        ppl.sample("x", backend.native.Normal(array(LOCS)[k], 1.0), obs=array(0.3))
+
+    program = backend.native_config_enumerate(model)
+    loss = backend.enumerated_loss(program, lambda: ppl.sample("z", fn), 0)
+    assert -loss == pytest.approx(np.log(PRIOR @ stats.norm(LOCS).pdf(0.3)), rel=1e-10)
 
 
 @pytest.mark.only("pyro")
-def test_auto_discrete_parallel(backend):
-    """Pyro's guide over the lowered program: at its start, the prior, its ELBO is that by hand."""
+@pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
+@of_kinds("wrapper", ["bare", "mask", "plate"], quick=("bare",))
+def test_pyros_enumeration(backend, law, wrapper, native):
+    """Right by the flag; Pyro's config_enumerate passes over densities, as Pyro and check say."""
+    model, evidence = marked(backend, law, wrapper, native)
+    loss = partial(backend.enumerated_loss, model, empty, int(wrapper == "plate"))
+    if native and law.scored_as == "density":
+        elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=int(wrapper == "plate"))
+        with pytest.raises(ValueError, match=rf"site 'z': {law.name} .* config_enumerate the mod"):
+            backend.gs.check(model, empty, elbo)
+        with backend.ppl.validation_enabled(), pytest.warns(match="model but not guide: {'z'}"):
+            loss()
+        return
+    assert -loss() == pytest.approx(evidence, rel=1e-12)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_pyros_enumeration_of_joined_variables(backend, law):
+    """By the flag Pyro says what is missing; its config_enumerate passes over, and says so."""
+    with pytest.raises(NotImplementedError, match="cartesian product"):
+        backend.enumerated_loss(marked(backend, law, "to_event", False)[0], empty, 0)
+    model, _ = marked(backend, law, "to_event", True)
+    with pytest.raises(ValueError, match=rf"site 'z': {law.name} .* config_enumerate the model"):
+        backend.gs.check(model, empty, backend.infer.TraceEnum_ELBO(max_plate_nesting=0))
+    with backend.ppl.validation_enabled(), pytest.warns(match="model but not guide: {'z'}"):
+        backend.enumerated_loss(model, empty, 0)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_auto_discrete_parallel(backend, law):
+    """Pyro's guide over the lowered program: at its start, the prior, its ELBO is that by hand.
+
+    It knows three classes of Pyro's by their names: without config_enumerate it refuses ours.
+    """
     ppl, array, weight = backend.ppl, backend.array, 0.3
+    guide_of = backend.infer.autoguide.AutoDiscreteParallel
 
     def model():
         with ppl.plate("rows", 2):
-            z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+            fn = law(backend, 0.5, probs=array(PRIOR if law.event_dims else PRIOR[2]))
+            z = ppl.sample("z", fn.expand((2,)))
             b = ppl.sample("b", backend.gs.STBernoulli(0.5, probs=array(weight)))
-            loc = backend.gs.select(array(LOCS), z) + b
-            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array([0.3, -1.0]))
+            loc = backend.gs.select(array(LOCS), z) if law.event_dims else 2.0 * z
+            ppl.sample("x", backend.native.Normal(loc + b, 1.0), obs=array([0.3, -1.0]))
 
     lowered = backend.gs.config_enumerate(model)
-    guide = backend.infer.autoguide.AutoDiscreteParallel(lowered)
-    loss = backend.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(lowered, guide)
-    loc = LOCS[:, None] + np.array([0.0, 1.0])
-    log_x = stats.norm(loc).logpdf(np.array([0.3, -1.0])[:, None, None])
-    elbo = (np.outer(PRIOR, [1 - weight, weight]) * log_x).sum()
+    loss = backend.enumerated_loss(lowered, guide_of(lowered), 1)
+    locs, p = (LOCS, PRIOR) if law.event_dims else (np.array([0.0, 2.0]), [0.8, PRIOR[2]])
+    log_x = stats.norm(locs[:, None] + np.array([0.0, 1.0])).logpdf(
+        np.array([0.3, -1.0])[:, None, None]
+    )
+    elbo = (np.outer(p, [1 - weight, weight]) * log_x).sum()
     assert -loss == pytest.approx(elbo, rel=1e-6)
+    with pytest.raises(NotImplementedError, match=f"{law.name} is not supported|site .z. to be"):
+        guide_of(model)()
 
 
 # --- float32 --------------------------------------------------------------------------------------

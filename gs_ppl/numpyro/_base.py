@@ -22,7 +22,9 @@ from gs_ppl._shared.laws import (
     refuse_broadcast,
     refuse_empty,
 )
+from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.functional import Temperature, is_array
+from gs_ppl.numpyro.numpyros_enum import refuse_support
 
 # --- parameters -----------------------------------------------------------------------------------
 
@@ -235,7 +237,63 @@ class Parameters(LogitsTree):
         return None if known else jnp.isfinite(self.logits)
 
 
-class LogitsDistribution(Parameters):
+# --- wrappers -------------------------------------------------------------------------------------
+
+
+class KeepsIntermediates:
+    """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
+
+    The intermediates are a list of one OwnSample.
+    """
+
+    batch_shape: tuple[int, ...]
+
+    def mask(self, mask: bool | Array) -> Distribution:
+        return self if mask is True else OwnMasked(self, mask)
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Distribution:
+        n = (
+            len(self.batch_shape)
+            if reinterpreted_batch_ndims is None
+            else reinterpreted_batch_ndims
+        )
+        return self if n == 0 else OwnIndependent(self, n)
+
+
+class OwnIndependent(KeepsIntermediates, Independent):
+    """NumPyro's Independent, which refuses NumPyro's enumeration in words."""
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        if not expand:
+            refuse_support(type(innermost(self)).__name__)
+        return super().enumerate_support(expand)
+
+
+class OwnMasked(KeepsIntermediates, MaskedDistribution):
+    """NumPyro's MaskedDistribution, which scores own samples from their intermediates."""
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Any]]:
+        return self.base_dist.sample_with_intermediates(key, sample_shape)
+
+    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        if not intermediates or self._mask is False:
+            return super().log_prob(value)
+        log_prob = self.base_dist.log_prob(value, intermediates)
+        return log_prob if self._mask is True else jnp.where(self._mask, log_prob, 0.0)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+        batch_shape = tuple(batch_shape)
+        mask = self._mask
+        mask = mask if isinstance(mask, bool) else jnp.broadcast_to(mask, batch_shape)
+        return OwnMasked(self.base_dist.expand(batch_shape), mask)
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+class LogitsDistribution(KeepsIntermediates, Parameters):
     """What all classes have: what they are, and their parameters as the formulas take them.
 
     `a` and `tau` are the logits in at least float32, and the temperature as it was given, or cast
@@ -331,48 +389,3 @@ class OwnSample(NamedTuple):
     log_value: Array  # l, or the logit of a relaxed bit
     residue: Array | None = None  # what the score takes from the noise; of a bit, its noise
     log_product: Array | None = None  # sum l, of a vector
-
-
-class KeepsIntermediates:
-    """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
-
-    The intermediates are a list of one OwnSample.
-    """
-
-    batch_shape: tuple[int, ...]
-
-    def mask(self, mask: bool | Array) -> Distribution:
-        return self if mask is True else MaskedDensity(self, mask)
-
-    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Distribution:
-        n = (
-            len(self.batch_shape)
-            if reinterpreted_batch_ndims is None
-            else reinterpreted_batch_ndims
-        )
-        return self if n == 0 else IndependentDensity(self, n)
-
-
-class IndependentDensity(KeepsIntermediates, Independent):
-    """NumPyro's Independent over a relaxed law."""
-
-
-class MaskedDensity(KeepsIntermediates, MaskedDistribution):
-    """NumPyro's MaskedDistribution, which scores own samples from their intermediates."""
-
-    def sample_with_intermediates(
-        self, key: Array, sample_shape: tuple[int, ...] = ()
-    ) -> tuple[Array, list[Any]]:
-        return self.base_dist.sample_with_intermediates(key, sample_shape)
-
-    def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
-        if not intermediates or self._mask is False:
-            return super().log_prob(value)
-        log_prob = self.base_dist.log_prob(value, intermediates)
-        return log_prob if self._mask is True else jnp.where(self._mask, log_prob, 0.0)
-
-    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
-        batch_shape = tuple(batch_shape)
-        mask = self._mask
-        mask = mask if isinstance(mask, bool) else jnp.broadcast_to(mask, batch_shape)
-        return MaskedDensity(self.base_dist.expand(batch_shape), mask)

@@ -1,19 +1,17 @@
 """The Gumbel-Softmax family for NumPyro: is the sample soft or hard, scored as density or mass?"""
 
-import sys
-
 import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Logistic, TransformedDistribution
 from numpyro.distributions import constraints as numpyro_constraints
 from numpyro.distributions.transforms import Transform
-from numpyro.primitives import _PYRO_STACK
 
 from gs_ppl._shared.laws import refuse_form
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
-from gs_ppl.numpyro._base import KeepsIntermediates, LogitsDistribution, OwnSample
+from gs_ppl.numpyro._base import LogitsDistribution, OwnSample
 from gs_ppl.numpyro.functional import Temperature
+from gs_ppl.numpyro.numpyros_enum import refuse_draw, refuse_support
 
 __all__ = [
     "ExpGumbelSoftmax",
@@ -42,6 +40,7 @@ class Relaxed(LogitsDistribution):
 
     def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, list[OwnSample]]:
         """Sample, and what it is scored by."""
+        refuse_draw(type(self).__name__)
         shape, dtype = self.shape(tuple(sample_shape)), self.logits.dtype
         a, tau = self.a, self.tau
         if not self.event_dims:
@@ -87,17 +86,6 @@ def bit_support(distribution: LogitsDistribution, expand: bool) -> Array:
     return jnp.broadcast_to(values, (2, *batch_shape)) if expand else values
 
 
-def _refuse_indices(name: str) -> None:
-    """NumPyro's enumeration asks for the support, and hands the program indices all the same."""
-    funsor = sys.modules.get("numpyro.contrib.funsor.enum_messenger")
-    if funsor and any(isinstance(handler, funsor.enum) for handler in _PYRO_STACK):
-        raise ValueError(
-            f"{name}: NumPyro's enumeration hands class indices to a program that wants one-hot"
-            " vectors: wrap the program into gs_ppl.numpyro.config_enumerate, in place of NumPyro's"
-            " config_enumerate or the infer flag alone"
-        )
-
-
 class CategoricalScored(LogitsDistribution):
     """Scored as the categorical law: log mass sum(value log pi), linear in the value."""
 
@@ -112,7 +100,7 @@ class CategoricalScored(LogitsDistribution):
 
     def enumerate_support(self, expand: bool = True) -> Array:
         if not expand:
-            _refuse_indices(type(self).__name__)
+            refuse_support(type(self).__name__)
         return one_hot_support(self, expand)
 
     @property
@@ -146,6 +134,8 @@ class BernoulliScored(LogitsDistribution):
         return F.bernoulli_log_prob(self.a, self._cast(value), self.unsure)
 
     def enumerate_support(self, expand: bool = True) -> Array:
+        if not expand:
+            refuse_support(type(self).__name__)
         return bit_support(self, expand)
 
     @property
@@ -247,7 +237,7 @@ class SoftOneHotCategorical(Soft, CategoricalScored):
 # --- density-scored -------------------------------------------------------------------------------
 
 
-class DensityScored(KeepsIntermediates, Soft):
+class DensityScored(Soft):
     """Relaxed in law: scored as a density; own samples from their noise, others from their log.
 
     The intermediates of a sample are one OwnSample; without any, a value is scored by itself.

@@ -1,0 +1,52 @@
+"""NumPyro's own enumeration over our classes, which comes out wrong: refused by the site's name."""
+
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+from numpyro.handlers import replay
+from numpyro.primitives import _PYRO_STACK
+
+
+def refuse_support(law: str) -> None:
+    """Inside of NumPyro's enumeration, which asks for the support, and hands out class indices.
+
+    A vector is no index, and of a bit with a gradient NumPyro follows no dependency.
+    """
+    if _is_enumerating():
+        _refuse(law, _site_at_work(), "NumPyro's enumeration hands it class indices")
+
+
+def refuse_draw(law: str) -> None:
+    """Inside of NumPyro's enumeration, a draw that was to be summed out, or that no guide gives."""
+    if not _is_enumerating():
+        return
+    site = _site_at_work() or {}
+    marked = site.get("infer", {}).get("enumerate") == "parallel"
+    is_model = any(isinstance(handler, replay) for handler in _PYRO_STACK)
+    if marked or (is_model and not site.get("stop")):
+        _refuse(law, site, "NumPyro's enumeration does not sum it out, and no guide draws it")
+
+
+def _is_enumerating() -> bool:
+    messengers = sys.modules.get("numpyro.contrib.funsor.enum_messenger")  # funsor is optional
+    return messengers is not None and any(isinstance(h, messengers.enum) for h in _PYRO_STACK)
+
+
+def _site_at_work() -> dict[str, Any] | None:
+    """The message that NumPyro's handlers are at: no law is told, so it is read off the frames."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        message = frame.f_locals.get("msg")
+        if isinstance(message, dict) and message.get("type") == "sample":
+            return message
+        frame = frame.f_back
+    return None
+
+
+def _refuse(law: str, site: dict[str, Any] | None, why: str) -> NoReturn:
+    where = f"site {site['name']!r}: " if site else ""
+    raise ValueError(
+        f"{where}{law} is not enumerated by NumPyro's config_enumerate or infer flag alone ({why}):"
+        " wrap the program into gs_ppl.numpyro.config_enumerate"
+    )
