@@ -75,3 +75,18 @@ def test_by_parts(backend, relaxed):
     quantiles = backend.guide_quantiles(guide, params, [0.1, 0.9])
     assert set(quantiles) == {"shift"}
     assert quantiles["shift"][0] < mean_of_shift() < quantiles["shift"][1]
+
+
+def test_classes_that_the_data_rule_out(backend):
+    """Nearly every draw of the prior has density 0, and that is no reason not to start."""
+    ppl, gs, native = backend.ppl, backend.gs, backend.native
+
+    def model():
+        ppl.sample("shift", native.Normal(backend.array(0.0), 1.0))
+        with ppl.plate("data", 12):
+            z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
+            ppl.sample("x", native.Categorical(z), obs=backend.array(CLASSES, "int64"))
+
+    drawn = backend.trace(gs.auto_relaxed(model, temperature=0.5), 0)
+    assert np.isfinite(backend.numpy(drawn["shift"]))
+    assert drawn["z"].shape == (12, 2)

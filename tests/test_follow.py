@@ -128,3 +128,31 @@ def test_mask_of_the_rows_of_a_minibatch(backend):
     for seed in range(10):
         rows, mask = backend.rows_and_mask(guide, "rows", "z", seed)
         np.testing.assert_array_equal(mask, seen[rows])
+
+
+@pytest.mark.only("numpyro")
+def test_a_masked_plate_inside_of_scan(backend):
+    """Its size, and its mask, which depends on no latent though all of them enter the scan."""
+    import jax.numpy as jnp
+    from numpyro.contrib.control_flow import scan
+
+    ppl, native = backend.ppl, backend.native
+
+    def model():
+        probs = ppl.sample("probs", native.Dirichlet(jnp.ones((3, 3))).to_event(1))
+
+        def body(carry, x):
+            z, t = carry
+            with ppl.plate("rows", 3), ppl.handlers.mask(mask=t < LENGTHS):
+                z = ppl.sample("z", native.Categorical(probs[z]))
+                ppl.sample("x", native.Normal(jnp.asarray(LOCS)[z], 1.0), obs=x)
+            return (z, t + 1), None
+
+        scan(body, (jnp.zeros(3, int), 0), jnp.asarray(X))
+
+    guide = backend.gs.auto_relaxed(model, temperature=0.5)
+    with ppl.handlers.seed(rng_seed=0):
+        site = ppl.handlers.trace(guide).get_trace()["z"]
+    assert site["value"].shape == (2, 3, 3)
+    scores = site["fn"].log_prob(site["value"])
+    np.testing.assert_allclose(scores, np.where(SEEN, -np.log(3), 0.0), rtol=1e-6)

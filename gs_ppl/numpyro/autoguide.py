@@ -348,7 +348,7 @@ def auto_relaxed(
     """
     guide = AutoGuideList(model, create_plates=create_plates)
     plain = discretize(model)
-    guide.append(continuous(handlers.block(plain, hide_fn=_is_discrete)))
+    guide.append(continuous(handlers.block(plain, hide_fn=_is_not_continuous)))
     discrete = handlers.block(plain, hide_fn=_is_continuous)
     options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
     guide.append(AutoGumbelSoftmax(discrete, temperature, **options))
@@ -362,6 +362,11 @@ def _is_discrete(msg: dict[str, Any]) -> bool:
         return False
     law = innermost(msg["fn"])
     return has_classes(law) or law.support.is_discrete
+
+
+def _is_not_continuous(msg: dict[str, Any]) -> bool:
+    """Data too: NumPyro starts where the density is finite; at random classes it may be 0."""
+    return _is_discrete(msg) or (msg["type"] == "sample" and msg["is_observed"])
 
 
 def _is_continuous(msg: dict[str, Any]) -> bool:

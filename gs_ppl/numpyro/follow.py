@@ -1,16 +1,18 @@
 """What an automatic guide reads off its model: sizes, rows, masks and scales."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax import Array
+from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
-from numpyro.ops.provenance import eval_provenance
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared.following import check_full_size, refuse_mask_of_latent, signature
@@ -58,7 +60,8 @@ def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Ar
         trace = handlers.trace(same).get_trace(*args, **kwargs)
     sites = {name: site for name, site in trace.items() if is_latent(site)}
     for site in sites.values():
-        site["full_sizes"] = {f.name: same.sizes[f.name][0] for f in site["cond_indep_stack"]}
+        frames = site["cond_indep_stack"]  # a plate inside of scan is seen here alone
+        site["full_sizes"] = {f.name: same.sizes.get(f.name, (f.size,))[0] for f in frames}
     return Reading(sites, same.sizes, same.given)
 
 
@@ -87,6 +90,13 @@ def terms_of(site: dict[str, Any]) -> Iterator[None]:
     """Scales a site as this one; its masks are in its law."""
     with handlers.scale(scale=own_scale(site)):
         yield
+
+
+def _used(fn: Callable, inputs: dict[str, Array]) -> set[str]:
+    """The inputs that a result needs; NumPyro's provenance takes a scan for one operation."""
+    jaxpr = jax.make_jaxpr(fn)(inputs).jaxpr
+    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return set(itertools.compress(sorted(inputs), used))
 
 
 class Follows(AutoGuide):
@@ -125,13 +135,13 @@ class Follows(AutoGuide):
         return known[key]
 
     def _check_masks(self, name: str, sites: dict[str, Any], args: tuple, kwargs: dict) -> None:
-        def masks_at(**latents: Array) -> list[Array]:
+        def masks_at(latents: dict[str, Array]) -> list[Array]:
             model = handlers.substitute(discretize(self.model), data=latents)
             now = read_model(model, args, kwargs, {}).sites[name]
             return [jnp.asarray(mask) for mask in masks(now["fn"])]
 
         latents = {other: site["value"] for other, site in sites.items()}
-        for latent in frozenset().union(*eval_provenance(masks_at, **latents)):
+        for latent in sorted(_used(masks_at, latents)):
             refuse_mask_of_latent(name, latent)
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
