@@ -10,6 +10,7 @@ Example:
 """
 
 from gs_ppl.numpyro import constraints, functional, kl
+from gs_ppl.numpyro.assignment import assign
 from gs_ppl.numpyro.autoguide import AutoGuideList, AutoGumbelSoftmax, auto_relaxed
 from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.comparison import compare
@@ -70,6 +71,7 @@ __all__ = [
     "SoftOneHotCategorical",
     "StraightThrough",
     "TraceEnum_ELBO",
+    "assign",
     "auto_relaxed",
     "check",
     "compare",

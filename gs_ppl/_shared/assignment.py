@@ -1,0 +1,85 @@
+"""What both sides ask of a program and a guide before new rows are assigned."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from gs_ppl._shared.comparison import Program, Session, check_size
+
+
+def check_draws(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
+def check_program(model: Program, plates: Mapping[str, tuple[int, int]]) -> None:
+    """Refuses latents of the new rows that are not summed out, and plates that show a part.
+
+    `plates` are sizes by name, in full and as seen.
+    """
+    if not model.discrete:
+        raise ValueError("assign: the program has no discrete latents")
+    for name, (size, seen) in plates.items():
+        if size != seen:
+            raise ValueError(
+                f"plate {name!r} shows {seen} of its {size} rows: give assign a program whose plate"
+                " is all of the rows that it is given"
+            )
+    of_data = {frame.name for name in _with_rows(model) for frame in model.frames(name)}
+    for name in model.continuous:
+        local = [frame.name for frame in model.frames(name) if frame.name in of_data]
+        if local:
+            raise ValueError(
+                f"site {name!r} has a value for each row of plate {local[0]!r}, which the guide has"
+                " not seen, and only finite classes are summed out: give its values, as in"
+                f" condition(model, data={{{name!r}: ...}}), or train a guide on these rows"
+            )
+
+
+def _with_rows(model: Program) -> list[str]:
+    """The sites whose plates are those of the data: discrete latents and observations."""
+    return [
+        name
+        for name, site in model.sites.items()
+        if name in model.discrete
+        or (site["is_observed"] and not site["infer"].get("_deterministic"))
+    ]
+
+
+@contextmanager
+def on_new_rows() -> Iterator[None]:
+    """Says why a guide does not run on arguments other than those of its training."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            "assign: the guide does not run on these arguments: give the part of it that draws the"
+            f" continuous latents alone ({error})"
+        ) from error
+
+
+def check_guide(model: Program, guide: Program) -> None:
+    """Refuses continuous latents that the guide does not draw, or draws for other rows."""
+    for name in model.continuous:
+        if name not in guide.sites:
+            raise ValueError(
+                f"site {name!r} is a latent without finite classes, which the guide does not draw:"
+                f" draw it there, or give its value, as in condition(model, data={{{name!r}: ...}})"
+            )
+        wanted, got = (tuple(program.sites[name]["value"].shape) for program in (model, guide))
+        if wanted != got:
+            raise ValueError(
+                f"site {name!r} has shape {wanted} at these arguments, and the guide draws {got}:"
+                " it belongs to the rows that the guide was trained on; give its values, as in"
+                f" condition(model, data={{{name!r}: ...}})"
+            )
+
+
+def check_tables(session: Session, max_entries: int) -> None:
+    """Refuses an enumeration that does not fit."""
+    try:
+        check_size(session, "model", max_entries)
+    except ValueError as error:
+        raise ValueError(
+            f"assign: the latents are not enumerated: {error}; train AutoGumbelSoftmax on these"
+            " rows, which makes no table"
+        ) from error

@@ -1,0 +1,152 @@
+"""The classes of rows that a guide has not seen, exact given its continuous latents."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.infer import TraceMeanField_ELBO
+from numpyro.infer.autoguide import AutoGuide, AutoGuideList
+
+from gs_ppl._shared import assignment
+from gs_ppl.numpyro.autoguide import SiteLogits
+from gs_ppl.numpyro.comparison import Program, SeedBySite, Session
+from gs_ppl.numpyro.enumeration import config_enumerate
+from gs_ppl.numpyro.inference_data import _unpacked
+
+__all__ = ["assign"]
+
+
+def assign(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    params: Mapping[str, Any],
+    num_samples: int = 100,
+    max_entries: int = 50_000_000,
+    rng_key: Array | None = None,
+    **kwargs: Any,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Class probabilities and classes of rows that the guide has not seen.
+
+    probs = E_{q(w)}[ p(z | x, w) ], by enumeration of the discrete latents z of the model at these
+    arguments, over draws of the continuous latents w from the guide, whose own discrete sites are
+    not used. classes = argmax_z p(z | x, w) at the guide's median of w: the joint maximum.
+
+    Args:
+        model: program, as it is written or relaxed.
+        guide: an automatic guide, or a program that runs on these arguments. The continuous latents
+            outside of the plates of data are those of all rows.
+        *args: what the model takes: the new rows.
+        params: of model and guide, as SVI gives them.
+        num_samples: draws of the continuous latents; without any, one enumeration is all. The
+            median of a guide that has no such method is that of as many draws.
+        max_entries: an enumeration that makes a larger table is not tried.
+        rng_key: of the draws; None: jax.random.key(0).
+        **kwargs: what the model takes.
+
+    Returns:
+        By site: probabilities, shape plates + (K,), of a bit those of a one, shape plates (NaN
+        where the row is masked); and values: one-hot vectors, integers, bits.
+
+    Raises:
+        ValueError: naming the site, for a continuous latent of the new rows, one that the guide
+            does not draw, a subsampled plate, tables that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro
+        >>> from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical, assign, select
+        >>> def model(x):
+        ...     with numpyro.plate("data", len(x)):
+        ...         z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
+        ...         loc = select(jnp.array([-1.0, 1.0]), z)
+        ...         numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=x)
+        >>> x = jnp.array([0.0, 0.5, 3.0])
+        >>> probs, classes = assign(model, AutoGumbelSoftmax(model), x, params={})
+        >>> probs["z"][:, 1].round(2).tolist(), classes["z"].argmax(-1)[1:].tolist()
+        ([0.5, 0.7300000190734863, 1.0], [1, 1])
+    """
+    assignment.check_draws(num_samples)
+    key = jax.random.key(0) if rng_key is None else rng_key
+    draw = partial(_draw, guide) if isinstance(guide, AutoGuide) else guide
+    program, drawn = Program(model, args, kwargs), Program(draw, args, kwargs)
+    program.run(params, key)
+    assignment.check_program(program, program.rows)
+    with assignment.on_new_rows():
+        drawn.run(params, key)
+    assignment.check_guide(program, drawn)
+    session = Session(model, draw, args, kwargs, params, TraceMeanField_ELBO(), key)
+    assignment.check_tables(session, max_entries)
+    _, marginals = session.marginals("model", num_samples if program.continuous else 1)
+    tilts, probs = program.tilts(), {}
+    for name, p in marginals.items():
+        every = jnp.asarray(p, tilts[name].dtype)
+        probs[name] = every if program.discrete[name] else every[..., 1]
+    return probs, _maximum(session, _median(session, guide, num_samples))
+
+
+def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
+    """Runs an automatic guide without the discrete latents of its training."""
+    for part in _parts(guide):
+        if isinstance(part, AutoGuide):  # it may not see the plates
+            if part.prototype_trace is None:
+                part._setup_prototype(*args, **kwargs)
+            for name, frame in part._prototype_frames.items():
+                part._prototype_frame_full_sizes.setdefault(name, frame.size)
+        part(*args, **kwargs)
+
+
+def _parts(guide: Any) -> Iterator[Any]:
+    """Those of an automatic guide that draw continuous latents."""
+    if isinstance(guide, AutoGuideList):
+        for part in guide:
+            yield from _parts(part)
+    elif not isinstance(guide, SiteLogits):
+        yield guide
+
+
+def _median(session: Session, guide: Callable, num_samples: int) -> dict[str, Array]:
+    """The guide's own, else that of draws, in unconstrained space."""
+    found: dict[str, Array] = {}
+    for part in _parts(guide):
+        if isinstance(part, AutoGuide):
+            with suppress(NotImplementedError):
+                found |= part.median(session.values)
+    names = [name for name in session.model.continuous if name not in found]
+
+    def draw(i: Array) -> dict[str, Array]:
+        program = SeedBySite(session.guide, jax.random.fold_in(session.key, i))
+        seeded = handlers.seed(handlers.substitute(program, data=session.values), session.key)
+        trace = handlers.trace(seeded).get_trace()
+        return {name: trace[name]["value"] for name in names}
+
+    draws = jax.jit(partial(jax.lax.map, draw))(jnp.arange(num_samples)) if names else {}
+    for name, values in draws.items():
+        bijection = biject_to(session.model.sites[name]["fn"].support)
+        found[name] = bijection(jnp.median(bijection.inv(values), 0))
+    return {name: found[name] for name in session.model.continuous}
+
+
+def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
+    """The most probable classes, all together, as the program sees them."""
+    # imported here: it sets the backend of funsor, for Pyro too
+    from numpyro.contrib.funsor import infer_discrete
+
+    model, sites = session.model, session.model.sites
+    alone = [name for name in model.discrete if model.classes(name) == 1]  # they have no table
+    given = latents | {name: sites[name]["value"] for name in alone}
+    fixed = handlers.condition(handlers.substitute(model, data=session.values), data=given)
+
+    def seen() -> dict[str, Array]:
+        trace = handlers.trace(fixed).get_trace()
+        return {name: trace[name]["value"] for name in model.discrete}
+
+    first = -1 - session.exact.max_plate_nesting
+    decode = infer_discrete(config_enumerate(seen), first, temperature=0)
+    found = handlers.seed(decode, session.key)()
+    return {name: _unpacked(x, sites[name]["fn"].shape()) for name, x in found.items()}

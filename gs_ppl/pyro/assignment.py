@@ -1,0 +1,155 @@
+"""The classes of rows that a guide has not seen, exact given its continuous latents."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO, infer_discrete
+from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList
+from torch import Tensor
+from torch.distributions import biject_to
+
+from gs_ppl._shared import assignment
+from gs_ppl.pyro.autoguide import SiteLogits
+from gs_ppl.pyro.comparison import Program, SeedBySite, Session
+from gs_ppl.pyro.enumeration import config_enumerate
+from gs_ppl.pyro.handlers import random_state
+from gs_ppl.pyro.inference_data import _unpacked
+
+__all__ = ["assign"]
+
+
+def assign(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int = 100,
+    max_entries: int = 50_000_000,
+    **kwargs: Any,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Class probabilities and classes of rows that the guide has not seen.
+
+    probs = E_{q(w)}[ p(z | x, w) ], by enumeration of the discrete latents z of the model at these
+    arguments, over draws of the continuous latents w from the guide, whose own discrete sites are
+    not used. classes = argmax_z p(z | x, w) at the guide's median of w: the joint maximum. The
+    random state is left as it was.
+
+    Args:
+        model: program, as it is written or relaxed.
+        guide: an automatic guide, or a program that runs on these arguments. The continuous latents
+            outside of the plates of data are those of all rows.
+        *args: what the model takes: the new rows.
+        num_samples: draws of the continuous latents; without any, one enumeration is all. The
+            median of a guide that has no such method is that of as many draws.
+        max_entries: an enumeration that makes a larger table is not tried.
+        **kwargs: what the model takes.
+
+    Returns:
+        By site: probabilities, shape plates + (K,), of a bit those of a one, shape plates (NaN
+        where the row is masked); and values: one-hot vectors, integers, bits.
+
+    Raises:
+        ValueError: naming the site, for a continuous latent of the new rows, one that the guide
+            does not draw, a subsampled plate, tables that do not fit.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical, assign, select
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", OneHotCategorical(logits=torch.zeros(2)))
+        ...         loc = select(torch.tensor([-1.0, 1.0]), z)
+        ...         pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=x)
+        >>> probs, classes = assign(model, AutoGumbelSoftmax(model), torch.tensor([0.0, 0.5, 3.0]))
+        >>> probs["z"][:, 1], classes["z"].argmax(-1)[1:]
+        (tensor([0.5000, 0.7311, 0.9975]), tensor([1, 1]))
+    """
+    assignment.check_draws(num_samples)
+    with random_state():
+        program = Program(model, args, kwargs)
+        draw = partial(_draw, guide) if isinstance(guide, AutoGuide) else guide
+        drawn = Program(draw, args, kwargs)
+        program.run()
+        frames = [frame for site in program.sites for frame in program.frames(site)]
+        sizes = {frame.name: (frame.full_size or frame.size, frame.size) for frame in frames}
+        assignment.check_program(program, sizes)
+        with assignment.on_new_rows():
+            drawn.run()
+        assignment.check_guide(program, drawn)
+        session = Session(model, draw, args, kwargs, TraceMeanField_ELBO(), 0)
+        assignment.check_tables(session, max_entries)
+        _, marginals = session.marginals("model", num_samples if program.continuous else 1)
+        tilts, probs = program.tilts(), {}
+        for name, p in marginals.items():
+            every = torch.as_tensor(p).to(tilts[name])
+            probs[name] = every if program.discrete[name] else every[..., 1]
+        with torch.no_grad():
+            return probs, _maximum(session, _median(session, guide, num_samples, args, kwargs))
+
+
+def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
+    """Runs an automatic guide without the discrete latents of its training."""
+    for part in _parts(guide, args, kwargs):
+        part(*args, **kwargs)
+
+
+def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
+    """Those of an automatic guide that draw continuous latents, each with the plates of these."""
+    if isinstance(guide, SiteLogits):
+        return
+    if not isinstance(guide, AutoGuideList):
+        yield guide
+        return
+    fresh, plates = guide.prototype_trace is None, vars(guide).get("plates", {})
+    if fresh:
+        guide._setup_prototype(*args, **kwargs)
+    try:
+        for part in guide:
+            if not isinstance(part, SiteLogits | AutoGuideList | AutoCallable):
+                if part.prototype_trace is None:
+                    part._setup_prototype(*args, **kwargs)
+                frames = part._prototype_frames.values()
+                guide.plates = {f.name: pyro.plate(f.name, f.size, dim=f.dim) for f in frames}
+            yield from _parts(part, args, kwargs)
+    finally:
+        guide.plates = plates
+        if fresh:  # its rows are not those that a run to come has
+            guide.prototype_trace, guide._prototype_frames = None, {}
+
+
+def _median(
+    session: Session, guide: Callable, num_samples: int, args: tuple, kwargs: dict
+) -> dict[str, Tensor]:
+    """The guide's own, else that of draws, in unconstrained space."""
+    found: dict[str, Tensor] = {}
+    if isinstance(guide, AutoGuide):
+        for part in _parts(guide, args, kwargs):
+            with suppress(NotImplementedError):
+                found |= part.median(*args, **kwargs)
+    names = [name for name in session.model.continuous if name not in found]
+    draws: dict[str, list[Tensor]] = {name: [] for name in names}
+    for i in range(num_samples if names else 0):
+        with SeedBySite(0, i):
+            trace = poutine.trace(session.guide).get_trace()
+        for name in names:
+            draws[name].append(trace.nodes[name]["value"])
+    for name, values in draws.items():
+        bijection = biject_to(session.model.sites[name]["fn"].support)
+        found[name] = bijection(bijection.inv(torch.stack(values)).quantile(0.5, 0))
+    return {name: found[name] for name in session.model.continuous}
+
+
+def _maximum(session: Session, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The most probable classes, all together, as the program sees them."""
+    seen = poutine.trace(poutine.condition(session.model, data=latents))
+    first = -1 - session.exact.max_plate_nesting
+    infer_discrete(config_enumerate(seen), first, temperature=0)()
+    sites = session.model.sites
+    return {
+        name: _unpacked(seen.trace.nodes[name]["value"], sites[name]["fn"].shape())
+        for name in session.model.discrete
+    }
