@@ -104,6 +104,44 @@ def test_bit_is_read(backend, name, rows):
         check(backend, model)
 
 
+CHOICES = {  # a law, and whether its value stops
+    "bit": (lambda gs, native, p: native.Bernoulli(probs=p), lambda b: b),
+    "class": (lambda gs, native, p: gs.OneHotCategorical(probs=p), lambda z: z[..., 1] > 0.5),
+}
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["around", "within"])
+@pytest.mark.parametrize("kind", CHOICES)
+def test_recursion(backend, kind, within):
+    """A geometric law by recursion: which sites it has hangs on the values that it draws."""
+    gs, ppl, (law, stops) = backend.gs, backend.ppl, CHOICES[kind]
+    p = backend.array(0.3 if kind == "bit" else [0.7, 0.3])
+
+    def geometric(i=0):
+        b = ppl.sample(f"b{i}", law(gs, backend.native, p))
+        return i if i == 3 or stops(b) else geometric(i + 1)
+
+    def relaxed_within():
+        with gs.relax():
+            return geometric()
+
+    def guide():
+        for i in range(4):
+            soft = gs.SoftBernoulli if kind == "bit" else gs.SoftOneHotCategorical
+            ppl.sample(f"b{i}", soft(0.5, probs=p))
+
+    model = relaxed_within if within else gs.relax(geometric)
+    refusal = "has no gradient.*has other sites" if within else "Python condition"
+    elbo = backend.infer.TraceMeanField_ELBO()
+    for by_hand in (True, False):
+        q = guide if by_hand else gs.AutoGumbelSoftmax(geometric)
+        with pytest.raises(ValueError, match=f"site 'b0': .*{refusal}"):
+            backend.anneal(model, q, elbo, lambda t: 0.5, 1)
+    if not within:  # a bare SVI, too, is told
+        with pytest.raises(ValueError, match=f"site 'b0': .*{refusal}"):
+            backend.trace(gs.relax(geometric, 0.5), 0)
+
+
 def chain(backend, read):
     """A second site below the first; nothing is observed."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
@@ -124,6 +162,82 @@ def test_law_of_a_second_site_reads_the_first(backend, objective):
     model = chain(backend, lambda z, rows: backend.lib.where(mean(z), rows[0], rows[1]))
     with pytest.raises(ValueError, match=NO_GRADIENT):
         check(backend, model, objective=objective)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("child", ["a bit", "a class that never comes"])
+def test_second_site_at_an_edge(backend, child, honest):
+    """A bit that is 0, whose score is that of 0; a logit of -inf, whose class has no weight."""
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def model():
+        z = ppl.sample("z", gs.SoftOneHotCategorical(0.5, probs=array(PRIOR)))
+        mean = z @ array(TABLE)
+        share = 0.5 + 0.1 * mean if honest else backend.lib.where(mean > 0.3, 0.2, 0.8)
+        if child == "a bit":
+            ppl.sample("w", gs.SoftBernoulli(0.5, probs=share))
+        else:
+            probs = backend.lib.stack([share, 1 - share, 0 * share], -1)
+            ppl.sample("w", gs.SoftOneHotCategorical(0.5, probs=probs))
+
+    def guide():
+        ppl.sample("z", gs.SoftOneHotCategorical(0.5, logits=array(np.zeros(3))))
+        if child == "a bit":
+            ppl.sample("w", gs.SoftBernoulli(0.5, logits=array(-400.0)))
+        else:
+            ppl.sample("w", gs.SoftOneHotCategorical(0.5, logits=array([0.0, 0.0, -np.inf])))
+
+    loss = backend.infer.TraceMeanField_ELBO()
+    if honest:
+        gs.check(model, guide, loss)
+        return
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        gs.check(model, guide, loss)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_value_in_logs_is_read(backend, honest):
+    ppl, gs, array = backend.ppl, backend.gs, backend.array
+
+    def site():
+        return ppl.sample("z", gs.ExpGumbelSoftmax(0.5, probs=array(PRIOR)))
+
+    def model():
+        mean = backend.lib.exp(site()) @ array(TABLE)
+        loc = mean if honest else (mean > 0.3) * 4.0 - 2
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(0.4))
+
+    if honest:
+        gs.check(model, site, backend.infer.Trace_ELBO())
+        return
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        gs.check(model, site, backend.infer.Trace_ELBO())
+
+
+def test_no_program_at_a_vertex(backend):
+    """A scale of 0, which the PPLs refuse: read where there is a program."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+        scale = z @ array([0.0, 1.0, 2.0])
+        ppl.sample("x", backend.native.Normal(0.0, scale), obs=array(0.4))
+
+    with ppl.validation_enabled():
+        check(backend, model)
+
+
+def test_rows_of_a_probe_are_those_of_the_run(backend):
+    """Whatever a program draws besides its latents stays as it was drawn."""
+    ppl, array, data = backend.ppl, backend.array, np.linspace(-3, 3, 20)
+
+    def model():
+        with ppl.plate("rows", 20, subsample_size=3) as rows:
+            z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+            loc = backend.gs.select(array(TABLE), z)
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(data)[rows])
+
+    check(backend, model)
 
 
 @pytest.mark.parametrize("honest", [True, False])
