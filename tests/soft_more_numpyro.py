@@ -26,6 +26,12 @@ FORMS = {
     "where_index_or_float": lambda s, t: jnp.where(s.z > 0, s.z, t.x),
     "crossed": lambda s, t: ((2 * s.z + s.w) == (2 * s.w - s.z)) * t.x,
     "unequal_bits": lambda s, t: (s.b != s.c) * t.x,
+    "floor_by_array": lambda s, t: s.z // t.x * t.u,
+    "floor_by_row": lambda s, t: (s.z[:, None] - 1) // t.x * t.u,
+    "remainder_by_array": lambda s, t: (s.z - 1) % t.u,
+    "class_of_hot": lambda s, t: t.locs[(s.h * jnp.arange(3)).sum(-1).astype(int)],
+    "hot_above": lambda s, t: (s.h * jnp.arange(3) > 1).any(-1) * t.x,
+    "hot_row_above": lambda s, t: (s.h[..., None] * jnp.arange(3) > 1)[:, 1].any(-1) * t.x,
     # tables
     "vindex_all": lambda s, t: Vindex(t.Q[None])[..., s.w, s.z, :],
     "after_number": lambda s, t: t.Q[1, s.g],

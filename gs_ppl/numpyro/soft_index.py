@@ -161,6 +161,10 @@ class SoftTrace(jax.core.Trace):
         soft, name = any(isinstance(x, Soft) for x in args), primitive.name
         known = not soft and all(self.value(x) is not None for x in args)
         sites = any(map(self.has_sites, jaxprs(params)))
+        if name in CALLS and soft and soft_rules.is_whole(self, params, args):
+            call = lambda xs: primitive.bind(*xs, **params)  # noqa: E731
+            with set_current_trace(self.below):
+                return soft_rules.by_cells(self, call, list(args), whole=True)
         if name in CALLS and (soft or known or sites):
             closed = params.get("jaxpr", params.get("call_jaxpr"))
             jaxpr: Any = getattr(closed, "jaxpr", closed)
@@ -240,8 +244,10 @@ class SoftTrace(jax.core.Trace):
             value = soft_rules.take(lift(facts[0], 0, len(shape)), 0, shape, found)
         else:
             return
-        exact = not jnp.issubdtype(out.dtype, jnp.inexact) and value.size <= KNOWN
-        if (exact or value.size == 1) and isinstance(out, jax.Array):
+        # of floats numbers alone, and integers that became floats on their way
+        exact = not jnp.issubdtype(out.dtype, jnp.inexact)
+        exact = exact or name in soft_rules.MOVES or name == "convert_element_type"
+        if (value.size == 1 or (exact and value.size <= KNOWN)) and isinstance(out, jax.Array):
             self.known[id(out)] = (out, value.astype(out.dtype))
 
     def has_sites(self, jaxpr: Any) -> bool:

@@ -130,18 +130,29 @@ def _one_form(trace: Any, cases: list[Any]) -> bool:
     return len(soft) == len(cases) or _one_table(_common(trace, cases)) is not None
 
 
-def by_cells(trace: Any, call: Callable, args: list[Any]) -> list[Any]:
-    """A function with a derivative of its own, if it goes element by element."""
+# functions of several operations that are one to the program; the mean comes after them
+WHOLE = {"floor_divide", "remainder", "divmod"}
+
+
+def is_whole(trace: Any, params: dict[str, Any], args: Any) -> bool:
+    """Whether this is such a function, of a float array that would end the table within it."""
+    return params.get("name") in WHOLE and any(
+        not isinstance(x, Soft) and is_float(x) and trace.value(x) is None for x in args
+    )
+
+
+def by_cells(trace: Any, call: Callable, args: list[Any], *, whole: bool = False) -> list[Any]:
+    """A function of several operations, if it goes element by element; a `whole` one does."""
     closed = jax.make_jaxpr(lambda *xs: call(xs))(*map(spec_of, args))  # it can be called once
     jaxpr: Any = closed.jaxpr
-    if not _is_elementwise(jaxpr):
+    if not whole and not _is_elementwise(jaxpr):
         refuse(sites_of(args), "a function that is not element by element", DRAWS_CURE)
     shape = jaxpr.outvars[0].aval.shape
     axes, tables = align("a function", args, len(shape))
     m = len(axes)
     lead = np.broadcast_shapes(*(np.shape(t)[:m] for t in tables if np.ndim(t)))
     cells = [
-        jnp.broadcast_to(t, lead + np.shape(x)).astype(spec_of(x).dtype)
+        _cells(t, m, lead, np.shape(x)).astype(spec_of(x).dtype)
         for t, x in zip(tables, args, strict=True)
     ]
     f: Callable = partial(jax.core.eval_jaxpr, jaxpr, closed.consts)
@@ -149,6 +160,13 @@ def by_cells(trace: Any, call: Callable, args: list[Any]) -> list[Any]:
         f = jax.vmap(f)
     outs = [trace.make(t, axes, jax.ShapeDtypeStruct(shape, t.dtype)) for t in f(*cells)]
     return [mean(x) if x.is_float else x for x in outs]
+
+
+def _cells(table: Any, m: int, lead: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """A table, which may have more dimensions of size 1 than the value, at each cell."""
+    if np.ndim(table):
+        table = table.reshape(table.shape[:m] + (tail(table, m)[-len(shape) :] if shape else ()))
+    return jnp.broadcast_to(table, lead + shape)
 
 
 def _is_elementwise(jaxpr: Any) -> bool:
