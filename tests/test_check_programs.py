@@ -1,5 +1,7 @@
 """What check refuses beyond pairings of laws, each refusal beside an accepted neighbour."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -293,6 +295,22 @@ def test_enumerated_and_soft_side_by_side(backend):
     np.testing.assert_allclose(gradient["a"], np.exp(logq) * (logq - logp - divergence), atol=1e-6)
     with pytest.raises(ValueError, match="site 'z': its law depends on a site that the model enu"):
         backend.gs.check(*side_by_side(backend, below=True), loss)
+
+
+@pytest.mark.only("numpyro")
+def test_sample_shape_in_a_guide(backend):
+    """Under TraceMeanField_ELBO the divergence would be that of one of the three."""
+    ppl, array = backend.ppl, backend.array
+    prior = backend.gs.SoftOneHotCategorical(0.5, probs=array(PRIOR))
+    soft = backend.gs.SoftOneHotCategorical(0.5, logits=array(np.zeros(3)))
+    model, joined = (partial(ppl.sample, "z", fn, sample_shape=(3,)) for fn in (prior, soft))
+    elbo = backend.infer.TraceMeanField_ELBO()
+    one = float(backend.kl(soft, prior))
+    assert backend.elbo_loss(elbo, model, joined) == pytest.approx(one)  # wanted: three times
+    with pytest.raises(ValueError, match=r"site 'z': .* counts the divergence of one"):
+        backend.gs.check(model, joined, elbo)
+    with pytest.raises(ValueError, match=r"site 'z': .* counts the divergence of one"):
+        backend.anneal(model, joined, elbo, lambda t: 0.5, 1)
 
 
 # --- plates, axes, scale, order -------------------------------------------------------------------
