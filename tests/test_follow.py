@@ -156,3 +156,59 @@ def test_a_masked_plate_inside_of_scan(backend):
     assert site["value"].shape == (2, 3, 3)
     scores = site["fn"].log_prob(site["value"])
     np.testing.assert_allclose(scores, np.where(SEEN, -np.log(3), 0.0), rtol=1e-6)
+
+
+# --- programs of another structure ----------------------------------------------------------------
+
+
+def test_latents_that_come_and_go(backend):
+    """Of a sequence that was longer in the first run."""
+    b, steps = backend, [3]
+
+    def model():
+        with b.ppl.plate("rows", 3):
+            for t in range(steps[0]):
+                law = b.gs.OneHotCategorical(probs=b.array(PRIOR))
+                b.masked(lambda t=t, law=law: b.ppl.sample(f"z{t}", law), np.arange(3) > t)()
+
+    elbo, constant = b.infer.TraceMeanField_ELBO(), lambda step: 0.5
+    getattr(b.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+    guide = b.gs.AutoGumbelSoftmax(model)
+    losses, _ = b.anneal(b.gs.relax(model), guide, elbo, constant, 2)
+    assert np.isfinite(losses).all()
+    steps[0] = 2
+    with pytest.raises(ValueError, match="site 'z2': the program has it in some runs and not"):
+        b.anneal(b.gs.relax(model), guide, elbo, constant, 1)
+
+
+@pytest.mark.only("pyro")  # in NumPyro a plate is no loop
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a continuous latent"])
+def test_a_plate_that_is_a_loop(backend, beside):
+    """The same ELBO as by hand; rows at random have names of their own, which are refused."""
+    b = backend
+
+    def model(rows=None):
+        loc = b.ppl.sample("loc", b.native.Normal(b.array(0.0), 1e-4)) if beside else 0.0
+        for i in b.ppl.plate("rows", 3, rows):
+            z = b.ppl.sample(f"z{i}", b.native.Categorical(probs=b.array(PRIOR)))
+            b.ppl.sample(
+                f"x{i}", b.native.Normal(b.array(LOCS)[z] + loc, 1.0), obs=b.array(X[0, i])
+            )
+
+    def auto():
+        b.ppl.clear_param_store()
+        logits = {f"z{i}": b.array(LOGITS[i]) for i in range(3)}
+        make = b.gs.auto_relaxed if beside else b.gs.AutoGumbelSoftmax
+        return make(model, init_logits=logits)
+
+    log_q = log_softmax(LOGITS, -1)
+    fit = -0.5 * (X[0][:, None] - LOCS) ** 2 - 0.5 * np.log(2 * np.pi) + np.log(PRIOR)
+    elbo = (np.exp(log_q) * (fit - log_q)).sum()
+    guide, loss, constant = auto(), b.infer.TraceMeanField_ELBO(), lambda step: 0.5
+    if not beside:
+        report = b.compare(model, guide, num_samples=2, families=[])
+        assert report.elbo.mean == pytest.approx(elbo, rel=1e-5)
+    losses, _ = b.anneal(b.gs.relax(model), auto(), loss, constant, 2)
+    assert np.isfinite(losses).all()
+    with pytest.raises(ValueError, match=r"site 'z.': .* a loop over some rows of the plate"):
+        auto()(2)

@@ -765,6 +765,54 @@ def test_what_the_model_excludes_under_a_mask(backend, handler):
             gs.check(relaxed, guide, loss)
 
 
+SCATTERS = {
+    "one-hot vectors": ("scatter_", 0.0, 1, lambda y: y),
+    "of several rows": ("scatter", 2.0, [[5.0], [-1.0]], lambda y: 2 - 2 * y + y * [[5.0], [-1.0]]),
+}
+NO_SCATTERS = {
+    "integers": (lambda lib, z: lib.zeros(2, 3).long().scatter_(-1, z[:, None], 1), "plain floats"),
+    "places": (lambda lib, z: lib.zeros(1, 3).scatter_(-1, z[None], 1), "one place for each slice"),
+    "beyond": (lambda lib, z: lib.zeros(2, 2).scatter_(-1, z[:, None], 1), "beyond the 2 places"),
+}
+
+
+def scattered(backend, form):
+    """Weights of two rows, and what the program makes of them."""
+    made = []
+
+    def model():
+        with backend.ppl.plate("rows", 2):
+            z = backend.ppl.sample("z", backend.native.Categorical(probs=backend.array(PRIOR)))
+        made.append(form(backend.lib, z))
+
+    _, weights = backend.sites(backend.gs.relax(model, 0.5), 0)["z"]
+    return backend.numpy(weights), backend.numpy(made[-1])
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("name", SCATTERS)
+def test_scatter(backend, name):
+    method, start, source, wanted = SCATTERS[name]
+    source = source if isinstance(source, int) else backend.array(source)
+
+    def form(lib, z):
+        t = backend.array(np.full((2, 3), start))
+        made = getattr(t, method)(-1, z[:, None], source)
+        assert (made is t) == (method == "scatter_")
+        return made
+
+    weights, made = scattered(backend, form)
+    np.testing.assert_allclose(made, wanted(weights), rtol=1e-6)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("name", NO_SCATTERS)
+def test_scatter_is_refused(backend, name):
+    form, words = NO_SCATTERS[name]
+    with pytest.raises((ValueError, IndexError), match=words):
+        scattered(backend, form)
+
+
 def test_draws_of_a_guide_are_integers(backend):
     s, x = Side(backend), backend.array(X)
     model = lambda: mixture(s, x)  # noqa: E731

@@ -1,6 +1,6 @@
 """What automatic guides of both sides say of the sizes, rows and masks that they follow."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -43,3 +43,12 @@ def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
         f"site {site!r}: its mask depends on the latent {latent!r}, which an automatic guide cannot"
         " follow: write the guide by hand, under the same mask"
     )
+
+
+def check_same_sites(marked: Collection[str], now: Collection[str], known: Collection[str]) -> None:
+    """Refuses latents that some runs have alone: the first run told which ones there are."""
+    for site in sorted({*marked, *now} - ({*now} & {*known})):
+        raise ValueError(
+            f"site {site!r}: the program has it in some runs and not in others, which an automatic"
+            " guide cannot follow: draw it in each run, under a mask where it does not count"
+        )

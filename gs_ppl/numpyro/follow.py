@@ -15,7 +15,12 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
-from gs_ppl._shared.following import check_full_size, refuse_mask_of_latent, signature
+from gs_ppl._shared.following import (
+    check_full_size,
+    check_same_sites,
+    refuse_mask_of_latent,
+    signature,
+)
 from gs_ppl._shared.wrappers import is_masked, masks
 from gs_ppl.numpyro._base import read
 from gs_ppl.numpyro.handlers import discretize, is_latent
@@ -173,4 +178,5 @@ class Follows(AutoGuide):
         if not marked:
             return {}
         sites = read_model(whole.model, args, kwargs, rows_of(plates)).sites
+        check_same_sites(marked, sites, whole.prototype_trace)
         return {name: sites[name] for name in marked}

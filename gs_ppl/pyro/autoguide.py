@@ -32,7 +32,7 @@ from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
 from gs_ppl.pyro.distributions import GumbelSoftmax, OneHotCategorical
-from gs_ppl.pyro.follow import Follows, terms_of
+from gs_ppl.pyro.follow import Follows, Unrolled, terms_of
 from gs_ppl.pyro.functional import Temperature
 from gs_ppl.pyro.handlers import (
     discretize,
@@ -311,7 +311,7 @@ def auto_relaxed(
         ['w', 'z']
     """
     guide = AutoGuideList(model, create_plates=create_plates)
-    plain = discretize(model)
+    plain = Unrolled()(discretize(model))
     guide.append(continuous(poutine.block(plain, hide_fn=_is_discrete)))
     discrete = poutine.block(plain, hide_fn=_is_continuous)
     options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}

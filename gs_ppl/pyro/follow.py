@@ -14,7 +14,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from gs_ppl._shared.following import check_full_size, refuse_mask_of_latent, signature
+from gs_ppl._shared.following import (
+    check_full_size,
+    check_same_sites,
+    refuse_mask_of_latent,
+    signature,
+)
 from gs_ppl._shared.wrappers import is_masked, masks
 from gs_ppl.pyro.handlers import discretize, is_latent, random_state
 
@@ -40,6 +45,20 @@ class SameRows(Messenger):
             return
         self.sizes[name] = fn.size, fn.subsample_size or fn.size
         msg["value"] = self.rows.get(name)
+
+
+class Unrolled(Messenger):
+    """Takes plates that are Python loops off the sites, whose names tell their rows apart."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        frames = msg["cond_indep_stack"]
+        for frame in frames:
+            if not frame.vectorized and frame.full_size not in (None, frame.size):
+                raise ValueError(
+                    f"site {msg['name']!r}: an automatic guide cannot follow a loop over some rows"
+                    f" of the plate {frame.name!r}: enter the plate by with, or loop over them all"
+                )
+        msg["cond_indep_stack"] = tuple(frame for frame in frames if frame.vectorized)
 
 
 class Reading(NamedTuple):
@@ -89,7 +108,8 @@ class Follows(AutoGuide):
     _prototype_frames: dict[str, Any]  # by plate
 
     def __init__(self, model: Callable, **options: Any) -> None:
-        super().__init__(discretize(model), **options)  # a first run needs no temperature
+        model = discretize(model)  # a first run needs no temperature
+        super().__init__(Unrolled()(model), **options)
 
     def _known(self, args: tuple, kwargs: dict) -> tuple[dict, set, set]:
         """Sizes, plates whose rows the program is given, sites with terms: once by signature."""
@@ -143,4 +163,6 @@ class Follows(AutoGuide):
             return {}
         rows = {name: plate.indices for name, plate in plates.items()}
         sites = read_model(whole.model, args, kwargs, rows).sites
+        now = {n for n in sites if is_latent(sites[n])}
+        check_same_sites(marked, now, whole.prototype_trace.nodes)
         return {name: sites[name] for name in marked}

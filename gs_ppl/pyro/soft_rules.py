@@ -441,6 +441,24 @@ def _scattered(func: Callable, t: Any, dim: int, index: Any, source: Any, **kwar
     return func(t, dim, torch.cat(places.unbind(0), across), torch.cat(source, dim), **kwargs)
 
 
+@_rule("scatter scatter_")
+def _put(func: Callable, t: Any, dim: int, index: Any, source: Any) -> Tensor:
+    """At one place for each slice, as one-hot vectors are often made."""
+    name, soft = name_of(func), (t, index, source)
+    plain = not soft_in((t, source)) and t.is_floating_point()
+    alone = [1 if d == dim % t.ndim else size for d, size in enumerate(t.shape)]
+    if not plain or shape_of(index) != torch.Size(alone):
+        cure = "begin with plain floats, one place for each slice, or use F.one_hot"
+        raise refusal(soft, f"{name} of these arguments", cure)
+    if not 0 <= index.form.table.min() <= index.form.table.max() < t.shape[dim]:
+        raise IndexError(f"{name}: classes beyond the {t.shape[dim]} places of axis {dim}")
+    places = torch.arange(t.shape[dim], device=t.device).view(
+        -1, *[1] * (t.ndim - 1 - dim % t.ndim)
+    )
+    value = torch.where(index == places, torch.as_tensor(source).to(t), t.clone())
+    return t.copy_(value) if name == "scatter_" else value
+
+
 # --- reading shape, dtype and device; all else ----------------------------------------------------
 
 
