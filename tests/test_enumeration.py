@@ -121,6 +121,33 @@ def test_numpyros_enumeration_beside_soft_sites(backend, law):
     assert -loss == pytest.approx(np.log(PRIOR @ stats.norm(LOCS).pdf(0.3)), rel=1e-10)
 
 
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("where", ["guide", "infer_discrete"])
+def test_a_marked_density_outside_of_a_model(backend, where):
+    law = next(law for law in LAWS if law.name == "GumbelSoftmax")
+    program, _ = marked(backend, law, "bare", False)
+    run = {
+        "guide": lambda: backend.enumerated_loss(empty, program, 0),
+        "infer_discrete": lambda: backend.infer_discrete(program, 0, 0),
+    }[where]
+    with pytest.raises(ValueError, match="site 'z': GumbelSoftmax is not enumerated"):
+        run()
+
+
+@pytest.mark.only("numpyro")
+def test_a_draw_apart_is_not_a_latent(backend):
+    """One that no inference sees, as scan's body is run for its shapes."""
+    ppl, fn = backend.ppl, backend.gs.GumbelSoftmax(0.5, probs=backend.array(PRIOR))
+
+    def model():
+        with ppl.handlers.block(), ppl.handlers.seed(rng_seed=0):
+            ppl.sample("z", fn)
+        ppl.sample("x", backend.native.Normal(0.0, 1.0), obs=backend.array(0.3))
+
+    loss = backend.enumerated_loss(model, empty, 0)
+    assert -loss == pytest.approx(stats.norm().logpdf(0.3), rel=1e-10)
+
+
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
 @of_kinds("wrapper", ["bare", "mask", "plate"], quick=("bare",))
