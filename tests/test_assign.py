@@ -105,7 +105,11 @@ def auto_normal(backend, model):
     return part(backend, model, "AutoNormal", init_scale=1.0)
 
 
-@pytest.mark.parametrize("make", [auto_normal, by_hand_normal])
+def auto_joint(backend, model):
+    return part(backend, model, "AutoMultivariateNormal", init_scale=1.0)
+
+
+@pytest.mark.parametrize("make", [auto_normal, auto_joint, by_hand_normal])
 def test_mean_over_the_guide(backend, make):
     """Against quadrature; the relaxed program, and rows where the mean is not the median's."""
     model, x = mixture(backend), backend.array(ROWS)
