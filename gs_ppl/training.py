@@ -125,3 +125,13 @@ def refuse_nan(step: int, loss: float, sites: dict[str, float]) -> None:
         f"AnnealedSVI: the loss of step {step} is {loss}{where}: try a smaller learning rate or a"
         " higher temperature, and check the logits and scales that the program computes"
     )
+
+
+def refuse_infinite(sites: dict[str, float]) -> None:
+    """Names the sites of density 0, where no step had a finite loss: nothing was learnt."""
+    bad = [repr(name) for name, score in sites.items() if np.isinf(score)]
+    raise ValueError(
+        f"AnnealedSVI: the loss of all steps is infinite, at sites {', '.join(bad)}: values that"
+        " the program rules out have weight in the guide. Give such values a small probability,"
+        " mask the rows that are known, or draw the unknown rows alone"
+    )

@@ -69,6 +69,17 @@ def test_nan_is_named_with_step_and_site(backend, progress_bar):
         factorial_run(backend, 6, model=model, progress_bar=progress_bar)
 
 
+def test_a_loss_that_stays_infinite_is_named(backend):
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
+        ppl.factor("never", backend.array(-np.inf))
+
+    with pytest.raises(ValueError, match="the loss of all steps is infinite, at sites 'never':"):
+        factorial_run(backend, 3, model=model, progress_bar=False)
+
+
 @pytest.mark.parametrize("option", ["callback_every", "evaluate_every"])
 def test_refuses_counts_below_one(backend, option):
     with pytest.raises(ValueError, match=f"run: {option} must be at least 1, got 0"):

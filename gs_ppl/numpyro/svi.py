@@ -16,7 +16,7 @@ from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, t
 from gs_ppl._shared.pairings import shapes
 from gs_ppl.numpyro.checks import check, check_tails
 from gs_ppl.numpyro.handlers import discretize
-from gs_ppl.training import Callback, Training, Watch, refuse_nan
+from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
 
 __all__ = ["AnnealedSVI"]
 
@@ -127,7 +127,8 @@ class AnnealedSVI(SVI):
 
         Raises:
             ValueError: naming the step and the first site, where the loss is NaN; not for
-                stable_update=True, which leaves such steps out.
+                stable_update=True, which leaves such steps out. Naming the sites, where the loss
+                of all steps is infinite.
         """
         names = "init_state", "init_params", "stable_update"
         start, init_params, stable = (kwargs.pop(name, None) for name in names)
@@ -149,6 +150,8 @@ class AnnealedSVI(SVI):
         if bad.size and not stable:
             before, _ = jax.lax.scan(step, start, None, length=int(bad[0]))
             refuse_nan(first + int(bad[0]), np.nan, self._scores(before, *args, **kwargs))
+        if losses.size and np.isinf(losses).all():
+            refuse_infinite(self._scores(state, *args, **kwargs))
         steps = jnp.arange(first, first + num_steps)
         training = watch.finish(losses, jax.vmap(self.schedule)(steps))
         if self._truncates:  # the parameters have moved since the first check

@@ -22,7 +22,7 @@ from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
 from gs_ppl._shared.pairings import shapes
 from gs_ppl.pyro.checks import check, check_tails
 from gs_ppl.pyro.handlers import annealed, discretize, program_inside, random_state
-from gs_ppl.training import Callback, Training, Watch, refuse_nan
+from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
 
 __all__ = ["AnnealedSVI"]  # the rest is what only torch needs
 
@@ -249,7 +249,8 @@ class AnnealedSVI(SVI):
             **kwargs: what the programs take.
 
         Raises:
-            ValueError: naming the step and the first site, where the loss is NaN.
+            ValueError: naming the step and the first site, where the loss is NaN; naming the sites,
+                where that of all steps is infinite.
         """
         first = self.num_steps
         watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)
@@ -261,6 +262,8 @@ class AnnealedSVI(SVI):
                 if watch.wants(done):
                     evaluate = partial(self._discrete_elbo, *args, **kwargs)
                     watch.report(done, losses[-1], temperatures[-1], evaluate)
+        if losses and all(map(math.isinf, losses)):
+            refuse_infinite(self._scores(self.temperature(), *args, **kwargs))
         # of counts: the parameters have moved since the first check
         check_tails(self.model, self.guide, self.temperature(), *args, **kwargs)
         return watch.finish(losses, temperatures)
