@@ -190,6 +190,17 @@ def test_latent_without_a_score(backend, seen):
         backend.gs.check(masked, lambda: None, loss)
 
 
+@pytest.mark.only("numpyro")
+def test_latent_without_a_score_below_another_mask(backend):
+    law = backend.gs.OneHotCategorical(probs=backend.array(PRIOR)).expand([4])
+
+    def model():
+        with backend.ppl.plate("rows", 4):
+            backend.ppl.sample("z", backend.mask(backend.mask(law, [False] * 4), np.arange(4) < 3))
+
+    backend.gs.check(model, lambda: None, backend.infer.Trace_ELBO())
+
+
 # --- rewritten sites ------------------------------------------------------------------------------
 
 
