@@ -399,6 +399,33 @@ def test_handlers_reach_into_both_branches(backend, handler):
     assert taken == {True, False}
 
 
+@pytest.mark.parametrize("handler", ["relax", "discretize", "config_enumerate"])
+def test_branches_without_latents(backend, handler):
+    """A predicate of a latent, and a deterministic site in each branch."""
+    from numpyro import handlers
+    from numpyro.contrib.control_flow import cond
+
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        w = ppl.sample("w", backend.native.Normal(backend.array(0.0), 1.0))
+        yes, no = (lambda x, shift=s: ppl.deterministic("a", x + shift) for s in (1.0, -2.0))
+        y = cond(w > 0, yes, no, w)
+        z = ppl.sample("z", gs.OneHotCategorical(probs=backend.array(TRANSITION[0])))
+        loc = y + gs.select(backend.array(LOCS), z)
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=0.3)
+
+    handled = getattr(gs, handler)(model, *([0.5] if handler == "relax" else []))
+    taken = set()
+    for seed in range(6):
+        with handlers.seed(rng_seed=seed), handlers.trace() as trace:
+            handled()
+        w, a = (float(trace[name]["value"]) for name in "wa")
+        assert a == pytest.approx(w + (1.0 if w > 0 else -2.0))
+        taken.add(w > 0)
+    assert taken == {True, False}
+
+
 def test_a_branch_sees_what_the_guide_has_drawn(backend):
     """NumPyro's cond draws anew under replay, and hands that to the program."""
     import jax

@@ -69,8 +69,82 @@ def test_evidence(backend, K, data):
 
 @pytest.mark.only("numpyro")
 def test_a_python_number_is_observed(backend):
-    report = compared(backend, mixture(backend, data=0.5, plain_number=True))
-    assert report.evidence.mean == pytest.approx(evidence(data=0.5), rel=1e-6)
+    model = mixture(backend, data=0.5, plain_number=True)
+    assert compared(backend, model).evidence.mean == pytest.approx(evidence(data=0.5), rel=1e-6)
+    weights = backend.to_inference_data(model, num_samples=3)["sample_stats"]["log_weight"]
+    np.testing.assert_allclose(weights, evidence(data=0.5), rtol=1e-6)
+
+
+NUMBERS = {
+    "probs": ({"probs": 0.3}, 0.3),
+    "logits": ({"logits": 0.0}, 0.5),
+    "a NumPy scalar": ({"probs": np.float64(0.3)}, 0.3),
+}
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_bit_of_a_plain_number(backend, name, expanded):
+    """Evidence and marginal by hand; relaxed it has the same probability, and trains."""
+    options, p = NUMBERS[name]
+
+    def model():
+        with backend.ppl.plate("rows", 1):
+            law = backend.native.Bernoulli(**options)
+            z = backend.ppl.sample("z", law.expand([1]) if expanded else law)
+            backend.ppl.sample(
+                "x", backend.native.Normal(2 * z, 1.0), obs=backend.array([0.5], "float32")
+            )
+
+    joint = np.array([1 - p, p]) * norm.pdf(0.5, [0.0, 2.0])
+    report = compared(backend, model, families=[])
+    assert report.evidence.mean == pytest.approx(np.log(joint.sum()), rel=1e-5)
+    exact = np.ravel(report.marginals["z"].exact)[-1]
+    assert exact == pytest.approx(joint[1] / joint.sum(), rel=1e-5)
+    relaxed, guide = backend.gs.relax(model), backend.gs.AutoGumbelSoftmax(model)
+    fn, _ = backend.sites(backend.gs.relax(model, 0.5), 0)["z"]
+    np.testing.assert_allclose(backend.numpy(fn.probs), p, rtol=1e-6)
+    elbo = backend.infer.TraceMeanField_ELBO()
+    assert np.isfinite(backend.anneal(relaxed, guide, elbo, lambda step: 0.5, 2)[0]).all()
+
+
+@pytest.mark.parametrize("what", ["probs", "logits"])
+def test_a_category_that_is_impossible(backend, what):
+    """Enumerated where values are checked, and drawn: its class never comes."""
+    p = np.array([0.0, 0.5, 0.5])
+    given = {"probs": p, "logits": np.array([-np.inf, 0.0, 0.0])}[what]
+
+    def model():
+        z = backend.ppl.sample("z", backend.gs.OneHotCategorical(**{what: backend.array(given)}))
+        loc = backend.gs.select(backend.array([9.0, 0.0, 1.0]), z)
+        backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.0))
+
+    expected = np.log(p @ norm.pdf(0.0, [9.0, 0.0, 1.0]))
+    with backend.ppl.validation_enabled():
+        loss = backend.enumerated_loss(backend.gs.config_enumerate(model), lambda: None, 0)
+        tree = backend.to_inference_data(model, num_samples=20)
+    assert -loss == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(tree["sample_stats"]["log_weight"], expected, rtol=1e-6)
+    assert set(np.unique(tree["posterior"]["z"])) == {1, 2}
+
+
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # by the PPLs, before
+@pytest.mark.filterwarnings("ignore:Currently, SVI with Trace_ELBO loss does not support")
+def test_a_count_that_nobody_takes_care_of(backend):
+    """Refused by what measures and what trains, as by check."""
+    ppl, native = backend.ppl, backend.native
+
+    def model():
+        n = ppl.sample("n", native.Poisson(backend.array(2.0)))
+        z = ppl.sample("z", native.Bernoulli(probs=backend.array(0.5)))
+        ppl.sample("x", native.Normal(n + z, 0.5), obs=backend.array(3.0))
+
+    refused = pytest.raises(ValueError, match=r"site 'n': Poisson .* neither in the guide nor ")
+    with refused:
+        compared(backend, model)
+    guide, elbo = backend.gs.AutoGumbelSoftmax(model), backend.infer.Trace_ELBO()
+    with refused:
+        backend.anneal(backend.gs.relax(model), guide, elbo, lambda step: 0.5, 1)
 
 
 def test_a_subsampled_guide(backend):
@@ -105,11 +179,13 @@ def test_a_missing_name_becomes_a_note(backend):
 @pytest.mark.parametrize("bits", [False, True], ids=["one-hot", "bit"])
 @pytest.mark.parametrize("rows", [1, 2, None])
 @pytest.mark.parametrize("K", [1, 2])
-def test_axes_of_exact_draws(backend, K, rows, bits):
+@pytest.mark.parametrize("guided", [False, True], ids=["exact", "guide"])
+def test_axes_of_draws(backend, guided, K, rows, bits):
     if bits and K == 1:
         pytest.skip("a bit has two classes")
-    data = 0.5 if rows is None else DATA[:rows]
-    tree = backend.to_inference_data(mixture(backend, K, data, bits=bits), num_samples=4)
+    model = mixture(backend, K, 0.5 if rows is None else DATA[:rows], bits=bits)
+    guide = backend.gs.AutoGumbelSoftmax(model) if guided else None
+    tree = backend.to_inference_data(model, guide, num_samples=4)
     z = tree["posterior"]["z"]
     assert z.dims == ("chain", "draw", "rows")[: 2 + (rows is not None)]
     assert z.shape == (1, 4, rows)[: 2 + (rows is not None)]

@@ -48,6 +48,12 @@ def test_other_axes_are_refused(backend, axis):
 
 
 @pytest.mark.parametrize("axis", [-1, 0])
+def test_a_number_is_no_table(backend, axis):
+    with pytest.raises(ValueError, match=r"axis must be -1 or 0, .* a table of shape \(\)"):
+        backend.gs.select(backend.array(1.0), backend.array(SOFT), axis=axis)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
 def test_classes_must_agree(backend, axis):
     select, array = backend.gs.select, backend.array
     with pytest.raises(ValueError, match=f"axis {axis} of the table and the classes of z"):

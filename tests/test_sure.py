@@ -228,10 +228,12 @@ def masked(backend):
     return model
 
 
-def test_guide_starts_without_impossible_classes(backend):
+@pytest.mark.parametrize("given", [False, True], ids=["by itself", "by init_logits"])
+def test_guide_starts_without_impossible_classes(backend, given):
     """Exact at the start: q is uniform over the two categories that exist."""
     model = masked(backend)
-    guide = backend.gs.AutoGumbelSoftmax(model)
+    start = {"z": backend.array([0.0, -np.inf, 0.0]), "b": backend.array(0.0)}
+    guide = backend.gs.AutoGumbelSoftmax(model, **({"init_logits": start} if given else {}))
     relaxed = backend.gs.relax(model)
     loss = backend.infer.TraceMeanField_ELBO()
     losses, params = backend.anneal(relaxed, guide, loss, temperature.constant(0.5), 5)

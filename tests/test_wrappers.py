@@ -28,6 +28,18 @@ def test_a_zero_inflated_bit_is_refused(backend, handler):
         backend.trace(handled(backend, handler, model), 0)
 
 
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_censored_bit_is_refused(backend, handler):
+    def model():
+        bit = backend.native.Bernoulli(probs=backend.array(0.9))
+        law = backend.native.LeftCensoredDistribution(bit, backend.array(0.0))
+        backend.ppl.sample("z", law.mask(True))
+
+    with pytest.raises(ValueError, match=r"site 'z': LeftCensored\w+ over Bernoulli"):
+        backend.trace(handled(backend, handler, model), 0)
+
+
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_a_law_over_another_law_stays(backend, handler):
     def model():
