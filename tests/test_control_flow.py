@@ -288,6 +288,24 @@ def test_what_is_summed_out_is_not_used_after(backend):
         backend.enumerated_loss(backend.gs.config_enumerate(after), lambda: None, 0)
 
 
+def test_what_the_guide_draws_is_used_after(backend):
+    """It is not summed out, though the model is enumerated."""
+    model, table = chain(backend, "Categorical")
+    path = np.array([1, 2, 0, 2])
+
+    def after():
+        _, z = model()
+        backend.ppl.sample("y", backend.native.Normal(z.sum(), 1.0), obs=0.4)
+
+    def guide():
+        law = backend.native.Categorical(logits=backend.array(1e4 * np.eye(3)[path]))
+        backend.ppl.sample("z", law.to_event(1))
+
+    prior = np.log(table[[0, *path[:-1]], path]).sum()
+    expected = prior + stats.norm(LOCS[path]).logpdf(DATA).sum() + stats.norm(5.0).logpdf(0.4)
+    assert enumerated(backend, after, guide) == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_is_not_enumerated_in_scan(backend):
     """A guide's sites inside of scan, and history=0."""
     model, _ = chain(backend, "Categorical")
