@@ -60,7 +60,10 @@ class Probe:
             values, slopes = self._values_and_slopes(*point)
         random = weights([x.shape for x in values])
         flat = [(w * np.asarray(x)).ravel() for w, x in zip(random, values, strict=True)]
-        slope = sum(float((w * np.asarray(x)).sum()) for w, x in zip(random, slopes, strict=True))
+        with np.errstate(invalid="ignore"):  # slopes of both infinities: nothing can be known
+            slope = sum(
+                float((w * np.asarray(x)).sum()) for w, x in zip(random, slopes, strict=True)
+            )
         return Reading(np.concatenate([np.zeros(1), *flat]), slope, self.sites)
 
     def _values_and_slopes(self, moved: dict[str, tuple[Array, Array]], t: Array) -> tuple:

@@ -151,7 +151,7 @@ class AnnealedSVI(SVI):
             before, _ = jax.lax.scan(step, start, None, length=int(bad[0]))
             refuse_nan(first + int(bad[0]), np.nan, self._scores(before, *args, **kwargs))
         if losses.size and np.isinf(losses).all():
-            refuse_infinite(self._scores(state, *args, **kwargs))
+            refuse_infinite(self._scores(start, *args, **kwargs))  # logits may be NaN by now
         steps = jnp.arange(first, first + num_steps)
         training = watch.finish(losses, jax.vmap(self.schedule)(steps))
         if self._truncates:  # the parameters have moved since the first check
