@@ -168,7 +168,7 @@ def test_law_of_a_second_site_reads_the_first(backend, objective):
 
 @pytest.mark.parametrize("honest", [True, False])
 def test_law_of_a_bit_reads_a_class(backend, honest):
-    """A bit that is 0, whose score is that of 0."""
+    """Both are masses, which move together."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def model():
