@@ -778,14 +778,16 @@ NO_SCATTERS = {
 
 def scattered(backend, form):
     """Weights of two rows, and what the program makes of them."""
-    made = []
+    made, probs = [], backend.array(PRIOR).requires_grad_()
 
     def model():
         with backend.ppl.plate("rows", 2):
-            z = backend.ppl.sample("z", backend.native.Categorical(probs=backend.array(PRIOR)))
+            z = backend.ppl.sample("z", backend.native.Categorical(probs=probs))
         made.append(form(backend.lib, z))
 
     _, weights = backend.sites(backend.gs.relax(model, 0.5), 0)["z"]
+    (made[-1] ** 2).sum().backward()  # what is changed in place is not needed again
+    assert probs.grad.abs().min() > 0
     return backend.numpy(weights), backend.numpy(made[-1])
 
 
