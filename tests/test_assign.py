@@ -130,6 +130,32 @@ def test_mean_over_the_guide(backend, make):
     np.testing.assert_array_equal(classes["z"], np.eye(3)[posterior(SHIFT).argmax(-1)])
 
 
+@pytest.mark.parametrize("trained_on", [None, TRAINED_ON], ids=["fresh", "trained"])
+def test_plate_of_components(backend, trained_on):
+    """Latents in a plate that is not of the data are those of all rows."""
+    ppl, array, Normal = backend.ppl, backend.array, backend.native.Normal
+
+    def model(x):
+        with ppl.plate("components", 3):
+            loc = ppl.sample("loc", Normal(array(0.0), 1.0))
+            ppl.deterministic("shown", loc)
+        with ppl.plate("data", len(x)):
+            z = drawn(backend, "integer", array(PRIOR))
+            ppl.sample("x", Normal(loc[z], 1.0), obs=x)
+
+    block, auto = backend.bare_block, backend.infer.autoguide.AutoDelta
+    guide = backend.gs.AutoGuideList(model)
+    with backend.single_precision():  # Pyro's deterministic sites in plates have no other
+        start = backend.init_to(loc=array(LOCS))
+        guide.append(auto(block(model, expose=["loc"]), init_loc_fn=start))
+        guide.append(backend.gs.AutoGumbelSoftmax(block(model, expose=["z"])))
+        given = None if trained_on is None else [array(trained_on)]
+        probs, classes = backend.assign(model, guide, given, array(ROWS), num_samples=1)
+    expected = posterior(0.0)
+    np.testing.assert_allclose(probs["z"], expected, rtol=1e-4)
+    np.testing.assert_array_equal(classes["z"], expected.argmax(-1))
+
+
 def test_in_a_fresh_process(backend):
     """The new rows are the first that the guide sees; those of its training may come after."""
     model, x = mixture(backend), backend.array(ROWS)

@@ -92,13 +92,17 @@ def assign(
 
 def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
     """Runs an automatic guide without the discrete latents of its training."""
+    fresh = isinstance(guide, AutoGuideList) and guide.prototype_trace is None
+    if fresh:
+        guide._setup_prototype(*args, **kwargs)
+    sizes = dict(guide._prototype_frame_full_sizes)
     for part in _parts(guide):
         if isinstance(part, AutoGuide):  # it may not see the plates
-            if part.prototype_trace is None:
-                part._setup_prototype(*args, **kwargs)
-            for name, frame in part._prototype_frames.items():
-                part._prototype_frame_full_sizes.setdefault(name, frame.size)
+            part._prototype_frame_full_sizes = sizes | part._prototype_frame_full_sizes
         part(*args, **kwargs)
+    if fresh:  # its rows are not those that a run to come has
+        guide.prototype_trace, guide._prototype_frames = None, {}
+        guide._prototype_frame_full_sizes = {}
 
 
 def _parts(guide: Any) -> Iterator[Any]:
