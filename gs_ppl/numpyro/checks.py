@@ -110,7 +110,9 @@ def _parents(
 ) -> dict[str, set[str]]:
     """Which latents each latent's law depends on, by the gradient of its score."""
     names = [
-        n for n in _latents(trace) if jnp.issubdtype(jnp.result_type(trace[n]["value"]), float)
+        n
+        for n in _latents(trace)
+        if jnp.issubdtype(jnp.result_type(trace[n]["value"]), jnp.floating)
     ]
 
     def scores(values: dict[str, Array]) -> dict[str, Array]:
