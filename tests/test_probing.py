@@ -8,6 +8,7 @@ import pytest
 from gs_ppl._shared.probing import Edge, Reading, groups, probe, vertices
 
 SITES = frozenset("z")
+TINY = float(np.finfo(np.float64).tiny)  # where NumPyro clips
 
 
 def log(t):
@@ -21,6 +22,11 @@ FOLLOWS = {
     "kink": (lambda t: max(t, 0.3), lambda t: float(t > 0.3)),
     "steep": (lambda t: math.tanh(40 * (t - 0.3)), lambda t: 40 / math.cosh(40 * (t - 0.3)) ** 2),
     "infinite at one end": (log, lambda t: 1 / t if t > 0 else np.inf),
+    "log that is clipped": (lambda t: log(max(t, TINY)), lambda t: (t > TINY) / max(t, TINY)),
+    "the same at the other end": (
+        lambda t: 2 * log(max(1 - t, 1e-16)),
+        lambda t: -2 * (1 - t > 1e-16) / max(1 - t, 1e-16),
+    ),
     "infinite everywhere": (lambda t: -np.inf, lambda t: 0.0),
     "a slope within one percent": (lambda t: t, lambda t: 1.01),
     "a jump of one millionth": (lambda t: 1 + 1e-6 * (t > 0.3), lambda t: 0.0),
@@ -33,6 +39,16 @@ JUMPS = {
     "three percent of the slope": (lambda t: t, lambda t: 1.03),
     "jump": (lambda t: float(t > 0.5), lambda t: 0.0),
     "jump on a slope": (lambda t: t + (t > 0.8), lambda t: 1.0),
+    "jump at an end": (lambda t: t + (t > 0), lambda t: 1.0),
+    "jump at the other end": (lambda t: t + (t == 1), lambda t: 1.0),
+    "jump beside a clipped log": (
+        lambda t: log(max(t, TINY)) + 100 * (t > 0.2),
+        lambda t: (t > TINY) / max(t, TINY),
+    ),
+    "half of a clipped log": (
+        lambda t: log(max(t, TINY)),
+        lambda t: (t > TINY) / max(t, TINY) / 2,
+    ),
     "a small jump": (lambda t: 1 + 1e-4 * (t > 0.3), lambda t: 0.0),
     "alike at both ends and in the middle": (lambda t: 4 * t // 1 % 2, lambda t: 0.0),
     "infinite at one end": (lambda t: log(t) + 8 * (t > 0.5), lambda t: 1 / t if t > 0 else np.inf),
@@ -101,14 +117,28 @@ def test_the_site_is_named(kinds, site):
 
 def test_sites_that_come_and_go():
     def other(moved, t):
-        return reading(moved, t, lambda a, b: 1.0, SITES if t < 0.5 else SITES | {"w"})
+        start, end = moved["a"]
+        sites = SITES if start + t * (end - start) < 0.5 else SITES | {"w"}
+        return reading(moved, t, lambda a, b: 1.0, sites)
 
     def longer(moved, t):
-        return reading(moved, t, lambda a, b: [1.0] if t < 0.5 else [0.5, 0.5])
+        return reading(moved, t, lambda a, b: [1.0] if a < 0.5 else [0.5, 0.5])
 
     for read in (other, longer):
         with pytest.raises(ValueError, match=r"site 'a': .* has other sites at one class than at"):
             run(read, masses="a")
+
+
+def test_the_end_is_approached_from_itself():
+    """A clipped log that falls towards it, where 1 - t would be rounded."""
+
+    def value(moved, t):
+        start, end = moved["a"]
+        a = start + t * (end - start)
+        slope = (end - start) / a if a > TINY else 0.0
+        return Reading(np.array([log(max(a, TINY))]), slope, SITES)
+
+    probe("model", "a", (), lambda name: [1.0, 0.0], value)
 
 
 def test_an_edge_is_read_once_at_a_point():

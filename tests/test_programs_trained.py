@@ -111,16 +111,13 @@ def test_mode_of_competence(backend):
 
 
 @pytest.mark.long
-@pytest.mark.only("pyro")
 def test_mode_of_capture_and_recapture(backend):
     mode_is_near_the_best_cell(backend, "capture_recapture")
 
 
-@pytest.mark.only("numpyro")
-def test_log_of_a_clipped_zero_is_refused(backend):
-    """NumPyro clips it at -708 in float64, which check cannot tell from a jump."""
-    with pytest.raises(ValueError, match="site 'alive2': the model reads its relaxed value"):
-        trained(backend, "capture_recapture", steps=2)
+def test_log_of_a_clipped_zero_is_no_jump(backend):
+    """NumPyro clips it at -708 in float64."""
+    trained(backend, "capture_recapture", steps=2)
 
 
 def test_a_guide_that_cannot_be_sure_is_refused(backend):

@@ -10,15 +10,17 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, count, islice
-from math import comb
+from math import comb, log
 from typing import Any, NamedTuple
 
 import numpy as np
 
 TOLERANCE = 0.02  # of the variation along an edge
-MAX_SPLITS = 120  # as many as the log of a probability that is clipped at 1e-16 needs at each end
+MAX_SPLITS = 120
 MIDDLE = 0.46  # of no symmetry, which could hide two jumps
 ENDS = 1e-2  # where terms are infinite at the vertices, such as log(z)
+STEEP = 4  # ratio of the ends of an interval, from which on its scale is logarithmic
+SMALLEST = 1e-300  # of distances from an end, as far as the log of a clipped probability goes
 GAUSS = (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5)  # two nodes
 
 
@@ -36,9 +38,13 @@ class SitesChange(Exception):
 
 @dataclass(order=True)
 class Interval:
-    """A part of an edge, with the change of the terms and the integral of their derivative."""
+    """A part of an edge, with the change of the terms and the integral of their derivative.
+
+    It goes by the distance from the end of the edge on its side: 1 - t knows no t below 1e-16.
+    """
 
     priority: float
+    side: int
     start: float
     end: float
     change: float
@@ -50,45 +56,55 @@ class Interval:
 
 
 class Edge:
-    """The terms along one edge, read at t in [0, 1].
+    """The terms along one edge, read at t in [0, 1], and back from its end, at distance 1 - t.
 
-    Intervals are halved where they mismatch: at a kink, or where the terms are steep, what is
-    left becomes small; at a jump, and at a change without gradient, it stays.
+    Intervals are split where they mismatch: at a kink, or where the terms are steep, what is left
+    becomes small; at a jump, and at a change without gradient, it stays. Towards an end they
+    shrink by orders, and the integral is one by log t: that of a log is exact.
     """
 
-    def __init__(self, read: Callable[[float], Reading]) -> None:
-        self._read = read
-        self._seen: dict[float, Reading] = {}
+    def __init__(
+        self, read: Callable[[float], Reading], back: Callable[[float], Reading] | None = None
+    ) -> None:
+        self._reads = read, back or (lambda t: reversed_(read(1 - t)))
+        self._seen: dict[tuple[int, float], Reading] = {}
 
-    def read(self, t: float) -> Reading:
-        if t not in self._seen:
-            reading = self._seen[t] = self._read(t)
+    def read(self, side: int, t: float) -> Reading:
+        at = side, t
+        if at not in self._seen:
+            reading = self._seen[at] = self._reads[side](t)
             if reading.sites != self._seen[next(iter(self._seen))].sites:
                 raise SitesChange
-        return self._seen[t]
+        return self._seen[at]
 
-    def interval(self, start: float, end: float) -> Interval:
-        a, b = self.read(start).terms, self.read(end).terms
+    def interval(self, side: int, start: float, end: float) -> Interval:
+        a, b = self.read(side, start).terms, self.read(side, end).terms
         if a.shape != b.shape:
             raise SitesChange
         with np.errstate(invalid="ignore"):  # infinite at both: nothing can be known
             change = float((b - a).sum())
-        slopes = [self.read(start + (end - start) * node).slope for node in GAUSS]
-        integral = (end - start) * sum(slopes) / len(slopes)
-        return Interval(-abs(change - integral), start, end, change, integral)
+        if _is_steep(start, end):
+            points, size = [start * (end / start) ** node for node in GAUSS], log(end / start)
+            slopes = [t * self.read(side, t).slope for t in points]
+        else:
+            points, size = [start + (end - start) * node for node in GAUSS], end - start
+            slopes = [self.read(side, t).slope for t in points]
+        integral = size * sum(slopes) / len(slopes)
+        return Interval(-abs(change - integral), side, start, end, change, integral)
 
     def mismatch(self) -> tuple[float, float] | None:
         """Change and integral, where they differ; None where they agree or cannot be known."""
-        ends = 0.0, 1.0
-        if not all(np.isfinite(self.read(t).terms).all() for t in ends):
-            ends = ENDS, 1 - ENDS
-        cut = ends[0] + MIDDLE * (ends[1] - ends[0])
-        intervals = [self.interval(ends[0], cut), self.interval(cut, ends[1])]
+        end = 0.0
+        if not all(np.isfinite(self.read(side, end).terms).all() for side in (0, 1)):
+            end = ENDS
+        cut = end + MIDDLE * (1 - 2 * end)
+        self._seen[1, 1 - cut] = self.read(0, cut)
+        intervals = [self.interval(0, end, cut), self.interval(1, end, 1 - cut)]
         heapq.heapify(intervals)
-        scale = max(np.abs(self.read(t).terms).sum() for t in ends)
+        scale = max(np.abs(self.read(side, end).terms).sum() for side in (0, 1))
         rounding = 64 * np.finfo(np.float32).eps * scale  # of each interval
         for _ in range(MAX_SPLITS):
-            used = [self._seen[t] for interval in intervals for t in (interval.start, interval.end)]
+            used = [self._seen[x.side, t] for x in intervals for t in (x.start, x.end)]
             if not all(np.isfinite(x.terms).all() for x in used):
                 return None
             left = sum(max(0.0, x.mismatch - rounding) for x in intervals)
@@ -96,10 +112,27 @@ class Edge:
             if not np.isfinite(left) or left <= TOLERANCE * variation:
                 return None
             worst = heapq.heappop(intervals)
-            middle = worst.start + MIDDLE * (worst.end - worst.start)
+            middle = _middle(worst.start, worst.end)
             for part in ((worst.start, middle), (middle, worst.end)):
-                heapq.heappush(intervals, self.interval(*part))
+                heapq.heappush(intervals, self.interval(worst.side, *part))
         return sum(abs(x.change) for x in intervals), sum(abs(x.integral) for x in intervals)
+
+
+def reversed_(x: Reading) -> Reading:
+    return x._replace(slope=-x.slope)
+
+
+def _is_steep(start: float, end: float) -> bool:
+    return 0 < start * STEEP < end
+
+
+def _middle(start: float, end: float) -> float:
+    """Where an interval is split."""
+    if _is_steep(start, end):
+        return float(start * (end / start) ** MIDDLE)
+    if start == 0 and SMALLEST < end < ENDS:
+        return max(end**2, SMALLEST)
+    return start + MIDDLE * (end - start)
 
 
 def groups(names: Sequence[str]) -> list[list[str]]:
@@ -183,7 +216,8 @@ def _mismatch(
     read: Callable[[dict[str, tuple[Any, Any]], float], Reading],
 ) -> str | None:
     try:
-        found = Edge(lambda t: read(moved, t)).mismatch()
+        back = {name: (end, start) for name, (start, end) in moved.items()}
+        found = Edge(lambda t: read(moved, t), lambda t: read(back, t)).mismatch()
     except SitesChange:
         return "the program has other sites at one class than at another"
     if found is None:
