@@ -167,18 +167,27 @@ def test_law_of_a_second_site_reads_the_first(backend, objective):
 
 
 @pytest.mark.parametrize("honest", [True, False])
-def test_law_of_a_bit_reads_a_class(backend, honest):
-    """Both are masses, which move together."""
+@pytest.mark.parametrize("child", ["a bit", "a class that never comes"])
+def test_second_site_at_an_edge(backend, child, honest):
+    """A bit that is 0, whose score is that of 0; a logit of -inf, whose class has no weight."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def model():
-        mean = ppl.sample("z", gs.SoftOneHotCategorical(0.5, probs=array(PRIOR))) @ array(TABLE)
+        z = ppl.sample("z", gs.SoftOneHotCategorical(0.5, probs=array(PRIOR)))
+        mean = z @ array(TABLE)
         share = 0.5 + 0.1 * mean if honest else backend.lib.where(mean > 0.3, 0.2, 0.8)
-        ppl.sample("w", gs.SoftBernoulli(0.5, probs=share))
+        if child == "a bit":
+            ppl.sample("w", gs.SoftBernoulli(0.5, probs=share))
+        else:
+            probs = backend.lib.stack([share, 1 - share, 0 * share], -1)
+            ppl.sample("w", gs.SoftOneHotCategorical(0.5, probs=probs))
 
     def guide():
         ppl.sample("z", gs.SoftOneHotCategorical(0.5, logits=array(np.zeros(3))))
-        ppl.sample("w", gs.SoftBernoulli(0.5, logits=array(-400.0)))
+        if child == "a bit":
+            ppl.sample("w", gs.SoftBernoulli(0.5, logits=array(-400.0)))
+        else:
+            ppl.sample("w", gs.SoftOneHotCategorical(0.5, logits=array([0.0, 0.0, -np.inf])))
 
     loss = backend.infer.TraceMeanField_ELBO()
     if honest:

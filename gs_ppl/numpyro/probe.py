@@ -117,4 +117,4 @@ def _linear_score(law: Any, value: Array) -> Array:
 
 
 def _weighted(value: Array, logs: Array) -> Array:
-    return jnp.where(jnp.isinf(logs), 0.0, value * logs)
+    return value * jnp.where(jnp.isinf(logs), 0.0, logs)  # 0 * inf has no slope

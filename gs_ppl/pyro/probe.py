@@ -100,4 +100,4 @@ def _linear_score(law: Any, value: Tensor) -> Tensor:
 
 
 def _weighted(value: Tensor, logs: Tensor) -> Tensor:
-    return torch.where(torch.isinf(logs), 0.0, value * logs)
+    return value * torch.where(torch.isinf(logs), 0.0, logs)  # 0 * inf has no slope
