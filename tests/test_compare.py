@@ -473,7 +473,7 @@ def test_a_score_of_all_rows_is_not_summed_to_a_wrong_number(backend):
     def model():
         with ppl.plate("units", 3):
             h = ppl.sample("h", backend.native.Bernoulli(probs=array(BITS)))
-        ppl.sample("x", backend.native.Normal(h.sum(-1), 1.0), obs=array(1.0))
+        ppl.sample("x", backend.native.Normal((h * array(1.0)).sum(-1), 1.0), obs=array(1.0))
 
     guide = backend.gs.AutoGumbelSoftmax(model)
     report = backend.compare(
