@@ -196,3 +196,28 @@ def test_integers_computed_from_a_class_leave_by_their_value(backend, side):  # 
     y = backend.array(base.WEIGHTS["z"])
     left = side.module.interpret(lambda: 2 - side.module.soft_index("z", y))()
     np.testing.assert_allclose(backend.numpy(left), base.WEIGHTS["z"][:, ::-1])
+
+
+@pytest.mark.only("numpyro")
+def test_compiled_memory_of_a_table_is_near_that_of_the_result(backend, side):  # noqa: F811
+    """Of output and scratch, though entries that are not finite ask for a look at each cell."""
+    n, k, d = 400, 8, 32
+    D, y = backend.array(np.ones((k, d))), backend.array(np.full((n, k), 1 / k))
+    program = side.module.interpret(lambda D, y: D[side.module.soft_index("z", y)])
+    found = backend.jit(program).lower(D, y).compile().memory_analysis()
+    assert found.output_size_in_bytes + found.temp_size_in_bytes < 1.7 * n * d * D.dtype.itemsize
+
+
+def test_infinite_entries(backend, side):  # noqa: F811
+    """They count where their weight is not 0, of two draws where the product is not."""
+    m, inf = side.module, np.inf
+    table = backend.array([[-inf, 0.0], [1.0, inf]])
+    for a, b, wanted in [
+        ([0.5, 0.5], [1.0, 0.0], -inf),
+        ([0.0, 1.0], [0.5, 0.5], inf),
+        ([0.0, 1.0], [1.0, 0.0], 1.0),
+        ([0.5, 0.5], [0.5, 0.5], np.nan),
+    ]:
+        a, b = backend.array(a), backend.array(b)
+        program = m.interpret(lambda a=a, b=b: table[m.soft_index("a", a), m.soft_index("b", b)])
+        np.testing.assert_equal(float(program()), wanted)

@@ -191,15 +191,33 @@ def _is_finite(table: Any) -> bool:
 def _any_mean(table: Any, weights: Sequence[Any]) -> jax.Array:
     if _element_by_element(table, weights):
         return expectation(jnp.where((weights[0] == 0) & ~jnp.isfinite(table), 0, table), weights)
-    value = expectation(jnp.where(jnp.isfinite(table), table, 0), weights)
+    return _infinite(expectation(jnp.where(jnp.isfinite(table), table, 0), weights), table, weights)
 
-    def infinite(value: Any, table: Any, *weights: Any) -> jax.Array:
-        sign = jnp.where(jnp.isfinite(table), 0, jnp.sign(table))
-        hit = expectation(sign, [(w != 0).astype(table.dtype) for w in weights])
-        return jnp.where(hit != 0, hit * jnp.inf, value)
 
-    args = lax.stop_gradient((table, *weights))
-    return lax.cond(jnp.isfinite(args[0]).all(), lambda value, *_: value, infinite, value, *args)
+@jax.custom_jvp
+def _infinite(value: jax.Array, table: Any, weights: Sequence[Any]) -> jax.Array:
+    """The mean of the finite entries, and what is not finite where its weight is not 0.
+
+    A loop over the cells, in place: of no step where all entries are finite.
+    """
+    classes = table.shape[: len(weights)]
+    cells = table.reshape(-1, *table.shape[len(weights) :])
+
+    def add(state: Any) -> Any:
+        i, value = state
+        at = jnp.unravel_index(i, classes)
+        hit = ~jnp.isfinite(cells[i])
+        for w, k in zip(weights, at, strict=True):
+            hit = hit & (w[k] != 0)
+        return i + 1, value + jnp.where(hit, cells[i], 0)
+
+    steps = jnp.where(jnp.isfinite(table).all(), 0, len(cells))
+    return lax.while_loop(lambda state: state[0] < steps, add, (0, value))[1]
+
+
+@_infinite.defjvp
+def _jvp(primals: Any, tangents: Any) -> Any:
+    return _infinite(*primals), tangents[0]
 
 
 def _element_by_element(table: Any, weights: Sequence[Any]) -> bool:
