@@ -64,6 +64,14 @@ def test_order_in_a_chain(backend, case, place):
         backend.gs.check(*pair, loss)
 
 
+def test_order_in_single_precision(backend):
+    order, (site, given) = GUIDES["reversed"]
+    with backend.single_precision():
+        pair = chain(backend, CHAIN, place="bare"), chain(backend, order, place="bare")
+        with pytest.raises(ValueError, match=f"'{site}': the model draws it given '{given}'"):
+            backend.gs.check(*pair, getattr(backend.infer, MEAN_FIELD)())
+
+
 def test_order_under_another_loss(backend):
     """Which takes both scores at the same values, so that any order is right."""
     family = {"family": backend.gs.STGumbelSoftmax}
