@@ -261,6 +261,11 @@ def moved(trace: Any, x: Soft, found: np.ndarray, out: Any) -> Soft:
     return trace.make(at(x.table, len(x.axes)), axes, out)
 
 
+def _strides(shape: Sequence[int]) -> list[int]:
+    """In elements."""
+    return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+
+
 def take(a: Any, lead: int, shape: Sequence[int], found: np.ndarray) -> Any:
     """Elements of an array with 1 in dimensions that do not matter, and such an array again."""
     classes, rest = a.shape[:lead], tail(a, lead)
@@ -268,8 +273,9 @@ def take(a: Any, lead: int, shape: Sequence[int], found: np.ndarray) -> Any:
         return a.reshape(classes + (1,) * found.ndim)
     found = found[tuple(slice(1) if s == 0 else slice(None) for s in found.strides)]
     if rest != tuple(shape):
-        cells = zip(np.unravel_index(found, shape), rest, strict=True)
-        found = np.ravel_multi_index(tuple(i if n != 1 else 0 * i for i, n in cells), rest)
+        # by hand, since np.unravel_index errs beyond 8192 places where the last axis has one
+        strides = zip(rest, _strides(shape), _strides(rest), strict=True)
+        found = np.sum([found // a % n * b for n, a, b in strides if n != 1], 0)
         for d in range(found.ndim):
             if (found == found.take([0], d)).all():
                 found = found.take([0], d)
