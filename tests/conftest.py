@@ -95,6 +95,9 @@ def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("backend")  # whose import may set something
     before = global_state()
     yield
+    if torch := sys.modules.get("torch"):  # whose compiler turns it off at its first use
+        kept = before.get("torch.validation", True)
+        torch.distributions.Distribution.set_default_validate_args(kept)
     after = global_state()
     changed = {name: (was, after[name]) for name, was in before.items() if after[name] != was}
     assert not changed, f"this test has changed {changed}"

@@ -285,7 +285,7 @@ def test_auto_guide_without_discrete_latents(backend):
     model = lambda: backend.ppl.sample(  # noqa: E731
         "w", backend.native.Normal(backend.array(0.0), 1.0)
     )
-    with pytest.raises(ValueError, match="no one-hot or Bernoulli latents"):
+    with pytest.raises(ValueError, match="the program has no discrete latents"):
         backend.trace(backend.gs.AutoGumbelSoftmax(model, 0.5), 0)
 
 

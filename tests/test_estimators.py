@@ -632,13 +632,15 @@ LAWS = {
 }
 REFUSED = [
     ("NVIL", "one-hot", r"site 'z': NVIL_ELBO keeps its running mean in the guide: .* elbo.wrap"),
-    ("DisARM", "one-hot", r"site 'z': DisARM_ELBO takes bits, .* use REBAR_ELBO or RLOO_ELBO"),
+    *(
+        ("DisARM", law, r"site 'z': DisARM_ELBO takes bits, .* use REBAR_ELBO or RLOO_ELBO")
+        for law in ("one-hot", "integer")
+    ),
     *(
         (name, law, rf"site 'z': {name}_ELBO takes {what}")
         for name in ("MuProp", "REBAR", "DARN", "DisARM")
         for law, what in {
-            "integer": "guides of OneHotCategorical and Bernoulli sites, not .* use RLOO_ELBO",
-            "normal": "guides of OneHotCategorical and Bernoulli sites, not Normal: use RLOO_ELBO",
+            "normal": "guides of discrete sites .* not Normal: use RLOO_ELBO",
             "relaxed": r"the discrete program, and GumbelSoftmax is relaxed: .* discretize",
             "straight-through": "the discrete program, and STGumbelSoftmax is relaxed",
         }.items()
