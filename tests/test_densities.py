@@ -279,10 +279,14 @@ def grid(law, scales=(1.0, 10.0, 100.0)):
                 yield float32(tau), K, scale
 
 
-# float32 has the cells that fail in other libraries
+# float32 has the cells that fail in other libraries; another gradient alone has the same scores
+SAME_SCORES = ("GumbelRao", "ReinMax", "GappedST", "StraightThrough")
 QUICK_CELLS = [
     pytest.param(
-        law, dtype, marks=[pytest.mark.long] * (dtype != "float32"), id=f"{law.name}-{dtype}"
+        law,
+        dtype,
+        marks=[pytest.mark.long] * (dtype != "float32" or law.name.startswith(SAME_SCORES)),
+        id=f"{law.name}-{dtype}",
     )
     for law in LAWS
     for dtype in DTYPES

@@ -63,7 +63,9 @@ def test_nan_is_named_with_step_and_site(backend, progress_bar):
         z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
         nan = backend.where(temperature < 0.75, np.nan, 0.0)
         loc = z[..., 0] + nan
-        ppl.sample("x", backend.native.Normal(loc, 1.0, validate_args=False), obs=backend.array(0.0))
+        ppl.sample(
+            "x", backend.native.Normal(loc, 1.0, validate_args=False), obs=backend.array(0.0)
+        )
 
     with pytest.raises(ValueError, match="the loss of step 3 is nan, first at site 'x'"):
         factorial_run(backend, 6, model=model, progress_bar=progress_bar)
