@@ -565,3 +565,58 @@ def test_compare_over_scan(backend, guide):
     )
     assert report.evidence.mean == pytest.approx(np.log(alpha.sum()), rel=1e-9)
     assert report.marginals["z"].exact.shape == (3, 2)
+
+
+# --- control flow of JAX, which holds no site -----------------------------------------------------
+
+
+def fori(lax, x):
+    return lax.fori_loop(0, 3, lambda i, total: total + x, 0.0 * x)
+
+
+def until(lax, x):
+    return lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + x), (0, 0.0 * x))[1]
+
+
+def scanned(lax, x):
+    return lax.scan(lambda total, _: (total + x, None), 0.0 * x, None, length=3)[0]
+
+
+def chosen(lax, x):
+    return lax.cond(x.ndim < 9, lambda x: 3 * x, lambda x: x, x)
+
+
+def switched(lax, x):
+    return lax.switch(1, [lambda x: x, lambda x: 3 * x], x)
+
+
+@pytest.mark.parametrize("integer", [False, True], ids=["one-hot", "integer"])
+@pytest.mark.parametrize("flow", [fori, until, scanned, chosen, switched])
+def test_flow_of_jax(backend, flow, integer):
+    """Three times the location, under each handler and report; JAX has no gradient of a while."""
+    from jax import lax
+
+    gs, ppl, locs = backend.gs, backend.ppl, backend.array(LOCS)
+    prior, x = backend.array(TRANSITION[0]), DATA[0]
+    law = backend.native.Categorical if integer else gs.OneHotCategorical
+
+    def model():
+        z = ppl.sample("z", law(probs=prior))
+        loc = locs[z] if integer else gs.select(locs, z)
+        ppl.sample("x", backend.native.Normal(flow(lax, loc), 1.0), obs=x)
+
+    joints = np.log(TRANSITION[0]) + stats.norm(3 * LOCS).logpdf(x)
+    relaxed = gs.relax(model, 0.5)
+    for k, vertex in enumerate(np.eye(3)):
+        at = backend.given(relaxed, {"z": backend.array(vertex)})
+        assert backend.seeded_log_joint(at, 0) == pytest.approx(joints[k], rel=1e-10)
+    evidence = np.logaddexp.reduce(joints)
+    for program in (model, gs.discretize(relaxed)):
+        loss = backend.enumerated_loss(gs.config_enumerate(program), lambda: None, 0)
+        assert -loss == pytest.approx(evidence, rel=1e-10)
+    if flow is until:
+        return
+    guide = gs.AutoGumbelSoftmax(model, 0.5)
+    gs.check(relaxed, guide, backend.infer.TraceMeanField_ELBO())
+    report = backend.compare(model, gs.AutoGumbelSoftmax(model), num_samples=2, temperature=0.5)
+    assert report.evidence.mean == pytest.approx(evidence, rel=1e-6)
