@@ -119,7 +119,7 @@ def _median(session: Session, guide: Callable, num_samples: int) -> dict[str, Ar
     found: dict[str, Array] = {}
     for part in _parts(guide):
         if isinstance(part, AutoGuide):
-            with suppress(NotImplementedError):
+            with suppress(NotImplementedError):  # of a guide that has none: draws below
                 found |= part.median(session.values)
     names = [name for name in session.model.continuous if name not in found]
 

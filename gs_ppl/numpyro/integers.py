@@ -52,6 +52,7 @@ class IndexScored:
         return (jnp.asarray(value)[..., None] == np.array(self.values)).astype(self.logits.dtype)
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
+        # the family is the base that comes after this mixin, which mypy does not see
         return super().log_prob(self.weights(value), intermediates)  # type: ignore[misc]
 
 

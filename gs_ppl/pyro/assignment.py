@@ -128,7 +128,7 @@ def _median(
     found: dict[str, Tensor] = {}
     if isinstance(guide, AutoGuide):
         for part in _parts(guide, args, kwargs):
-            with suppress(NotImplementedError):
+            with suppress(NotImplementedError):  # of a guide that has none: draws below
                 found |= part.median(*args, **kwargs)
     names = [name for name in session.model.continuous if name not in found]
     draws: dict[str, list[Tensor]] = {name: [] for name in names}

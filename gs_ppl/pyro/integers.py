@@ -54,6 +54,7 @@ class IndexScored:
         return (value[..., None] == values).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        # the family is the base that comes after this mixin, which mypy does not see
         return super().log_prob(self.weights(value))  # type: ignore[misc]
 
 
