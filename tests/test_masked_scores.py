@@ -97,3 +97,41 @@ def test_baseline_in_a_plate_of_one_row(backend):
     r = log_likelihood(np.array([0.0, 2.0])) - 0.5 * np.log(2 * np.pi)
     wanted = (r - w * x) * np.array([-0.5, 0.5])
     assert np.abs(wanted + gradient["a"]).min() < 1e-9
+
+
+UNMASKED = np.array([True, False, True])
+MASKS = {  # one upon the other, and the rows whose score is left
+    "none, then rows": ([False, UNMASKED], np.zeros(3, bool)),
+    "rows, then none": ([UNMASKED, False], np.zeros(3, bool)),
+    "two": ([UNMASKED, np.arange(3) > 0], np.arange(3) == 2),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_a_law(backend, name):
+    """The divergence is that of the rows left; what is summed out has a law where it is masked."""
+    ppl, gs, native, array = backend.ppl, backend.gs, backend.native, backend.array
+    masks, left = MASKS[name]
+    q, p = np.array([0.2, 0.5, 0.3]), np.array([0.5, 0.3, 0.2])
+
+    def model(observed=True):
+        law = gs.OneHotCategorical(probs=array(p))
+        with ppl.plate("rows", 3):
+            for mask in masks:
+                law = law.expand([3]).mask(mask if isinstance(mask, bool) else array(mask, "bool"))
+            z = ppl.sample("z", law)
+            if observed:
+                x = native.Normal(gs.select(array(LOCS), z), 1.0)
+                ppl.sample("x", x, obs=array([X] * 3))
+
+    auto = gs.AutoGumbelSoftmax(lambda: model(False), 0.5, init_logits=array(np.log([q] * 3)))
+    relaxed, elbo = gs.relax(lambda: model(False), 0.5), backend.infer.TraceMeanField_ELBO()
+    gs.check(relaxed, auto, elbo)
+    ((loss, _),) = backend.gradients(elbo, relaxed, auto, [0])
+    kl = (q * np.log(q / p)).sum()
+    assert loss == pytest.approx(left.sum() * kl, rel=1e-6)
+    enumerated, fit = gs.config_enumerate, stats.norm(LOCS).logpdf(X)
+    loss = backend.enumerated_loss(enumerated(model), lambda: None, 1)
+    assert -loss == pytest.approx(3 * np.log(p @ np.exp(fit)), rel=1e-6)
+    loss = backend.enumerated_loss(enumerated(model), enumerated(auto), 1)
+    assert -loss == pytest.approx(3 * q @ fit - left.sum() * kl, rel=1e-6)

@@ -202,7 +202,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         kl = divergence(kl_divergence, *laws) if analytic else None
         if kl is not None:  # poutine's mask is in the site, not in the law
             kl = scale_and_mask(kl, mask=guide_trace.nodes[name]["mask"])
-        infinite = kl is not None and bool(kl.isposinf().any())
+        # torch's of a law without a score is a number
+        infinite = kl is not None and bool(torch.as_tensor(kl).isposinf().any())
         named = type(loss).__name__
         check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
     programs = (("model", model, model_trace), ("guide", guide, guide_trace))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import constraints
 
-from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap
+from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap, unmasked
 from gs_ppl.pyro.handlers import _wrap, bit, has_classes, is_latent
 from gs_ppl.pyro.integers import classes, event_dims, integer_law, is_count, parameters, values_of
 
@@ -50,6 +50,9 @@ class EnumerateMessenger(Messenger):
             msg["fn"], msg["one_hot"] = Categorical(logits=msg["fn"].logits), True
         if getattr(msg["fn"], "has_enumerate_support", False):
             msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
+            for mask in masks(msg["fn"]):  # Pyro sums out by the law, and counts K where it is 1
+                msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+            msg["fn"] = unmasked(msg["fn"])
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         # after an outer trace has recorded the integer
