@@ -494,13 +494,10 @@ class NumPyroBackend:
         found = guide.quantiles(params, quantiles)
         return {name: self.numpy(value) for name, value in found.items()}
 
-    @contextmanager
-    def plate_of_rows(self, name: str, size: int, rows: Array) -> Iterator[Array]:
+    def plate_of_rows(self, name: str, size: int, rows: Array) -> Any:
         """A plate whose rows are given."""
         with self.ppl.handlers.substitute(data={name: rows}):
-            plate = self.ppl.plate(name, size, subsample_size=len(rows))
-        with plate as rows:
-            yield rows
+            return self.ppl.plate(name, size, subsample_size=len(rows))
 
     def rows_and_value(self, program: Callable, plate: str, site: str, seed: int) -> tuple:
         seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))

@@ -307,11 +307,12 @@ def test_what_the_guide_draws_is_used_after(backend):
 
 
 def test_what_is_not_enumerated_in_scan(backend):
-    """A guide's sites inside of scan, and history=0."""
+    """A guide's sites inside of scan, marked or drawn, and history=0."""
     model, _ = chain(backend, "Categorical")
-    model = backend.gs.config_enumerate(model)
-    guide = backend.gs.config_enumerate(backend.without_observed(chain(backend, "Categorical")[0]))
+    guide, model = backend.without_observed(model), backend.gs.config_enumerate(model)
     with pytest.raises(ValueError, match="site 'z': sites inside of scan are not enumerated in a"):
+        backend.enumerated_loss(model, backend.gs.config_enumerate(guide), 0)
+    with pytest.raises(ValueError, match="site 'z': sites inside of scan are taken apart in a gui"):
         backend.enumerated_loss(model, guide, 0)
     plate_like = backend.gs.config_enumerate(chain(backend, "bit", history=0)[0])
     with pytest.raises(ValueError, match="site 'z': sites inside of scan with history=0"):
@@ -464,6 +465,66 @@ def test_branches_are_not_enumerated(backend):
     guide = lambda: backend.ppl.sample("w", backend.native.Normal(backend.array(0.0), 1.0))  # noqa: E731
     with pytest.raises(ValueError, match="site 'z': sites inside of cond are not enumerated"):
         backend.enumerated_loss(model, guide, 0)
+
+
+def drawn_in_branches(backend, read, observed, chosen=None):
+    """A class is drawn in a branch, with a law of its own in each; `read` makes a location of it."""
+    from numpyro.contrib.control_flow import cond
+
+    ppl, native, array = backend.ppl, backend.native, backend.array
+
+    def branch(p):
+        return lambda _: read(ppl.sample("z", native.Categorical(probs=array(p))))
+
+    def model():
+        w = ppl.sample("w", native.Normal(array(0.0), 1.0)) if chosen is None else array(chosen)
+        loc = cond(w > 0, branch(TRANSITION[0]), branch(TRANSITION[1]), w)
+        if observed:
+            ppl.sample("x", native.Normal(loc, 1.0), obs=0.3)
+
+    return model
+
+
+def divergence(q, p):
+    return (q * np.log(q / p)).sum()
+
+
+def test_branches_under_check(backend):
+    """The divergence is that from the law of the branch taken; what a branch reads is probed."""
+    ppl, native, array, gs = backend.ppl, backend.native, backend.array, backend.gs
+    q, locs = np.array([0.2, 0.5, 0.3]), array(LOCS)
+
+    def guide(classes=True):
+        ppl.sample("w", native.Normal(array(0.2), 1.0))
+        if classes:
+            ppl.sample("z", native.Categorical(probs=array(q)))
+
+    elbo, own = backend.infer.TraceMeanField_ELBO(), gs.relax(guide, 0.5)
+    model = gs.relax(drawn_in_branches(backend, lambda z: locs[z], False), 0.5)
+    gs.check(model, own, elbo)
+    run = backend.jax.jit(lambda key: elbo.loss(key, {}, model, own))
+    found = {round(float(run(backend.jax.random.key(seed))), 6) for seed in range(9)}
+    assert found == {round(0.02 + divergence(q, TRANSITION[row]), 6) for row in (0, 1)}
+    jump = lambda z: backend.where(locs[z] > 0.5, 1.0, -1.0)  # noqa: E731
+    with pytest.raises(ValueError, match="site 'z': the model reads its relaxed value in a way"):
+        gs.check(gs.relax(drawn_in_branches(backend, jump, True), 0.5), own, elbo)
+    with pytest.raises(ValueError, match="site 'z': Categorical.* in the model is neither in the"):
+        gs.check(drawn_in_branches(backend, lambda z: locs[z], True), lambda: guide(False), elbo)
+
+
+@pytest.mark.long
+def test_branches_under_compare(backend):
+    """What cannot be enumerated is a note; the estimates are there, and right."""
+    read = lambda z: backend.array(LOCS)[z]  # noqa: E731
+    model = drawn_in_branches(backend, read, True, chosen=-1.0)
+    guide, ST = backend.gs.AutoGumbelSoftmax(model), backend.gs.STGumbelSoftmax
+    report = backend.compare(model, guide, num_samples=200, temperatures=[0.5], families=[ST])
+    assert report.evidence is None and report.elbo is None
+    for note in report.notes:
+        assert "site 'z': sites inside of cond are not enumerated: draw it before, and" in note
+    fit = stats.norm(LOCS).logpdf(0.3).mean()
+    elbo, (found,) = fit - divergence(np.full(3, 1 / 3), TRANSITION[1]), report.estimates
+    assert abs(found.elbo.mean - elbo) < 4 * found.elbo.error < 1
 
 
 def test_cond_beside_an_enumerated_latent(backend):

@@ -72,6 +72,26 @@ def test_each_row_has_its_logits(backend, alone):
         np.testing.assert_array_equal(z.argmax(-1), CLASSES[given])
 
 
+def test_plates_that_the_user_creates(backend):
+    """Those of the program's rows; with other rows than the program's they are refused."""
+
+    def guide_of(rows_of):
+        create = lambda rows: backend.plate_of_rows("data", 8, rows_of(rows))  # noqa: E731
+        logits = {"z": backend.array(SURE)}
+        return backend.gs.AutoGumbelSoftmax(model, 0.5, init_logits=logits, create_plates=create)
+
+    model, elbo = of_rows(backend), backend.infer.TraceMeanField_ELBO()
+    relaxed, guide = backend.gs.relax(model, 0.5), guide_of(lambda rows: rows)
+    for seed, given in enumerate(GIVEN.values()):
+        asked = backend.array(given, "int64")
+        backend.gs.check(relaxed, guide, elbo, asked)
+        rows, z = backend.rows_and_value(lambda asked=asked: guide(asked), "data", "z", seed)
+        np.testing.assert_array_equal(rows, given)
+        np.testing.assert_array_equal(z.argmax(-1), CLASSES[given])
+    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, and the gui"):
+        backend.gs.check(relaxed, guide_of(lambda rows: 7 - rows), elbo, asked)
+
+
 def test_other_data_are_refused(backend):
     def model(x):
         with backend.ppl.plate("data", len(x)):
