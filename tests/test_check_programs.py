@@ -85,6 +85,34 @@ def test_vector_is_read(backend, name, family):
         check(backend, model, family=family)
 
 
+@pytest.mark.parametrize("logits", [(14.0, 7.0), (-14.0, -7.0)], ids=["of 0", "of 1"])
+def test_the_score_of_a_bit_below(backend, logits):
+    """Its jump is in the score of one of its values, whose other is all but certain."""
+    ppl, native, array = backend.ppl, backend.native, backend.array
+
+    def model():
+        z = ppl.sample("z", native.Bernoulli(probs=array(0.5)))
+        far = backend.where(array(TABLE)[1] * z > 0.3, *logits)
+        ppl.sample("b", native.Bernoulli(logits=far))
+        ppl.sample("x", native.Normal(2 * z, 1.0), obs=array(0.4))
+
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        check(backend, model)
+
+
+def test_what_is_read_in_logs(backend):
+    """The log of the weight is moved, as the program has it."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        z = ppl.sample("z", backend.gs.OneHotCategorical(probs=array(PRIOR)))
+        loc = backend.where(z[..., 0] > -0.7, 1.0, -1.0)
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(0.4))
+
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        check(backend, model, family="ExpGumbelSoftmax", objective="relaxed")
+
+
 BIT_READERS = {
     "linear": (lambda b, z: 4 * z - 2, True),
     "equal": (lambda b, z: (z == 1) * 4.0 - 2, True),

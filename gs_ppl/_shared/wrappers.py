@@ -35,9 +35,9 @@ def unmasked(fn: Any) -> Any:
     """`fn` without the masks around the law."""
     if not is_wrapper(fn):
         return fn
-    if hasattr(fn, "_mask"):
-        return unmasked(fn.base_dist).expand(fn.batch_shape)
     inner = unmasked(fn.base_dist)
+    if hasattr(fn, "_mask"):
+        return inner  # which has the batch shape of the mask
     if inner is fn.base_dist:
         return fn
     if hasattr(fn, "reinterpreted_batch_ndims"):
