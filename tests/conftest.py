@@ -1,5 +1,6 @@
 """`--backend pyro|numpyro|both` selects the sides that the parity tests drive; `--long` runs the
-tests marked `long`, and those alone."""
+long tests, and those alone: the ones marked `long`, and of a test marked `quick(*words)` the cells
+with none of the words among the parts of their id."""
 
 import functools
 import os
@@ -32,11 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only(side): about a thing that only this side has")
 
 
+def is_long(item: pytest.Item) -> bool:
+    """Several `quick` hold together: each must find one of its words."""
+    parts = f"-{item.callspec.id}-" if hasattr(item, "callspec") else ""
+    found = (any(f"-{word}-" in parts for word in m.args) for m in item.iter_markers("quick"))
+    return item.get_closest_marker("long") is not None or not all(found)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = config.getoption("long")
-    left_out = [item for item in items if bool(item.get_closest_marker("long")) != chosen]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if bool(item.get_closest_marker("long")) == chosen]
+    chosen = {item for item in items if is_long(item) == config.getoption("long")}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 @functools.cache

@@ -26,6 +26,7 @@ def elbo(backend, name):
 
 
 @pytest.mark.parametrize("name", ELBOS)
+@pytest.mark.quick("Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
 def test_anneals_under_every_elbo(backend, name):
     model = plain(backend, by_name("factorial"))
     seen = []
@@ -142,6 +143,7 @@ def test_temperature_goes_to_who_declares_it(backend, declared_by):
 
 
 @pytest.mark.parametrize("name", ["mixture", "bernoulli_net"])
+@pytest.mark.quick("mixture")
 def test_vectorized_particles(backend, name):
     """Plates below the particles' own: the same mean loss."""
     model = plain(backend, by_name(name))

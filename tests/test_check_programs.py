@@ -75,6 +75,7 @@ VECTOR_READERS = {  # loc of z, whether it follows z with a gradient: its table 
 
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 @pytest.mark.parametrize("name", VECTOR_READERS)
+@pytest.mark.quick("STGumbelSoftmax")
 def test_vector_is_read(backend, name, family):
     loc, honest = VECTOR_READERS[name]
     model = reader(backend, loc)
@@ -123,6 +124,7 @@ BIT_READERS = {
 
 @pytest.mark.parametrize("rows", [None, 4])
 @pytest.mark.parametrize("name", BIT_READERS)
+@pytest.mark.quick("None")
 def test_bit_is_read(backend, name, rows):
     """Also where the jumps of the rows cancel in their sum."""
     loc, honest = BIT_READERS[name]

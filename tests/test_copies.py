@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from laws import LAWS, name
+from laws import KINDS, LAWS, name
 
 
 def logits(law, batch=(4,), K=3):
@@ -16,6 +16,7 @@ def logits(law, batch=(4,), K=3):
 @pytest.mark.parametrize(
     "clone", [copy.deepcopy, copy.copy, lambda d: pickle.loads(pickle.dumps(d))]
 )
+@pytest.mark.quick(*KINDS)
 def test_copies(backend, law, clone):
     d = law(backend, 0.5, backend.array(logits(law)))
     other = clone(d)

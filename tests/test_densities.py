@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from laws import LAWS, name, select
+from laws import KINDS, LAWS, name, select
 from scipy import integrate
 
 from gs_ppl import reference
@@ -101,6 +101,7 @@ def assert_close(got, exact, tau, dtype, seen=0.0):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tau", TEMPERATURES)
 @pytest.mark.parametrize("K", [2, 3, 10, 100, 10_000])
+@pytest.mark.quick("0.01", "1.0", "100.0")
 def test_own_samples(backend, K, tau, dtype):
     """On the simplex against the density at the drawn l; in log-space, where the logits cancel,
     against the density of the noise, at logits of any size."""
@@ -294,6 +295,7 @@ QUICK_CELLS = [
 
 
 @pytest.mark.parametrize(("law", "dtype"), QUICK_CELLS)
+@pytest.mark.quick("GumbelSoftmax", "SoftBernoulli", "STGumbelSigmoid")
 def test_no_failing_cell(backend, law, dtype):
     """Samples, scores and gradients are finite in all 108 (binary: 27) cells, validation on."""
     failing = []
@@ -319,6 +321,7 @@ def test_no_failing_cell(backend, law, dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", *DTYPES])
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_support_check_scales_with_dtype(backend, law, dtype):
     a = backend.array(law.logits(np.random.default_rng(0), (2000,), 10), dtype)
     for tau in (0.1, 0.3, 1.0, 10.0):
@@ -334,6 +337,7 @@ def test_support_check_scales_with_dtype(backend, law, dtype):
 
 
 @pytest.mark.parametrize("law", select(scored_as="density", hard=False), ids=name)
+@pytest.mark.quick("GumbelSoftmax")
 def test_gradient_through_copies_is_finite(backend, law):
     """A copy has lost its l: 1 / y of a y that has all but vanished must not overflow."""
     rng = np.random.default_rng(0)

@@ -156,6 +156,7 @@ def test_kl_of_binary_masses(backend, p_law, q_law):
 
 @pytest.mark.parametrize("tau", [0.05, 1.0, 5.0])
 @pytest.mark.parametrize("law", DENSITY, ids=name)
+@pytest.mark.quick("1.0")
 def test_kl_of_densities(backend, law, tau):
     """Against the oracle's quadrature, and Monte Carlo of the two densities themselves."""
     a, b = logits(0), logits(1)

@@ -38,6 +38,7 @@ def test_no_family(backend, make, got, take):
 
 
 @pytest.mark.parametrize("name", ["string", "instance", "discrete law", "ELBO class", "partial"])
+@pytest.mark.quick("string")
 def test_no_family_in_compare(backend, name):
     make, got = NO_FAMILY[name]
     model, gs = plain(backend, by_name("factorial")), backend.gs

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from laws import LAWS, name, select
+from laws import KINDS, LAWS, name, select
 
 
 def logits(law, batch=(4,), K=3):
@@ -11,6 +11,7 @@ def logits(law, batch=(4,), K=3):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_dtypes(backend, law, dtype):
     """The sample follows the logits; scores are at least float32; so are the formulas behind."""
     d = law(backend, 0.5, backend.array(logits(law, (200,)), dtype))

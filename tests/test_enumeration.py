@@ -213,6 +213,7 @@ def test_auto_discrete_parallel(backend, law):
 
 @pytest.mark.parametrize("family", ["OneHotCategorical", "GumbelSoftmax"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.quick("hidden_markov")
 def test_float32(backend, program, family):
     with backend.single_precision():
         make = laws(backend, family, "float32")
@@ -227,6 +228,7 @@ def test_float32(backend, program, family):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("family", [*ONE_HOT, "ExpGumbelSoftmax"])
 @pytest.mark.parametrize("name", ["hidden_markov", "factorial"])
+@pytest.mark.quick("factorial", "OneHotCategorical")
 def test_compute_marginals(backend, name, family):
     """TraceEnum_ELBO.compute_marginals: laws of class indices, equal to summation by hand."""
     program = by_name(name)
@@ -258,6 +260,7 @@ def test_log_density(backend, family):
 
 
 @pytest.mark.parametrize("family", ["OneHotCategorical", "STGumbelSoftmax"])
+@pytest.mark.quick("STGumbelSoftmax")
 def test_nuts_over_the_rest(backend, family):
     """NUTS sums the discrete latents out by enumeration and samples the shift."""
     model = backend.gs.config_enumerate(with_shift(backend, family))

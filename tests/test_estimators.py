@@ -269,6 +269,7 @@ def amortized_elbo(parameters, data):
 
 
 @pytest.mark.parametrize("name", ["RLOO, one by one", "MuProp"])
+@pytest.mark.quick("MuProp")
 def test_subsampling(backend, name):
     """Two of six rows, which all particles and runs share, and which count three times."""
     ppl, array, seen, size = backend.ppl, backend.array, [], 20_000
@@ -530,6 +531,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
+@pytest.mark.quick("RLOO", "DisARM")
 def test_parameters_that_are_plain_numbers(backend, name):
     """A bit w with logit a beside bits of plain numbers, one of them sure; summed by hand."""
     ppl, native, array, rows = backend.ppl, backend.native, backend.array, 20_000
@@ -594,6 +596,7 @@ def test_masked_categories(backend, name):
 
 
 @pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
+@pytest.mark.quick("RLOO", "DARN")
 def test_training_improves_the_exact_elbo(backend, name):
     """Under AnnealedSVI, which checks the pair first; in NumPyro inside of one scan."""
     case, elbo = LAYERED, ESTIMATORS[name](backend)
@@ -712,6 +715,7 @@ def test_refuses_scan_in_the_guide(backend):
 
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
+@pytest.mark.quick("RLOO")
 def test_pyros_own_one_hot_law(backend, name):
     """It scores by argmax, without a gradient; here it is scored by its mass like ours."""
     gradients = []

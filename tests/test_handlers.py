@@ -11,6 +11,7 @@ from scipy import stats
 
 @pytest.mark.parametrize("family", [*ONE_HOT, "ExpGumbelSoftmax"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.quick("factorial", "OneHotCategorical")
 def test_enumeration_is_exact(backend, program, family):
     """Whatever law stands at the sites: the evidence of the discrete program."""
     model = backend.gs.config_enumerate(program.build(backend, laws(backend, family)))
@@ -106,6 +107,7 @@ def test_to_event_is_not_enumerated_silently(backend):
 @pytest.mark.parametrize("objective", ["categorical", "relaxed"])
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.quick("factorial", "bernoulli_net")
 def test_relaxed_sites(backend, program, family, objective):
     make = getattr(backend.gs, family)
     model = backend.gs.relax(plain(backend, program), 0.5, family=make, objective=objective)

@@ -131,6 +131,7 @@ def test_vertices_are_the_integer_program(backend, program):
 
 @pytest.mark.parametrize("program", PROGRAMS[:-1], **ids)
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
+@pytest.mark.quick("STGumbelSoftmax")
 def test_between_vertices_as_one_hot(backend, program, family):
     """Draws from one seed, and the gradient in the data."""
     s, gs = Side(backend), backend.gs
@@ -175,6 +176,7 @@ def elbo(table, q):
 
 
 @pytest.mark.parametrize("program", [markov_chain, change_point], **ids)
+@pytest.mark.quick("change_point")
 def test_a_trained_guide_is_near_the_best(backend, program):
     s, x, gs = Side(backend), backend.array(X), backend.gs
     model = lambda: program(s, x)  # noqa: E731
@@ -640,6 +642,7 @@ UNBIASED = {
 
 
 @pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.quick("RLOO")
 def test_estimators_are_unbiased(backend, name):
     """The gradient by the logits of each row, against that of the sum over the classes."""
     s, gs, rows = Side(backend), backend.gs, 8000

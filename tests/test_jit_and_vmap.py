@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from laws import LAWS, name, select
+from laws import KINDS, LAWS, name, select
 
 
 def logits(law, batch=(4,), K=3):
@@ -10,6 +10,7 @@ def logits(law, batch=(4,), K=3):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_jit(backend, law):
     """The whole of building, sampling and scoring traces, with the same results."""
     value = backend.sample(law(backend, 0.5, backend.array(logits(law))), 0)
@@ -25,6 +26,7 @@ def test_jit(backend, law):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_jit_of_own_scores(backend, law):
     def draw(a, tau):
         d = law(backend, tau, a, validate_args=True)
@@ -37,6 +39,7 @@ def test_jit_of_own_scores(backend, law):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_vmap_of_scores(backend, law):
     """Over logits, temperature and value, equal to the loop; also of the gradient."""
     a, taus = backend.array(logits(law)), backend.array(np.linspace(0.4, 2, 4))
@@ -56,6 +59,7 @@ def test_vmap_of_scores(backend, law):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_vmap_of_samples(backend, law):
     """Each lane draws for itself and scores its own draw."""
     d_score = law.scored_as == "density"

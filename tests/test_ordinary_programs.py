@@ -59,6 +59,7 @@ def compared(backend, model, *args, **options):
     [(3, DATA), (3, 0.5), (1, DATA[:2]), (1, 0.5), (3, DATA[:1])],
     ids=["rows", "number", "one class", "one class, one number", "one row"],
 )
+@pytest.mark.quick("rows", "one class")
 def test_evidence(backend, K, data):
     report = compared(backend, mixture(backend, K, data), families=[backend.gs.STGumbelSoftmax])
     assert not report.notes
@@ -84,6 +85,8 @@ NUMBERS = {
 
 @pytest.mark.parametrize("expanded", [False, True])
 @pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.quick("probs", "a NumPy scalar")
+@pytest.mark.quick("False")
 def test_a_bit_of_a_plain_number(backend, name, expanded):
     """Evidence and marginal by hand; relaxed it has the same probability, and trains."""
     options, p = NUMBERS[name]
@@ -180,6 +183,7 @@ def test_a_missing_name_becomes_a_note(backend):
 @pytest.mark.parametrize("rows", [1, 2, None])
 @pytest.mark.parametrize("K", [1, 2])
 @pytest.mark.parametrize("guided", [False, True], ids=["exact", "guide"])
+@pytest.mark.quick("2-2")
 def test_axes_of_draws(backend, guided, K, rows, bits):
     if bits and K == 1:
         pytest.skip("a bit has two classes")

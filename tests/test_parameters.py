@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from laws import LAWS, name, select
+from laws import KINDS, LAWS, name, select
 
 from gs_ppl import reference
 
@@ -173,6 +173,7 @@ def test_bit_outside_the_support(backend, law, value):
 
 
 @pytest.mark.parametrize("law", VECTOR, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_probs_are_logits(backend, law):
     p = np.array([[0.2, 0.5, 0.3], [2.0, 1.0, 0.0]])  # unnormalised, and with a masked category
     with np.errstate(divide="ignore"):
@@ -208,6 +209,7 @@ MASKED = np.array([[0.3, -INF, -1.0, 0.2], [-INF, -INF, 0.5, 0.0], [0.1, 0.2, 0.
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("tau", [0.01, 0.7, 10.0])
 @pytest.mark.parametrize("law", VECTOR, ids=name)
+@pytest.mark.quick("float32")
 def test_masked_categories(backend, law, tau, dtype):
     """K is the number of finite logits of that element; masked coordinates carry nothing."""
     d = law(backend, tau, backend.array(MASKED, dtype), validate_args=True)
@@ -230,6 +232,7 @@ def test_masked_categories(backend, law, tau, dtype):
 
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("law", VECTOR, ids=name)
+@pytest.mark.quick("False")
 def test_masked_gradients(backend, law, given):
     """Gradients in logits and temperature are finite, and 0 at masked logits."""
     tau = backend.array(0.5)

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from laws import LAWS, name, select
+from laws import KINDS, LAWS, name, select
 from scipy import stats
 
 from gs_ppl import reference
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_plates(backend, law):
     """Nested plates expand the site; a subsampled one draws as many as its subsample."""
     a = backend.array(law.logits(np.random.default_rng(0)), "float32")
@@ -26,6 +27,7 @@ def test_plates(backend, law):
 
 # the others have no reparameterized sample: a pathwise ELBO is not about them
 @pytest.mark.parametrize("law", select(tempered=True), ids=name)
+@pytest.mark.quick(*KINDS)
 def test_own_elbo_is_zero(backend, law):
     """Guide and model alike: log q - log p vanishes for each draw, plates and to_event included."""
     a = backend.array(law.logits(np.random.default_rng(0), (4, 2)), "float32")
@@ -41,6 +43,7 @@ def test_own_elbo_is_zero(backend, law):
 
 @pytest.mark.parametrize("elbo", ["Trace_ELBO", "TraceMeanField_ELBO"])
 @pytest.mark.parametrize("law", select(tempered=True, event_dims=1), ids=name)
+@pytest.mark.quick(*KINDS)
 def test_elbo_is_the_kl(backend, law, elbo):
     """The mean-field ELBO takes the registered KL, the other one estimates it."""
     a = backend.array([3.0, -2.0, 0.5])

@@ -181,6 +181,8 @@ def categorical_cases():
 
 
 @pytest.mark.parametrize(("law", "K", "dtype"), [*categorical_cases()])
+@pytest.mark.quick("float32")
+@pytest.mark.quick("2", "3", "10")
 def test_argmax_is_categorical(backend, law, K, dtype):
     a = np.random.default_rng(K).normal(size=K)
     d = law(backend, 0.5, backend.array(a, dtype))

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from laws import LAWS, name, of_kinds, select
+from laws import KINDS, LAWS, name, of_kinds, select
 
 BATCHES = [(), (1,), (4,), (5, 4)]
 SAMPLES = [(), (1,), (2, 3)]
@@ -23,6 +23,7 @@ ALL = [
 
 @pytest.mark.parametrize(("K", "batch", "sample"), ALL, ids=str)
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_shapes(backend, law, K, batch, sample):
     event = (K,) * law.event_dims
     d = law(backend, 0.5, backend.array(law.logits(np.random.default_rng(0), batch, K)))
@@ -55,6 +56,7 @@ def test_shapes(backend, law, K, batch, sample):
     quick=(((7, 1, 1), (5, 4), (7, 5, 4)), ((3,), (), (3,))),
     laws=select(tempered=True),
 )
+@pytest.mark.quick(*KINDS)
 def test_temperature_shapes(backend, law, shapes):
     """The temperature broadcasts against the batch shape, and acts where it stands: at 8 places."""
     temperature, batch, result = shapes
@@ -78,6 +80,8 @@ def test_temperature_shapes(backend, law, shapes):
 
 
 @of_kinds("wide", [(4,), (2, 4), (2, 1, 4)], quick=((2, 1, 4),))
+@pytest.mark.quick("(2, 1, 4)")
+@pytest.mark.quick(*KINDS)
 def test_expand(backend, law, wide):
     a = law.logits(np.random.default_rng(0), (4,))
     tau = backend.array(np.linspace(0.5, 2, 4))
@@ -102,6 +106,7 @@ def test_expand_of_a_unit_axis(backend, law):
 
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
+@pytest.mark.quick(*KINDS)
 def test_to_event(backend, law):
     """Event axes add up, and an own sample keeps its exact score at any temperature."""
     a = backend.array(law.logits(np.random.default_rng(0), (5, 4)), "float32")
@@ -119,6 +124,7 @@ def test_to_event(backend, law):
     ["mask", "mask of to_event", "to_event of mask", "expand, mask"],
     quick=("mask of to_event",),
 )
+@pytest.mark.quick(*KINDS)
 def test_mask(backend, law, nested):
     a = backend.array(law.logits(np.random.default_rng(0), (3, 2)), "float32")
     keep = np.array([[True], [False], [True]])

@@ -241,6 +241,7 @@ def test_reinmax_has_no_bias_on_a_quadratic(backend):
 
 
 @pytest.mark.parametrize("tau", [0.2, 1.0])
+@pytest.mark.quick("1.0")
 def test_gumbel_rao_averages_st_gumbel_softmax(backend, tau):
     """The same mean, by z-scores, and less variance, the more draws the less."""
     n = 20_000
@@ -279,6 +280,7 @@ def test_gumbel_rao_of_a_bit(backend, a, bit, tau):
 
 
 @each(FAMILIES)
+@pytest.mark.quick("GumbelRao", "ReinMax")
 def test_bits_are_the_first_of_two_classes(backend, vector, bit, options):
     """Given the value, the same mean gradient; but for the noise of Gumbel-Softmax, each draw."""
     n, a, tau = 4000, 0.8, 0.6
@@ -323,6 +325,7 @@ def test_gradients_under_vmap(backend, vector, bit, options):
 
 
 @each(FAMILIES)
+@pytest.mark.quick("STGumbelSoftmax", "ReinMax")
 def test_second_derivatives(backend, vector, bit, options):
     """Finite for all, and not all 0."""
     for name, a, weights in ((vector, LOGITS, T[:K]), (bit, np.array(0.8), 1.0)):
@@ -382,6 +385,7 @@ def test_bad_options(backend, name, options, message):
 
 
 @each(FAMILIES)
+@pytest.mark.quick("GumbelRao", "ReinMax")
 def test_families_of_a_program(backend, vector, bit, options):
     """relax and AutoGumbelSoftmax take the class at vectors and its binary one at bits."""
     gs, family = backend.gs, make(backend, vector, options)

@@ -51,6 +51,7 @@ def run(side, settings, folder, images=IMAGES, **options):
 
 
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+@pytest.mark.quick("vae, one-hot", "structured output", "ReinMax", "NVIL_ELBO")
 def test_trains(side, settings, tmp_path):
     """Of three starts each, the least gain in the bound was .4 nats."""
     settings = dataclasses.replace(settings, learning_rate=0.02)
@@ -67,6 +68,7 @@ def test_trains(side, settings, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [SMALL, MODELS["structured output"]], ids=lambda s: s.model)
+@pytest.mark.quick("vae")
 def test_resumes_bit_for_bit(side, settings, tmp_path):
     """A run that broke off between two checkpoints ends as one that did not."""
     _, whole = run(side, settings, tmp_path / "whole")
@@ -394,6 +396,7 @@ EVIDENCE = {"vae": evidence_of_vae, "structured_output": evidence_of_structured_
 
 
 @pytest.mark.parametrize("model", EVIDENCE)
+@pytest.mark.quick("vae")
 def test_bound_tends_to_the_evidence(side, model):
     """Summed over all states by hand, on either side."""
     settings = Settings(model, variables=2, classes=3, steps=200, batch=20, learning_rate=0.05)
