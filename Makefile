@@ -18,12 +18,14 @@ test: $(INSTALLED)
 	$(PYTEST) --dist loadfile
 	$(MAKE) doctest lint
 
-# What `make test` leaves out: the marker "long", and numbers as JAX compiles them for a user.
+# What `make test` leaves out; trainings, and once more the numbers, as JAX compiles them for a user.
 AS_USED := JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=
+TRAININGS := $(patsubst %,tests/test_%.py,examples programs_trained)
+NUMBERS := $(patsubst %,tests/test_%.py,densities dtypes own_samples sampling)
 test-long: $(INSTALLED)
-	$(PYTEST) --long
-	$(AS_USED) $(PYTEST) --dist loadfile --backend numpyro $(patsubst %,tests/test_%.py,\
-	    densities dtypes own_samples sampling)
+	$(PYTEST) --dist loadfile --long $(addprefix --ignore=,$(TRAININGS))
+	$(AS_USED) $(PYTEST) --long $(TRAININGS)
+	$(AS_USED) $(PYTEST) --dist loadfile --backend numpyro $(NUMBERS)
 
 doctest: $(INSTALLED)
 	$(PYTEST) --dist loadfile --doctest-modules --doctest-glob=README.md gs_ppl models README.md

@@ -20,16 +20,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
-# generator, a test takes a third of the time. The tests marked long have what a user has.
+# generator, a test takes a third of the time. `make test-long` has numbers and trainings as a user.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
     QUICK["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # XLA dies of a flag it has not
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("long"):
-        for name, value in QUICK.items():  # before JAX is imported; what is set stays
-            os.environ.setdefault(name, value)
+    for name, value in QUICK.items():  # before JAX is imported; what is set stays
+        os.environ.setdefault(name, value)
     config.addinivalue_line("markers", "only(side): about a thing that only this side has")
 
 
