@@ -30,6 +30,7 @@ from gs_ppl.report import ALL, Value
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.quick("nested", "mixture", "dependent")
 def test_exact_numbers_equal_summation(backend, case):
     """Evidence, posterior and guide marginals, ELBO and its gradient in the parameters."""
     session, program = case.session(backend), case.program

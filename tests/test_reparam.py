@@ -165,6 +165,8 @@ def test_composes(backend, wrapper, kind):
         ("GumbelSigmoid", "noise"),
     ],
 )
+@pytest.mark.quick("noise")
+@pytest.mark.quick("GumbelSigmoid")
 def test_nuts_reproduces_own_samples(backend, family, kind, tau):
     """NUTS over the prior alone: 50 independent sites, draws thinned."""
     model = program(backend, family, tau)
