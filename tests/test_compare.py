@@ -257,7 +257,8 @@ def test_estimators_of_the_discrete_program(backend):
         backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), families=[gs.RLOO_ELBO])
 
 
-@pytest.mark.parametrize("x", [pytest.param(0.4, marks=pytest.mark.long), 9.0])
+@pytest.mark.long
+@pytest.mark.parametrize("x", [0.4, 9.0])
 def test_baseline_has_adapted(backend, x):
     """NVIL's variance is that with the baseline E r, summed by hand, but for what the mean wavers.
 
@@ -281,6 +282,7 @@ def test_baseline_has_adapted(backend, x):
     assert gradient.variance < 0.1 * at_zero or x < 1
 
 
+@pytest.mark.long
 def test_control_variate_has_adapted(backend):
     """REBAR's variance forgets its start, at which it was 8 times as large."""
     pair = one_site(backend, np.array([0.0, 1.0, -0.5]), np.array([0.5, -0.4, 0.1]), x=3.0)
