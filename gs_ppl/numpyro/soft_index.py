@@ -133,6 +133,10 @@ RULES: dict[str, Callable] = {
 }
 
 
+def _bind(primitive: Any, params: dict[str, Any], args: Any) -> Any:
+    return primitive.bind(*args, **params)
+
+
 class SoftTrace(jax.core.Trace):
     """Reads operations on soft indices; hands all others to the trace below."""
 
@@ -162,8 +166,8 @@ class SoftTrace(jax.core.Trace):
         known = not soft and all(self.value(x) is not None for x in args)
         sites = any(map(self.has_sites, jaxprs(params)))
         if name in CALLS and soft and soft_rules.is_whole(self, params, args):
-            call = lambda xs: primitive.bind(*xs, **params)  # noqa: E731
             with set_current_trace(self.below):
+                call = partial(_bind, primitive, params)
                 return soft_rules.by_cells(self, call, list(args), whole=True)
         if name in CALLS and (soft or known or sites):
             closed = params.get("jaxpr", params.get("call_jaxpr"))

@@ -34,8 +34,7 @@ DRAWS_CURE = "turn it into a float first, as in z.astype(float) or one_hot(z)"
 
 
 def spec_of(x: Any) -> jax.ShapeDtypeStruct:
-    typeof: Any = getattr(jax, "typeof", None) or getattr(jax.core, "get_aval")  # noqa: B009
-    aval = x.aval if isinstance(x, Soft) else typeof(x)
+    aval = x.aval if isinstance(x, Soft) else jax.typeof(x)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 

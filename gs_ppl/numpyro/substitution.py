@@ -8,6 +8,7 @@ estimate G of the gradient by a is handed over as the surrogate r + G a.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -439,7 +440,12 @@ class DisARM_ELBO(SubstitutingELBO):
             if site.kind is not Bit:
                 refuse_one_hot(name)
             b, opposite = hard.values[name], Bit.hard(site.a - shared.noise(site))
-            at = lambda other: opposite if other.name == site.name else shared.b(other)  # noqa: E731, B023
+            at = partial(_flipped, shared, name, opposite)
             difference = hard.r(site) - programs.run(at).r(site)
             result[name] = difference * (b - opposite) * jax.nn.sigmoid(jnp.abs(site.a)) / 2
         return result
+
+
+def _flipped(shared: SharedNoise, name: str, opposite: Array, other: DiscreteSite) -> Array:
+    """The bits as they were drawn, but for one."""
+    return opposite if other.name == name else shared.b(other)

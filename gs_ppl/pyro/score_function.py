@@ -5,7 +5,7 @@ that shares the site's plates or has none of its own, in nats. Each estimate G o
 the logits a is handed over as the surrogate r + G a.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -70,7 +70,10 @@ class ScoreFunctionELBO(SurrogateELBO):
             traces = list(self._get_traces(model, guide, args, kwargs))
         elbos, log_qs, rs, states = zip(*(self._particle(*pair) for pair in traces), strict=True)
         whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
-        stack = lambda xs, n: xs[0][n] if whole else torch.stack([x[n] for x in xs])  # noqa: E731
+
+        def stack(xs: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+            return xs[0][name] if whole else torch.stack([x[name] for x in xs])
+
         r, state = {name: stack(rs, name) for name in rs[0]}, states[0]
         signals = self.center(r, {name: x.detach() for name, x in state.items()})
         with torch.no_grad():

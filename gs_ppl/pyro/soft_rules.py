@@ -168,7 +168,10 @@ _SEVERAL = _functions(SEVERAL)
 def _structural(func: Callable, z: Any, *args: Any, **kwargs: Any) -> Any:
     if soft_in(args, kwargs):
         raise refusal((z, args, kwargs), f"{name_of(func)} by a soft index")
-    move = lambda xs: func(xs[0], *args, **kwargs)  # noqa: E731
+
+    def move(xs: Any) -> Any:
+        return func(xs[0], *args, **kwargs)
+
     if _have_means([z]) and isinstance(value := move([z._mean]), Tensor):
         return SoftIndex(lambda: _moved(move, [z.form])[0], value)
     found = tuple(SoftIndex(form) for form in _moved(move, [z.form]))

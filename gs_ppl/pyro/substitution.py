@@ -8,6 +8,7 @@ estimate G of the gradient by a is handed over as the surrogate r + G a.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -433,8 +434,13 @@ class DisARM_ELBO(SubstitutingELBO):
             if site.kind is not Bit:
                 refuse_one_hot(name)
             b, opposite = hard.values[name], Bit.hard(site.a - shared.noise(site)).detach()
-            at = lambda other: opposite if other.name == site.name else shared.b(other)  # noqa: E731, B023
+            at = partial(_flipped, shared, name, opposite)
             with torch.no_grad():
                 difference = hard.r(site) - programs.run(at).r(site)
             result[name] = difference * (b - opposite) * site.a.abs().sigmoid() / 2
         return result
+
+
+def _flipped(shared: SharedNoise, name: str, opposite: Tensor, other: DiscreteSite) -> Tensor:
+    """The bits as they were drawn, but for one."""
+    return opposite if other.name == name else shared.b(other)
