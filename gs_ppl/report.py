@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from xarray import Dataset
 
-ALL = "all parameters"
+ALL = "all parameters"  # of the guide
+LOGITS, CONTINUOUS, MODEL = KINDS = ("logits", "continuous", "model")
+UNIT = "STGumbelSoftmax"  # the family whose cost is 1
 
 # --- the numbers ----------------------------------------------------------------------------------
 
@@ -83,9 +86,17 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One family, objective and temperature: its ELBO, and its gradient by guide parameter.
+    """One family, objective and temperature: its ELBO, and its gradient by parameter and by kind.
 
     An estimator of the discrete program's gradient has no temperature, which is NaN.
+
+    Attributes:
+        gradients: by parameter.
+        kinds: by kind of parameter: "logits", which the laws of the guide's discrete latents take;
+            "continuous", the other ones of the guide; "model".
+        cost: CPU time of one estimate, over that of the comparison's unit.
+        squared_error: of the logits' gradient, bias^2 + variance x cost / budget, over the square
+            of the exact one; None where that is not known, or zero.
     """
 
     family: str
@@ -94,11 +105,36 @@ class Estimate:
     elbo: Value
     gap: Value | None  # KL in the relaxed objective minus the categorical KL
     gradients: Mapping[str, Gradient]
+    kinds: Mapping[str, Gradient] = field(default_factory=dict)
+    cost: float = field(default=math.nan, compare=False)  # of a clock
+    squared_error: Value | None = field(default=None, compare=False)
 
     @property
     def gradient(self) -> Gradient | None:
-        """That of all parameters together; None for a guide without parameters."""
+        """That of all parameters of the guide together; None for a guide without parameters."""
         return self.gradients.get(ALL)
+
+    @property
+    def logits(self) -> Gradient | None:
+        """That of the logits alone."""
+        return self.kinds.get(LOGITS)
+
+    @property
+    def continuous(self) -> Gradient | None:
+        """That of the guide's other parameters."""
+        return self.kinds.get(CONTINUOUS)
+
+    @property
+    def model(self) -> Gradient | None:
+        """That of the model's parameters."""
+        return self.kinds.get(MODEL)
+
+    @property
+    def label(self) -> str:
+        """Family, objective and temperature, in words."""
+        of = f" ({self.objective})" if self.objective != "discrete" else ""
+        at = "" if math.isnan(self.temperature) else f" at τ = {self.temperature:g}"
+        return f"{self.family}{of}{at}"
 
 
 @dataclass(frozen=True)
@@ -144,6 +180,9 @@ class Comparison:
         marginals: by discrete site; given the guide's draws of continuous latents.
         notes: what could not be done, and why: the tables' size, or what the PPL or the program
             itself refuses under enumeration alone. What fails in any case is raised.
+        budget: what one has to spend on a gradient, in estimates by the unit.
+        unit: the family whose estimate costs 1: STGumbelSoftmax, or the cheapest where it is not
+            compared.
     """
 
     evidence: Value | None
@@ -152,9 +191,44 @@ class Comparison:
     marginals: Mapping[str, Marginal]
     num_samples: int
     notes: tuple[str, ...] = field(default=())
+    budget: float = 100.0
+    unit: str = UNIT
+
+    @property
+    def best(self) -> tuple[Estimate, ...]:
+        """The estimate of least squared error first, then those within two standard errors of it.
+
+        Empty where the exact gradient is not known.
+        """
+        found = [(row.squared_error, row) for row in self.estimates if row.squared_error]
+        if not found:
+            return ()
+        found.sort(key=lambda pair: pair[0].mean)
+        least = found[0][0]
+        return tuple(
+            row
+            for error, row in found
+            if error.mean - least.mean <= 2 * math.hypot(error.error, least.error) or error is least
+        )
+
+    @property
+    def verdict(self) -> str:
+        """The last line of the table: which family and temperature this program does best with."""
+        return _verdict(self)
 
     def __str__(self) -> str:
         return to_text(self)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{n}={getattr(self, n).mean:.4g}" for n in ("evidence", "elbo") if getattr(self, n)
+        ]
+        shown += [f"{len(self.estimates)} estimates"]
+        shown += [f"best: {row.label}" for row in self.best[:1]]
+        return f"Comparison({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
 
     def __rich__(self) -> Any:
         return to_table(self)
@@ -174,8 +248,25 @@ class Comparison:
 # --- table ----------------------------------------------------------------------------------------
 
 
+class Sheet(NamedTuple):
+    """A table, however it is shown; `words` are the columns that are no numbers."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    words: tuple[int, ...] = (0,)
+
+
+def to_sheets(comparison: Comparison) -> list[Sheet]:
+    """The tables, as text."""
+    sheets = [_exact(comparison)]
+    if comparison.estimates:
+        sheets += [_elbos(comparison), _gradients(comparison)]
+    return [*sheets, _marginals(comparison)]
+
+
 def to_text(comparison: Comparison) -> str:
-    """The table as plain text."""
+    """The tables as plain text."""
     from rich.console import Console  # within: its import draws from the random state
 
     console = Console(width=120, color_system=None)
@@ -185,65 +276,125 @@ def to_text(comparison: Comparison) -> str:
 
 
 def to_table(comparison: Comparison) -> Any:
-    """The table that rich prints."""
+    """What rich prints."""
     from rich.console import Group
     from rich.table import Table
 
-    summary = Table(title="Exact, by enumeration")
-    summary.add_column("nats")
-    summary.add_column("", justify="right")
-    summary.add_row("log evidence", _show(comparison.evidence))
-    summary.add_row("ELBO of the guide, discretized", _show(comparison.elbo))
+    tables = []
+    for sheet in to_sheets(comparison):
+        table = Table(title=sheet.title)
+        for i, column in enumerate(sheet.columns):
+            wraps: dict[str, Any] = {"overflow": "fold"} if i == 0 else {"no_wrap": True}
+            table.add_column(column, justify="left" if i in sheet.words else "right", **wraps)
+        for row in sheet.rows:
+            table.add_row(*row)
+        tables.append(table)
+    return Group(*tables, *comparison.notes, *filter(None, [comparison.verdict]))
+
+
+def to_html(comparison: Comparison) -> str:
+    """The tables for a notebook."""
+
+    def row(cells: list[str], tag: str, words: tuple[int, ...]) -> str:
+        align = ("left" if i in words else "right" for i in range(len(cells)))
+        shown = (
+            f'<{tag} style="text-align: {a}">{escape(cell)}</{tag}>'
+            for a, cell in zip(align, cells, strict=True)
+        )
+        return f"<tr>{''.join(shown)}</tr>"
+
+    tables = [
+        f"<table><caption>{escape(sheet.title)}</caption><thead>"
+        f"{row(sheet.columns, 'th', sheet.words)}</thead><tbody>"
+        f"{''.join(row(cells, 'td', sheet.words) for cells in sheet.rows)}</tbody></table>"
+        for sheet in to_sheets(comparison)
+    ]
+    lines = [*comparison.notes, *filter(None, [comparison.verdict])]
+    return "".join([*tables, *(f"<p>{escape(line)}</p>" for line in lines)])
+
+
+def _exact(comparison: Comparison) -> Sheet:
+    rows = [
+        ["log evidence", _show(comparison.evidence)],
+        ["ELBO of the guide, discretized", _show(comparison.elbo)],
+    ]
     if comparison.evidence and comparison.elbo:
         gap = comparison.evidence.mean - comparison.elbo.mean
         of = " of discrete latents" if comparison.evidence.error else ""
-        summary.add_row(f"their gap: KL(guide || posterior){of}", f"{gap:.3f}")
-    marginals = Table(title="Marginals: total variation distance of guide and posterior")
-    for column in ("site", "classes", "mean", "largest"):
-        marginals.add_column(column, justify="left" if column == "site" else "right")
+        rows.append([f"their gap: KL(guide || posterior){of}", f"{gap:.3f}"])
+    return Sheet("Exact, by enumeration", ["nats", ""], rows)
+
+
+def _elbos(comparison: Comparison) -> Sheet:
+    gaps = any(row.gap for row in comparison.estimates)
+    exact = comparison.elbo.mean if comparison.elbo else math.nan
+    rows = []
+    for row in comparison.estimates:
+        cells = [*_named(row), f"{row.elbo.mean:.2f} ± {row.elbo.error:.2f}"]
+        cells += [f"{row.elbo.mean - exact:+.2f}"]
+        cells += [f"{row.gap.mean:+.2f}" if row.gap else ""] if gaps else []
+        rows.append(cells)
+    columns = ["family", "objective", "τ", "ELBO", "- exact"] + ["KL gap"] * gaps
+    return Sheet(f"ELBO, {comparison.num_samples} samples each", columns, rows, (0, 1))
+
+
+def _gradients(comparison: Comparison) -> Sheet:
+    """A line for each kind of parameter; what it costs, and the squared error, by the logits."""
+    rows = []
+    for row in comparison.estimates:
+        names = _named(row)
+        for kind, g in row.kinds.items():
+            cells = [kind, f"{g.bias:.3f}", f"({g.floor:.3f})", f"{g.variance:.3g}"]
+            cells += [f"{g.snr:.2f}", f"{g.cosine:.3f}", "", ""]
+            if kind == LOGITS:
+                error = row.squared_error
+                cells[-2:] = [f"{row.cost:.2g}", f"{error.mean:.3g}" if error else ""]
+            rows.append(names + cells)
+            names = ["", "", ""]
+    columns = ["family", "objective", "τ", "parameters", "bias", "(floor)", "variance", "SNR"]
+    title = "Gradient of the ELBO, by kind of parameter"
+    return Sheet(title, [*columns, "cos", "cost", "error"], rows, (0, 1, 3))
+
+
+def _marginals(comparison: Comparison) -> Sheet:
+    rows = []
     for site, marginal in comparison.marginals.items():
         probs = marginal.exact if marginal.exact is not None else marginal.approximate
         classes = "" if probs is None else str(probs.shape[-1])
         name = f"{site} (relabelled)" if marginal.relabelled else site
         distance = marginal.distance[np.isfinite(marginal.distance)]
         shown = [f"{distance.mean():.4f}", f"{distance.max():.4f}"] if distance.size else ["", ""]
-        marginals.add_row(name, classes, *shown)
-    estimates = _estimates(comparison)
-    return Group(summary, estimates, marginals, *comparison.notes)
+        rows.append([name, classes, *shown])
+    title = "Marginals: total variation distance of guide and posterior"
+    return Sheet(title, ["site", "classes", "mean", "largest"], rows)
 
 
-def _estimates(comparison: Comparison) -> Any:
-    from rich.table import Table
-
-    n = comparison.num_samples
-    table = Table(title=f"Relaxed, {n} samples each; gradient in all parameters of the guide")
-    gaps = any(row.gap for row in comparison.estimates)
-    table.add_column("family", overflow="fold")
-    table.add_column("objective", no_wrap=True)
-    for column in ("τ", "ELBO", "- exact", "KL gap", "bias", "(floor)", "variance", "SNR", "cos"):
-        if gaps or column != "KL gap":
-            table.add_column(column, justify="right", no_wrap=True)
-    exact = comparison.elbo.mean if comparison.elbo else math.nan
-    for row in comparison.estimates:
-        cells = ["", "", "", "", ""]
-        if row.gradient:
-            g = row.gradient
-            cells = [f"{g.bias:.3f}", f"({g.floor:.3f})", f"{g.variance:.3g}"]
-            cells += [f"{g.snr:.2f}", f"{g.cosine:.3f}"]
-        table.add_row(
-            row.family,
-            row.objective,
-            "" if math.isnan(row.temperature) else f"{row.temperature:g}",
-            f"{row.elbo.mean:.2f} ± {row.elbo.error:.2f}",
-            f"{row.elbo.mean - exact:+.2f}",
-            *([f"{row.gap.mean:+.2f}" if row.gap else ""] if gaps else []),
-            *cells,
-        )
-    return table
+def _named(row: Estimate) -> list[str]:
+    tau = "" if math.isnan(row.temperature) else f"{row.temperature:g}"
+    return [row.family, row.objective, tau]
 
 
 def _show(value: Value | None) -> str:
     return "not enumerated" if value is None else str(value)
+
+
+def _verdict(comparison: Comparison) -> str:
+    if not comparison.estimates:
+        return ""
+    if not any(row.logits for row in comparison.estimates):
+        return "No family is best: the guide has no parameters of discrete latents."
+    if not comparison.best:
+        why = "is zero" if comparison.elbo else "was not enumerated"
+        return f"No family is named the best: the exact gradient of the logits {why}."
+    first, *ties = comparison.best
+    spend = f"{comparison.budget:g} estimates by {comparison.unit}"
+    line = (
+        f"Best for the logits at the cost of {spend}: {first.label}, error {first.squared_error}."
+    )
+    if ties:
+        shown = [row.label for row in ties[:4]] + [f"{len(ties) - 4} more"] * (len(ties) > 4)
+        line += f" A tie, within two standard errors: {', '.join(shown)}."
+    return line
 
 
 # --- data set -------------------------------------------------------------------------------------
@@ -262,6 +413,17 @@ def to_dataset(comparison: Comparison) -> Dataset:
     for what in ("bias", "floor", "variance", "snr", "cosine"):
         table = [[getattr(row.gradients[n], what) for n in names] for row in rows]
         data[what] = ((first, "parameter"), np.array(table).reshape(len(rows), len(names)))
+        kinds = [[getattr(row.kinds.get(k), what, math.nan) for k in KINDS] for row in rows]
+        data[f"{what}_by_kind"] = (
+            (first, "kind"),
+            np.array(kinds, float).reshape(len(rows), len(KINDS)),
+        )
+    data["cost"] = (first, [row.cost for row in rows])
+    for name in ("mean", "error"):
+        data["squared_error" + "_error" * (name == "error")] = (
+            first,
+            [getattr(row.squared_error, name, math.nan) for row in rows],
+        )
     for name, value in (("evidence", comparison.evidence), ("exact_elbo", comparison.elbo)):
         data[name] = ((), value.mean if value else math.nan)
     for site, marginal in comparison.marginals.items():
@@ -273,7 +435,7 @@ def to_dataset(comparison: Comparison) -> Dataset:
         what: (first, [getattr(row, what) for row in rows])
         for what in ("family", "objective", "temperature")
     }
-    return Dataset(data, coords={**coords, "parameter": names})
+    return Dataset(data, coords={**coords, "parameter": names, "kind": list(KINDS)})
 
 
 # --- figure ---------------------------------------------------------------------------------------
@@ -291,8 +453,10 @@ def to_figure(comparison: Comparison) -> Figure:
     )[:, 0]
     curves = parts[0].subplots(1, 3)
     _draw_elbos(curves[0], comparison)
-    _draw_gradients(curves[1], comparison, "bias", "relative bias of the gradient")
-    _draw_gradients(curves[2], comparison, "variance", "variance of the gradient")
+    several = any(len(row.kinds) > 1 for row in comparison.estimates)
+    of = "logits' gradient" if several else "gradient"
+    _draw_gradients(curves[1], comparison, "bias", f"relative bias of the {of}")
+    _draw_gradients(curves[2], comparison, "variance", f"variance of the {of}")
     if sites:
         panels = parts[1].subplots(1, len(sites), squeeze=False)[0]
         for ax, site in zip(panels, sites, strict=True):
@@ -351,8 +515,8 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
 
 def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> None:
     for (family, objective), rows in _series(comparison).items():
-        rows = [row for row in rows if row.gradient]
-        gradients = [row.gradient for row in rows if row.gradient]
+        rows = [row for row in rows if row.logits or row.gradient]
+        gradients = [g for row in rows if (g := row.logits or row.gradient)]
         values = [getattr(gradient, what) for gradient in gradients]
         if not np.isfinite(values).any():
             continue

@@ -412,6 +412,7 @@ def test_a_limit_to_the_tables(backend):
     )
     assert np.isnan([row.gradient.bias, row.gradient.floor, row.gradient.cosine]).all()
     assert "not enumerated" in str(report)
+    assert report.best == ()
     assert report.plot().axes
     assert np.isnan(report.to_dataset()["evidence"])
 
@@ -522,6 +523,63 @@ def test_too_few_samples(backend):
         backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), num_samples=1)
     with pytest.raises(ValueError, match="adaptation_steps must be at least 1, got 0"):
         backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), adaptation_steps=0)
+
+
+# --- kinds of parameter, and the choice of a family -----------------------------------------------
+
+
+def of_all_kinds(backend):
+    """A parameter of the model; w from (loc, scale), z from logits, w and a weight for both."""
+    ppl, array, gs, Normal = backend.ppl, backend.array, backend.gs, backend.native.Normal
+    positive = backend.native.constraints.positive
+
+    def model():
+        noise = ppl.param("noise", array(1.5), constraint=positive)
+        w = ppl.sample("w", Normal(array(0.0), 1.0))
+        z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+        ppl.sample("x", Normal(gs.select(array(LOCS), z) + w, noise), obs=array(0.4))
+
+    def guide():
+        loc, scale = ppl.param("loc", array(0.1)), ppl.param("scale", array(1e-4))
+        both = ppl.param("both", array(0.3))
+        w = ppl.sample("w", Normal(loc + both, scale))
+        ppl.sample(
+            "z", gs.OneHotCategorical(logits=ppl.param("a", array([0.5, 0.0, 0.2])) + w * both)
+        )
+
+    return model, guide
+
+
+def test_kinds_of_parameters(backend):
+    """Of the logits is what the law of z takes; what reaches it by way of w is not."""
+    families, cost = [backend.gs.STGumbelSoftmax, backend.gs.RLOO_ELBO()], {"RLOO_ELBO(2)": 3.0}
+    report = backend.compare(
+        *of_all_kinds(backend), families=families, temperature=0.5, num_samples=100, cost=cost
+    )
+    for row in report.estimates:
+        sizes = {kind: g.size for kind, g in row.kinds.items()}
+        assert sizes == {"logits": 4, "continuous": 2, "model": 1}
+        assert row.gradient.size == 6
+        assert row.kinds == {"logits": row.logits, "continuous": row.continuous, "model": row.model}
+        # the derivative by log(noise), w being 0.4 but for 1e-4
+        log_q = log_softmax(np.array([0.5, 0.0, 0.2]) + 0.4 * 0.3)
+        slope = np.exp(log_q) @ ((LOCS / 1.5) ** 2 - 1)
+        assert row.model.exact == pytest.approx(abs(slope), rel=1e-3)
+        assert row.model.bias < 4 * row.model.floor
+    st, rloo = report.estimates
+    assert (st.cost, rloo.cost) == (1.0, 3.0)
+    bias = (rloo.logits.bias**2 - rloo.logits.floor**2) * rloo.logits.exact**2
+    expected = (bias + rloo.logits.variance * 3 / 100) / rloo.logits.exact**2
+    assert rloo.squared_error.mean == pytest.approx(expected)
+    assert report.best[0] in report.estimates
+    text, html = str(report), report._repr_html_()
+    for shown in ("continuous", "model", "cost", report.best[0].label):
+        assert shown in text
+        assert shown in html
+    assert repr(report).endswith(f"2 estimates, best: {report.best[0].label})")
+    data = report.to_dataset()
+    assert float(data["bias_by_kind"].sel(kind="model")[1]) == rloo.model.bias
+    assert data["cost"].values.tolist() == [1.0, 3.0]
 
 
 # --- relabelling ----------------------------------------------------------------------------------
@@ -723,7 +781,9 @@ def test_scan_is_relaxed_and_its_evidence_is_exact(backend):
         alpha = alpha @ np.array(TRANSITION) * np.exp(normal(x, np.array(LOCS)))
     assert report.evidence.mean == pytest.approx(np.log(alpha.sum()), rel=1e-6)
     assert any("inside of scan are not enumerated in a guide" in note for note in report.notes)
+    assert report.estimates[0].logits.size == 12
     assert report.estimates[0].gradient.variance > 0
+    assert report.verdict.endswith("the logits was not enumerated.")
 
 
 @pytest.mark.only("numpyro")

@@ -9,7 +9,7 @@ import pytest
 from gs_ppl._shared import comparison
 from gs_ppl._shared.comparison import Program
 from gs_ppl._shared.elimination import Factor, largest_table
-from gs_ppl.report import Gradient, Marginal, Value
+from gs_ppl.report import Comparison, Estimate, Gradient, Marginal, Value
 
 
 def factor(site, latents, plates="", entries=1):
@@ -101,6 +101,86 @@ def test_gradient():
     vanishing = Gradient.of(draws, np.zeros(2))
     assert vanishing.exact == 0.0
     assert np.isnan([vanishing.bias, vanishing.floor, vanishing.cosine]).all()
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+def test_squared_error(bias):
+    """Mean and standard error over many repetitions; draws of the exact gradient are common."""
+    rng, n, share = np.random.default_rng(0), 30, 0.1
+    root, exact = np.array([[1.0, 0.0], [0.8, 0.5]]), np.array([1.0, 2.0])
+    found = []
+    for _ in range(3000):
+        noise = rng.normal(size=(n, 2)) @ root.T
+        common = rng.normal(size=(n, 2))
+        # relative to |exact|^2, which the common noise moves a little in each repetition
+        norm = ((exact + common).mean(0) ** 2).sum()
+        error = comparison.squared_error(exact + common + bias + noise, exact + common, share)
+        found.append((error.mean * norm, error.error * norm))
+    means, errors = np.array(found).T
+    expected = 2 * bias**2 + share * (np.trace(root @ root.T) + 2)
+    assert abs(means.mean() - expected) < 5 * means.std() / np.sqrt(3000)
+    assert np.sqrt((errors**2).mean()) == pytest.approx(means.std(), rel=0.1)
+    assert comparison.squared_error(common, 0 * exact[None], share) is None
+
+
+COSTS = {
+    "of ST": ({"STGumbelSoftmax": [2.0, 1.0], "A": [1.1], "B": [5.5]}, {}, (1, 1, 2**2.5)),
+    "of the cheapest": ({"A": [3.0], "B": [1.0]}, {}, (2**1.5, 1)),
+    "given": ({"STGumbelSoftmax": [1.0], "A": [1.0]}, {"A": 7.0}, (1, 7.0)),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_costs_are_relative(name):
+    """To half an octave, the least time of a family; 5.5 = 2^2.46."""
+    seconds, given, expected = COSTS[name]
+    labels = [label for label, times in seconds.items() for _ in times]
+    times = [s for each in seconds.values() for s in each]
+    unit, costs = comparison.relative_costs(labels, times, given)
+    assert unit == ("B" if name == "of the cheapest" else "STGumbelSoftmax")
+    assert tuple(costs.values()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"budget": 0.0}, "budget must be positive and finite, got 0"),
+        ({"cost": {"A": -1.0}}, "cost of A must be positive and finite, got -1"),
+    ],
+)
+def test_options_that_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        comparison.Options([], [], [], 2, 1, [], 10, False, **option)
+    with pytest.raises(ValueError, match="cost: no family is called 'C'; there are 'A'"):
+        comparison.relative_costs(["A", "A"], [1.0, 1.0], {"C": 1.0})
+
+
+def judged(**errors):
+    """A comparison of families with these squared errors."""
+    one = Gradient(1, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    rows = [
+        Estimate(name, "discrete", np.nan, Value(0.0), None, {}, {"logits": one}, 1.0, error)
+        for name, error in errors.items()
+    ]
+    return Comparison(None, Value(0.0), tuple(rows), {}, 10)
+
+
+def test_the_best_and_what_ties_with_it():
+    """Within two standard errors of the difference: 0.3 is 1.9 of them, 0.4 is 2.5 of them."""
+    far, near, least = Value(0.5, 0.1), Value(0.4, 0.12), Value(0.1, 0.1)
+    report = judged(far=far, near=near, least=least)
+    assert [row.family for row in report.best] == ["least", "near"]
+    assert report.verdict == (
+        "Best for the logits, at the cost of 100 estimates by STGumbelSoftmax: least, error"
+        " 0.100 ± 0.100. A tie, within two standard errors: near."
+    )
+    assert str(report).split()[-1] == "near."
+    assert [row.family for row in judged(far=far, least=least).best] == ["least"]
+    assert "tie" not in judged(far=far, least=least).verdict
+    unknown = judged(a=None)
+    assert unknown.best == ()
+    assert unknown.verdict.endswith("the exact gradient of the logits is zero.")
+    assert judged().verdict == ""
 
 
 def test_marginal():

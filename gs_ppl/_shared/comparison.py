@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -14,7 +14,19 @@ from tqdm import tqdm
 from gs_ppl._shared import elimination
 from gs_ppl._shared.elimination import Factor, largest_table
 from gs_ppl._shared.families import Family, bare, check_family, family_label
-from gs_ppl.report import ALL, Comparison, Estimate, Gradient, Marginal, Value
+from gs_ppl.report import (
+    ALL,
+    CONTINUOUS,
+    KINDS,
+    LOGITS,
+    MODEL,
+    UNIT,
+    Comparison,
+    Estimate,
+    Gradient,
+    Marginal,
+    Value,
+)
 
 ADAPTATION_RATE = 0.02  # of Adam, for the state that an ELBO keeps
 
@@ -36,6 +48,7 @@ class Program:
     sites: Mapping[str, Any]
     discrete: Mapping[str, int]
     continuous: Sequence[str]
+    parameters: Mapping[str, Any]  # unconstrained
 
     def frames(self, site: str) -> list[Any]:
         """The plates around a site, from the left."""
@@ -74,6 +87,28 @@ class Session:
     guide: Program
     sizes: Mapping[str, int]  # rows of each plate that a draw sees
     stochastic: bool  # continuous latents or subsampled rows: exact numbers take draws too
+    seconds: float  # CPU time of one draw of the last estimate
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Those of the guide, then those that the model has alone."""
+        return {**self.guide.parameters, **self.model.parameters, **self.guide.parameters}
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Of each parameter."""
+        logits, guide = self.logits(), self.guide.parameters
+        return {
+            name: (LOGITS if name in logits else CONTINUOUS) if name in guide else MODEL
+            for name in self.parameters
+        }
+
+    def logits(self) -> Collection[str]:
+        """The guide's parameters that the law of a discrete latent takes.
+
+        Other latents are held: a parameter that reaches it by way of their values is none.
+        """
+        raise NotImplementedError
 
     def plates(self, site: str) -> tuple[str, ...]:
         """Names of the plates around a site, from the left."""
@@ -132,12 +167,22 @@ class Options:
     relabel: Collection[str]
     max_entries: int
     progress_bar: bool
+    budget: float = 100.0
+    cost: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        positive = {"budget": self.budget, **{f"cost of {n}": c for n, c in self.costs.items()}}
+        for what, number in positive.items():
+            if not 0 < number < math.inf:
+                raise ValueError(f"{what} must be positive and finite, got {number}")
         if self.num_samples < 2:
             raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
         if self.adaptation_steps < 1:
             raise ValueError(f"adaptation_steps must be at least 1, got {self.adaptation_steps}")
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        return self.cost or {}
 
 
 def list_rows(
@@ -170,10 +215,13 @@ def run(session: Session, options: Options) -> Comparison:
     if unknown:
         raise ValueError(f"relabel: no enumerated site is called {', '.join(map(repr, unknown))}")
     rows = list_rows(options.families, options.objectives, options.temperatures)
-    relaxed: Any = cache(partial(_draw, session, draws, options.adaptation_steps))
+    draw: Any = cache(partial(_draw, session, draws, options.adaptation_steps))
+    drawn = [draw(*row) for row in tqdm(rows, desc="compare", disable=not options.progress_bar)]
+    labels = [family_label(family) for family, *_ in rows]
+    unit, cost = relative_costs(labels, [each.seconds for each in drawn], options.costs)
     estimates = [
-        _estimate(relaxed, exact.gradients, *row)
-        for row in tqdm(rows, desc="compare", disable=not options.progress_bar)
+        _estimate(draw, exact.gradients, session.kinds, row, cost[label], options.budget)
+        for label, row in zip(labels, rows, strict=True)
     ]
     return Comparison(
         exact.evidence,
@@ -182,7 +230,38 @@ def run(session: Session, options: Options) -> Comparison:
         {site: m.match() if site in relabel else m for site, m in marginals.items()},
         draws,
         tuple(exact.notes),
+        options.budget,
+        unit,
     )
+
+
+def relative_costs(
+    labels: Sequence[str], seconds: Sequence[float], given: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
+    """By family the CPU time of one estimate over that of the unit, and which family that is.
+
+    To half an octave: what is finer changes from run to run. What is given stands as it is.
+    """
+    if unknown := sorted(set(given) - set(labels)):
+        raise ValueError(
+            f"cost: no family is called {', '.join(map(repr, unknown))}; there are"
+            f" {', '.join(map(repr, dict.fromkeys(labels)))}"
+        )
+    least = dict.fromkeys(labels, math.inf)
+    for label, each in zip(labels, seconds, strict=True):
+        least[label] = min(least[label], max(each, 1e-9))
+    unit = UNIT if UNIT in least or not least or given else min(least, key=least.__getitem__)
+    one = least.get(unit, min(least.values(), default=1.0))
+    octaves = {label: math.log2(each / one) for label, each in least.items()}
+    return unit, {label: 2 ** (round(2 * x) / 2) for label, x in octaves.items()} | dict(given)
+
+
+class Draws(NamedTuple):
+    """Of one row of the table; seconds are those of one draw."""
+
+    elbo: np.ndarray
+    gradients: Gradients
+    seconds: float
 
 
 def _draw(
@@ -192,10 +271,12 @@ def _draw(
     family: Family | Any,
     objective: str,
     temperature: float,
-) -> tuple[np.ndarray, Gradients]:
+) -> Draws:
     if isinstance(family, type | partial):
-        return session.relaxed(family, objective, temperature, draws)
-    return session.discrete(family, draws, adaptation_steps)
+        found = session.relaxed(family, objective, temperature, draws)
+    else:
+        found = session.discrete(family, draws, adaptation_steps)
+    return Draws(*found, session.seconds)
 
 
 class _Exact:
@@ -254,22 +335,68 @@ def _is_own(error: Exception) -> bool:
 
 
 def _estimate(
-    relaxed: Callable[[Family | Any, str, float], tuple[np.ndarray, Gradients]],
+    draw: Callable[[Family | Any, str, float], Draws],
     exact: Gradients | None,
-    family: Family | Any,
-    objective: str,
-    temperature: float,
+    kinds: Mapping[str, str],
+    row: tuple[Family | Any, str, float],
+    cost: float,
+    budget: float,
 ) -> Estimate:
-    elbo, gradients = relaxed(family, objective, temperature)
+    family, objective, temperature = row
+    elbo, gradients, _ = draw(*row)
     gap = None
     if objective == "relaxed":  # the same draws: what differs is the KL
-        gap = Value.of(relaxed(family, "categorical", temperature)[0] - elbo)
-    if len(gradients) > 0:
-        gradients = {**gradients, ALL: np.concatenate(list(gradients.values()), -1)}
-    if exact:
-        exact = {**exact, ALL: np.concatenate(list(exact.values()), -1)}
-    quality = {
-        name: Gradient.of(g, exact[name] if exact else None) for name, g in gradients.items()
-    }
-    name = family_label(family)
-    return Estimate(name, objective, temperature, Value.of(elbo), gap, quality)
+        gap = Value.of(draw(family, "categorical", temperature).elbo - elbo)
+
+    def quality(groups: Mapping[str, Sequence[str]]) -> dict[str, Gradient]:
+        return {
+            name: Gradient.of(_joined(gradients, names), _joined(exact, names) if exact else None)
+            for name, names in groups.items()
+            if names
+        }
+
+    of_kind = {kind: [name for name in gradients if kinds[name] == kind] for kind in KINDS}
+    guide = of_kind[LOGITS] + of_kind[CONTINUOUS]
+    error = None
+    if exact and (logits := of_kind[LOGITS]):
+        error = squared_error(_joined(gradients, logits), _joined(exact, logits), cost / budget)
+    return Estimate(
+        family_label(family),
+        objective,
+        temperature,
+        Value.of(elbo),
+        gap,
+        quality({name: [name] for name in gradients} | {ALL: guide}),
+        quality(of_kind),
+        cost,
+        error,
+    )
+
+
+def _joined(gradients: Gradients, names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([gradients[name] for name in names], -1)
+
+
+def squared_error(draws: np.ndarray, exact: np.ndarray, share: float) -> Value | None:
+    """bias^2 + share x variance of an estimator, over the square of the exact gradient.
+
+    The bias is without what noise adds to it, so that an unbiased estimator has 0 on average. The
+    standard error is that of a U-statistic, of both orders: at no bias the second is all, and noise
+    makes the estimate of the first twice as large as it.
+
+    Args:
+        draws: shape (n, size).
+        exact: shape (1, size), or (n, size) draw by draw.
+        share: of the variance that remains, 1 / (number of draws that are averaged).
+    """
+    n, norm = len(draws), float((exact.mean(0) ** 2).sum())
+    if norm == 0:
+        return None
+    off, spread = draws - exact, draws - draws.mean(0)
+    bias, centred = off.mean(0), off - off.mean(0)
+    products, squares = centred @ centred.T, (spread**2).sum(-1) * n / (n - 1)
+    value = bias @ bias - np.trace(products) / (n * (n - 1)) + share * squares.mean()
+    first = (2 * centred @ bias + share * squares).var(ddof=1) / n
+    np.fill_diagonal(products, 0.0)
+    second = 2 * (products**2).sum() / (n * (n - 1)) ** 2
+    return Value(float(value) / norm, math.sqrt(max(first - second, second)) / norm)

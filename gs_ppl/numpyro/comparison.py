@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from time import process_time
 from typing import Any
 from zlib import crc32
 
@@ -28,6 +29,7 @@ from gs_ppl.numpyro.checks import check
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
+from gs_ppl.numpyro.follow import _used
 from gs_ppl.numpyro.handlers import discretize, relax, select
 from gs_ppl.numpyro.integers import (
     class_dims,
@@ -54,6 +56,8 @@ def compare(
     loss: ELBO | None = None,
     num_samples: int = 200,
     adaptation_steps: int = 1000,
+    budget: float = 100.0,
+    cost: Mapping[str, float] | None = None,
     relabel: Collection[str] = (),
     max_entries: int = 50_000_000,
     rng_key: Array | None = None,
@@ -80,6 +84,10 @@ def compare(
         loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
         num_samples: draws for each method.
         adaptation_steps: by which the state that an ELBO keeps adapts to the program first.
+        budget: what one has to spend on a gradient, in estimates by STGumbelSoftmax: the last line
+            names what has the least bias^2 + variance x cost / budget there (`best`).
+        cost: CPU time of one estimate by family, as {"RLOO_ELBO(2)": 2.0}, over STGumbelSoftmax's
+            (or the cheapest family's, without it); None: measured, to half an octave.
         relabel: sites of which the guide's classes are matched to the model's.
         max_entries: an enumeration that makes a larger table is not tried.
         rng_key: of the draws; None: jax.random.key(0).
@@ -110,6 +118,8 @@ def compare(
         relabel,
         max_entries,
         progress_bar,
+        budget,
+        cost,
     )
     key = jax.random.key(0) if rng_key is None else rng_key
     session = Session(model, guide, args, kwargs, params or {}, loss or TraceMeanField_ELBO(), key)
@@ -296,19 +306,36 @@ class Session(comparison.Session):
             return -self.exact.loss(key, self._constrained(parameters), *pair)
 
         draw = jax.jit(self._map(elbo, draws, self.table("guide")[0]))
-        return _flat(self.guide.parameters, *draw(self.guide.parameters))
+        return _flat(self.parameters, *draw(self.parameters))
+
+    def logits(self) -> set[str]:
+        latents = {name: site["value"] for name, site in self.guide.sites.items()}
+
+        def scores(parameters: dict[str, Any]) -> list[Array]:
+            values = {**self._constrained(parameters), **latents}
+            seeded = handlers.seed(SeedBySite(self.guide, self.key), self.key)
+            trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace()
+            sites = (trace[name] for name in self.guide.discrete)
+            return [site["fn"].log_prob(site["value"]) for site in sites]
+
+        return _used(scores, self.guide.parameters)
 
     def relaxed(
         self, family: Family, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
-        compiled = self._relaxed.get((family, objective))
-        if compiled is None:
-            compiled = self._compile(family, objective, temperature, draws)
-            self._relaxed[family, objective] = compiled
-        parameters = self.guide.parameters
-        return _flat(parameters, *compiled(parameters, jnp.asarray(temperature, float)))
+        key, tau = (family, objective), jnp.asarray(temperature, float)
+        if key not in self._relaxed:
+            draw = self._draw(family, objective, temperature, draws)
+            self._relaxed[key] = draw.lower(self.parameters, tau).compile()
+        return self._timed(self._relaxed[key], draws, self.parameters, tau)
 
-    def _compile(self, family: Family, objective: str, temperature: float, draws: int) -> Callable:
+    def _timed(self, compiled: Callable, draws: int, *args: Any) -> tuple[np.ndarray, Gradients]:
+        began = process_time()
+        values, gradients = jax.block_until_ready(compiled(*args))
+        self.seconds = (process_time() - began) / draws
+        return _flat(self.parameters, values, gradients)
+
+    def _draw(self, family: Family, objective: str, temperature: float, draws: int) -> Any:
         """Draws at any temperature, which is traced; the pairing is checked at this one."""
         # a straight-through family is scored by its mass under either objective
         scoring = "categorical" if objective == "discrete" else objective
@@ -345,8 +372,9 @@ class Session(comparison.Session):
         fixed = (handlers.substitute(p, data=self.values) for p in (self.model, guide))
         check(*fixed, elbo)
         entries = sum(jnp.size(node["value"]) for node in self.model.sites.values())
-        draw, parameters = jax.jit(self._map(score, draws, entries)), self.guide.parameters
-        return _flat(parameters, *draw(parameters))
+        draw = jax.jit(self._map(score, draws, entries))
+        compiled = draw.lower(self.parameters).compile()
+        return self._timed(compiled, draws, self.parameters)
 
     def _adapt(self, elbo: ELBO, steps: int) -> dict[str, Any]:
         """What the guide keeps for an ELBO, after steps in which it alone moves."""
@@ -360,7 +388,8 @@ class Session(comparison.Session):
         return result.params | (result.state.mutable_state or {})
 
     def _constrained(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        return {**self.values, **transform_fn(self.guide.transforms, parameters)}
+        transforms = {**self.model.transforms, **self.guide.transforms}
+        return {**self.values, **transform_fn(transforms, parameters)}
 
     def _map(self, score: Callable, draws: int, entries: int) -> Callable:
         """Score and its gradient in the first argument, draw by draw, as many as fit at once."""

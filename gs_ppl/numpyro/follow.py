@@ -97,11 +97,12 @@ def terms_of(site: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _used(fn: Callable, inputs: dict[str, Array]) -> set[str]:
+def _used(fn: Callable, inputs: Mapping[str, Any]) -> set[str]:
     """The inputs that a result needs; NumPyro's provenance takes a scan for one operation."""
-    jaxpr = jax.make_jaxpr(fn)(inputs).jaxpr
+    jaxpr = jax.make_jaxpr(fn)(dict(inputs)).jaxpr
     _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return set(itertools.compress(sorted(inputs), used))
+    names = (name for name in sorted(inputs) for _ in jax.tree.leaves(inputs[name]))
+    return set(itertools.compress(names, used))
 
 
 class Follows(AutoGuide):

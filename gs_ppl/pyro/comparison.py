@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from time import process_time
 from typing import Any
 from zlib import crc32
 
@@ -51,6 +52,8 @@ def compare(
     loss: ELBO | None = None,
     num_samples: int = 200,
     adaptation_steps: int = 1000,
+    budget: float = 100.0,
+    cost: Mapping[str, float] | None = None,
     relabel: Collection[str] = (),
     max_entries: int = 50_000_000,
     seed: int = 0,
@@ -77,6 +80,10 @@ def compare(
         loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
         num_samples: draws for each method.
         adaptation_steps: by which the state that an ELBO keeps adapts to the program first.
+        budget: what one has to spend on a gradient, in estimates by STGumbelSoftmax: the last line
+            names what has the least bias^2 + variance x cost / budget there (`best`).
+        cost: CPU time of one estimate by family, as {"RLOO_ELBO(2)": 2.0}, over STGumbelSoftmax's
+            (or the cheapest family's, without it); None: measured, to half an octave.
         relabel: sites of which the guide's classes are matched to the model's.
         max_entries: an enumeration that makes a larger table is not tried.
         seed: of the draws.
@@ -108,6 +115,8 @@ def compare(
         relabel,
         max_entries,
         progress_bar,
+        budget,
+        cost,
     )
     with random_state():
         session = Session(model, guide, args, kwargs, loss or TraceMeanField_ELBO(), seed)
@@ -266,7 +275,19 @@ class Session(comparison.Session):
 
     def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
         pair = config_enumerate(self.model), config_enumerate(self.guide)
-        return self._values(self.exact, *pair, draws, self.guide.parameters)
+        return self._values(self.exact, *pair, draws, self.parameters)
+
+    def logits(self) -> set[str]:
+        data = {name: site["value"].detach() for name, site in self.guide.sites.items()}
+        with SeedBySite(self.seed, 0):
+            trace = poutine.trace(poutine.condition(self.guide, data=data)).get_trace()
+        sites = [trace.nodes[name] for name in self.guide.discrete]
+        score = sum(site["fn"].log_prob(site["value"]).sum() for site in sites)
+        if not getattr(score, "requires_grad", False):
+            return set()
+        leaves = self.guide.parameters
+        slopes = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
+        return {name for name, g in zip(leaves, slopes, strict=True) if g is not None}
 
     def relaxed(
         self, family: Family, objective: str, temperature: float, draws: int
@@ -278,19 +299,19 @@ class Session(comparison.Session):
             for p in (self.model, self.guide)
         )
         check(model, guide, self.loss)
-        return self._values(self.loss, model, guide, draws, self.guide.parameters)
+        return self._values(self.loss, model, guide, draws, self.parameters)
 
     def discrete(
         self, elbo: ELBO, draws: int, adaptation_steps: int
     ) -> tuple[np.ndarray, Gradients]:
         if not hasattr(elbo, "wrap"):
             check(self.model, self.guide, elbo)
-            return self._values(elbo, self.model, self.guide, draws, self.guide.parameters)
+            return self._values(elbo, self.model, self.guide, draws, self.parameters)
         guide = elbo.wrap(self.guide)
         with self._without_state():
             check(self.model, guide, elbo)
             self._adapt(elbo, guide, adaptation_steps)
-            return self._values(elbo, self.model, guide, draws, self.guide.parameters)
+            return self._values(elbo, self.model, guide, draws, self.parameters)
 
     @contextmanager
     def _without_state(self) -> Iterator[None]:
@@ -329,14 +350,18 @@ class Session(comparison.Session):
         """ELBO, and its gradient in the variables, draw by draw."""
         leaves = list(variables.values())
         values: list[float] = []
+        seconds: list[float] = []
         gradients: dict[str, list[np.ndarray]] = {name: [] for name in variables}
         for draw in range(draws):
+            began = process_time()
             with SeedBySite(self.seed, draw):
                 value, slopes = _value_and_gradient(elbo, model, guide, leaves)
+            seconds.append(process_time() - began)
             values.append(value)
             for name, leaf, slope in zip(variables, leaves, slopes, strict=True):
                 slope = torch.zeros_like(leaf) if slope is None else slope
                 gradients[name].append(slope.flatten().double().numpy())
+        self.seconds = float(np.median(seconds))
         return np.array(values), {name: np.stack(g) for name, g in gradients.items()}
 
 
