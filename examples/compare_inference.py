@@ -8,13 +8,14 @@ each result is judged by the exact evidence of the fitted parameters, not by its
 
     python examples/compare_inference.py --backend both --output results/demo
 
-writes means.png, curves.png and report.json, and prints the table.
+writes means.png, curves.png and report.json, and prints the table; and of one fit all that
+`compare` says, the last line of which names the family that this program would do best with.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,7 @@ class Method:
     temperature: str = ""  # for the reader
     last: float = 1.0  # temperature of the last step
     guide: str = "guide"
+    chooses: bool = False  # whether compare is asked which family would be best for its guide
 
     @property
     def label(self) -> str:
@@ -70,6 +72,7 @@ class Fit:
     agreement: float = math.nan
     steps_per_second: float = math.nan
     comparison: Comparison | None = None
+    choice: Comparison | None = None
 
     @property
     def nats(self) -> float:
@@ -84,7 +87,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
     annealed_soft = Method(soft, "tab:blue", soft, to_half, "1 → 0.5", 0.5)
     annealed_hard = Method(hard, "tab:red", hard, to_half, "1 → 0.5", 0.5)
     if quick:
-        return [exact, annealed_soft, annealed_hard]
+        return [exact, annealed_soft, replace(annealed_hard, chooses=True)]
     return [
         exact,
         annealed_soft,
@@ -94,14 +97,14 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
         Method(hard, "tab:orange", hard, to_tenth, "1 → 0.1", 0.1),
         Method(hard, "gold", hard, constant(0.1), "0.1", 0.1),
         # the same guide and the same bound as the straight-through rows, without any noise
-        Method("Enumeration of the guide", "darkgray"),
+        Method("Enumeration of the guide", "darkgray", chooses=True),
     ]
 
 
 # --- training: one generator per backend ----------------------------------------------------------
 
 # After every chunk of steps: mean loss in nats per image, weights, means; at the end, where there
-# is a guide, the Comparison of the fitted programs on all images.
+# is a guide, the Comparison of the fitted programs on all images, and that of the families.
 Progress = Iterator[tuple[float, np.ndarray, np.ndarray] | Comparison]
 
 
@@ -119,6 +122,13 @@ def options(method: Method, gs: ModuleType) -> dict[str, Any]:
     families = [getattr(gs, method.family)] if method.family else []
     how = {"temperature": method.last, "objectives": ["relaxed"], "num_samples": SAMPLES}
     return {"families": families, "progress_bar": False, **how}
+
+
+def all_families(gs: ModuleType) -> dict[str, Any]:
+    """What compare is asked where it shall name the best family."""
+    families = [gs.GumbelSoftmax, gs.STGumbelSoftmax, gs.RLOO_ELBO()]
+    how = {"objectives": ["categorical"], "num_samples": SAMPLES, "progress_bar": False}
+    return {"families": families, **how}
 
 
 def train_pyro(
@@ -149,6 +159,8 @@ def train_pyro(
     if method.guide == "guide":
         programs = mixture.model, mixture.guide
         yield gs.compare(*programs, counts, initial_means, **options(method, gs))
+        if method.chooses:
+            yield gs.compare(*programs, counts, initial_means, **all_families(gs))
 
 
 def train_numpyro(
@@ -183,6 +195,8 @@ def train_numpyro(
         programs, params = (mixture.model, mixture.guide), svi.get_params(state)
         how = options(method, gs)
         yield gs.compare(*programs, counts, initial_means, params=params, **how)
+        if method.chooses:
+            yield gs.compare(*programs, counts, initial_means, params=params, **all_families(gs))
 
 
 TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": train_numpyro}
@@ -253,7 +267,7 @@ def fit(
     result.agreement = float(adjusted_rand_score(labels, joint.argmax(-1)))
     if len(seconds) > 1:  # the first chunk compiles
         result.steps_per_second = CHUNK * (len(seconds) - 1) / sum(seconds[1:])
-    result.comparison = next(trainer, None)
+    result.comparison, result.choice = next(trainer, None), next(trainer, None)
     return result
 
 
@@ -387,6 +401,10 @@ def main() -> None:
 
     console = Console()
     console.print(make_table(fits, counts))
+    for f in fits:
+        if f.choice is not None:
+            console.rule(f"{TITLES[f.backend]}: compare, for the guide of: {f.method.label}")
+            console.print(f.choice)
     pictures = [arguments.output / "means.png", arguments.output / "curves.png"]
     draw_means(fits, counts, labels, pictures[0])
     draw_curves(fits, pictures[1])

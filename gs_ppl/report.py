@@ -129,6 +129,12 @@ class Estimate:
         """That of the model's parameters."""
         return self.kinds.get(MODEL)
 
+    def __repr__(self) -> str:
+        by_kind = [
+            f"{kind}: bias {g.bias:.3f}, cos {g.cosine:.3f}" for kind, g in self.kinds.items()
+        ]
+        return f"Estimate({'; '.join([self.label, f'ELBO {self.elbo}', *by_kind])})"
+
     @property
     def label(self) -> str:
         """Family, objective and temperature, in words."""
@@ -152,6 +158,13 @@ class Marginal:
         if self.exact is None or self.approximate is None:
             return np.full((), math.nan)
         return 0.5 * np.abs(self.exact - self.approximate).sum(-1)
+
+    def __repr__(self) -> str:
+        sides = {"exact": self.exact, "approximate": self.approximate}
+        shown = [f"{name} of shape {x.shape}" for name, x in sides.items() if x is not None]
+        if np.isfinite(self.distance).any():
+            shown.append(f"largest distance {np.nanmax(self.distance):.4f}")
+        return f"Marginal({', '.join(shown)})"
 
     def match(self) -> Marginal:
         """The approximate classes in the order in which they fit the exact ones best."""

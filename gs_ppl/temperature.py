@@ -50,7 +50,7 @@ def exponential(rate: float, minimum: float = 0.5, every: int = 1, start: float 
     _check_count(every=every)
     if minimum > start:
         raise ValueError(f"minimum must be at most start, {start}, got {minimum}")
-    return partial(_exponential, rate=rate, minimum=minimum, every=every, start=start)
+    return _Shown(_exponential, rate=rate, minimum=minimum, every=every, start=start)
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
@@ -71,7 +71,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
     """
     _check_positive(start=start, end=end)
     _check_count(steps=steps)
-    return partial(_linear, start=start, end=end, steps=steps)
+    return _Shown(_linear, start=start, end=end, steps=steps)
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
@@ -86,7 +86,7 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
     """
     _check_positive(start=start, end=end)
     _check_count(steps=steps)
-    return partial(_cosine, start=start, end=end, steps=steps)
+    return _Shown(_cosine, start=start, end=end, steps=steps)
 
 
 def constant(temperature: float) -> Schedule:
@@ -103,10 +103,18 @@ def constant(temperature: float) -> Schedule:
         0.5
     """
     _check_positive(temperature=temperature)
-    return partial(_constant, temperature=temperature)
+    return _Shown(_constant, temperature=temperature)
 
 
 # --- formulas: module-level, so that a schedule pickles -------------------------------------------
+
+
+class _Shown(partial):
+    """A schedule, which is shown as the call that makes it."""
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
+        return f"{self.func.__name__.removeprefix('_')}({options})"
 
 
 def _exponential(step: Any, *, rate: float, minimum: float, every: int, start: float) -> Any:

@@ -35,6 +35,11 @@ class Training:
     evaluation_steps: np.ndarray
     elbos: np.ndarray
 
+    def __repr__(self) -> str:
+        ways = {"loss": self.losses, "temperature": self.temperatures, "discrete ELBO": self.elbos}
+        shown = [f"{name} {x[0]:.4g} to {x[-1]:.4g}" for name, x in ways.items() if len(x)]
+        return f"Training({', '.join([f'{len(self.losses)} steps', *shown])})"
+
 
 def plot_training(training: Any) -> Figure:
     """Draws the loss of each step, the ELBOs of the discrete programs, and the temperature.

@@ -67,6 +67,13 @@ class Relaxation:
             check_family("family", family)
 
     @property
+    def shown(self) -> dict[str, Any]:
+        """The options that are not the defaults."""
+        plain = {"temperature": None, "objective": "categorical", "family": self.default}
+        options = {name: getattr(self, name) for name in plain}
+        return {name: value for name, value in options.items() if value is not plain[name]}
+
+    @property
     def named(self) -> set[str]:
         """The sites that the options name."""
         return named(self.family)

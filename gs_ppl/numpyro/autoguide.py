@@ -27,6 +27,7 @@ from gs_ppl._shared.families import (
     refuse_sure_rows,
 )
 from gs_ppl._shared.following import check_broadcast
+from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
@@ -249,6 +250,9 @@ class AutoGumbelSoftmax(SiteLogits):
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
         super().__init__(model, sites, init_logits, prefix, create_plates)
 
+    def __repr__(self) -> str:
+        return handled(type(self).__name__, self.model, **self.relaxation.shown)
+
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         check_sites(self.relaxation.named, {*self._sites})
@@ -294,6 +298,10 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
 
     NumPyro's own draws the indices anew for each part, and takes no discrete latents.
     """
+
+    def __repr__(self) -> str:
+        parts = (repr(part) if isinstance(part, Follows) else type(part).__name__ for part in self)
+        return f"AutoGuideList({', '.join(parts)})"
 
     def append(self, part: Any) -> None:
         if isinstance(part, Follows):

@@ -24,6 +24,7 @@ from numpyro.distributions import (
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, refuse_composed, rewrap, unmasked
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import Within, is_scan, latent_values, reach_into_bodies
@@ -121,6 +122,9 @@ class config_enumerate(Messenger):
         >>> round(float(loss), 4)
         1.4189
     """
+
+    def __repr__(self) -> str:
+        return handled("config_enumerate", self.fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "control_flow":

@@ -27,6 +27,7 @@ from gs_ppl._shared.families import (
     refuse_soft_value,
     refuse_weights,
 )
+from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, is_masked, masks, refuse_composed, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import (
@@ -147,6 +148,11 @@ class RelaxMessenger(carry_log_values):
         self.relaxation = relaxation
         self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
+
+    def __repr__(self) -> str:
+        options = {"sites": self.sites, "truncate": self.truncate or None}
+        given = {name: value for name, value in options.items() if value is not None}
+        return handled("relax", self.fn, **self.relaxation.shown, **given)
 
     def __enter__(self) -> None:
         self._discrete: set[str] = set()
@@ -342,6 +348,9 @@ class discretize(Messenger):
         ...     float(discretize(guide)().sum())
         1.0
     """
+
+    def __repr__(self) -> str:
+        return handled("discretize", self.fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_bodies(self, msg)

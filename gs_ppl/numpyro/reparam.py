@@ -42,6 +42,9 @@ class GumbelSoftmaxReparam(Reparam):
         (3,)
     """
 
+    def __repr__(self) -> str:
+        return "GumbelSoftmaxReparam()"
+
     def __call__(self, name: str, fn: Any, obs: Array | None) -> tuple[None, Array]:
         law = innermost(fn)
         if not isinstance(law, Relaxed) or law.is_hard:

@@ -18,6 +18,7 @@ from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import mutable
 from numpyro.util import check_model_guide_match
 
+from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, is_scored, samples, with_state
 from gs_ppl.numpyro.distributions import SoftBernoulli
@@ -40,7 +41,7 @@ def _exact_score(fn: Any) -> Any:
     return rewrap(fn, lambda law: SoftBernoulli(1.0, logits=logits_of(law))) if is_bit else fn
 
 
-class ScoreFunctionELBO(ELBO):
+class ScoreFunctionELBO(ShownELBO, ELBO):
     """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
 
     Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other

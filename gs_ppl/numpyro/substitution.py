@@ -21,6 +21,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
@@ -230,7 +231,7 @@ def _tempered(z: Array, tau: Any) -> Array:
     return jnp.where(finite, jnp.where(finite, z, 0.0) / tau, z)
 
 
-class SubstitutingELBO(ELBO):
+class SubstitutingELBO(ShownELBO, ELBO):
     """For guides all of whose sites are discrete, in one layer or several."""
 
     can_infer_discrete = True

@@ -14,6 +14,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
 from gs_ppl._shared.pairings import shapes
+from gs_ppl._shared.reprs import call, program_name
 from gs_ppl.numpyro.checks import check, check_tails
 from gs_ppl.numpyro.handlers import discretize
 from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
@@ -81,8 +82,12 @@ class AnnealedSVI(SVI):
         check_argument("schedule", is_schedule, SCHEDULE, schedule)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
+        self._shown = [*map(program_name, (model, guide)), type(loss).__name__, repr(schedule)]
         self._truncates = _truncates(model)
         self._checked: set[Any] = set()
+
+    def __repr__(self) -> str:
+        return call(type(self).__name__, *self._shown)
 
     def temperature(self, svi_state: Any) -> Array:
         """The temperature of the coming step."""
@@ -219,6 +224,9 @@ class RunResult(SVIRunResult):
     """Parameters, state and losses, as NumPyro's; and what else is known by step."""
 
     training: Training
+
+    def __repr__(self) -> str:
+        return f"RunResult({self.training!r}, params: {', '.join(self.params)})"
 
     @property
     def temperatures(self) -> np.ndarray:

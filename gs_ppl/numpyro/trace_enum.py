@@ -8,6 +8,7 @@ from jax import Array
 from numpyro import handlers, infer
 
 from gs_ppl._shared.families import refuse_enumerated_parents
+from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro._base import LogitsDistribution
 
@@ -23,7 +24,7 @@ def _analytic(site: dict[str, Any]) -> dict[str, Any]:
     return {"kl": "analytic"} if is_soft_mass(site["fn"]) and not site["is_observed"] else {}
 
 
-class TraceEnum_ELBO(infer.TraceEnum_ELBO):
+class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
     """NumPyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has.
 
     So that a program may have enumerated and soft sites side by side. Soft values are scored by a

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl.pyro.handlers import is_latent
 
 
@@ -75,7 +76,7 @@ def with_state(guide: Callable, register: Callable[[str], Any]) -> Callable:
     return program
 
 
-class SurrogateELBO(Trace_ELBO):
+class SurrogateELBO(ShownELBO, Trace_ELBO):
     """An ELBO whose gradient is that of its differentiable loss."""
 
     def __init__(

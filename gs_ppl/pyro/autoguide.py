@@ -28,6 +28,7 @@ from gs_ppl._shared.families import (
     refuse_sure_rows,
 )
 from gs_ppl._shared.following import check_broadcast
+from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
@@ -239,6 +240,9 @@ class AutoGumbelSoftmax(SiteLogits):
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
         super().__init__(model, sites, init_logits, create_plates)
 
+    def __repr__(self) -> str:
+        return handled(type(self).__name__, self.model, **self.relaxation.shown)
+
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         check_sites(self.relaxation.named, {*self._sites})
@@ -274,6 +278,10 @@ def _in_place_of(law: Any, other: Any) -> Any:
 
 class AutoGuideList(Follows, autoguide.AutoGuideList):
     """Pyro's AutoGuideList, whose rows are those that the program is given."""
+
+    def __repr__(self) -> str:
+        parts = (repr(part) if isinstance(part, Follows) else type(part).__name__ for part in self)
+        return f"AutoGuideList({', '.join(parts)})"
 
 
 def auto_relaxed(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import constraints
 
+from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap, unmasked
 from gs_ppl.pyro.handlers import _wrap, bit, has_classes, is_latent
 from gs_ppl.pyro.integers import classes, event_dims, integer_law, is_count, parameters, values_of
@@ -33,6 +34,12 @@ class OneHotIndex(Categorical):
 
 class EnumerateMessenger(Messenger):
     """Lowers one-hot sites to integers, and hands the program the one-hot vector."""
+
+    def shown(self, fn: Callable | None) -> str:
+        return handled("config_enumerate", fn)
+
+    def __repr__(self) -> str:
+        return self.shown(None)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not is_latent(msg):

@@ -34,6 +34,7 @@ from gs_ppl._shared.families import (
     refuse_straight_through,
     refuse_weights,
 )
+from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import (
@@ -119,9 +120,20 @@ def program_inside(fn: Callable) -> Callable:
             return fn
 
 
-def _wrap(messenger: Messenger, fn: Callable | None) -> Any:
+class _Handled(_bound_partial):
+    """What a messenger makes of a program, shown as the call that makes it."""
+
+    def __repr__(self) -> str:
+        messenger, program = self.func.args
+        return messenger.shown(program)
+
+
+def _wrap(messenger: Any, fn: Callable | None, program: Callable | None = None) -> Any:
     """The wrapped program, or the context manager where there is none, as Pyro's handlers do."""
-    return messenger if fn is None else update_wrapper(messenger(fn), fn, updated=())
+    if fn is None:
+        return messenger
+    inside = partial(_context_wrap, messenger, program or fn)
+    return update_wrapper(_Handled(inside), fn, updated=())
 
 
 # --- relax ----------------------------------------------------------------------------------------
@@ -143,6 +155,14 @@ class RelaxMessenger(Messenger):
         self.relaxation, self.reads = relaxation, reads
         self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
+
+    def shown(self, fn: Callable | None) -> str:
+        options = {"sites": self.sites, "truncate": self.truncate or None}
+        given = {name: value for name, value in options.items() if value is not None}
+        return handled("relax", fn, **self.relaxation.shown, **given)
+
+    def __repr__(self) -> str:
+        return self.shown(None)
 
     def __enter__(self) -> Self:
         self._discrete: set[str] = set()
@@ -348,7 +368,7 @@ def relax(
         return messenger
     program: Any = interpret(fn)
     program._gs_ppl_program = fn
-    return update_wrapper(messenger(program), fn, updated=())
+    return _wrap(messenger, fn, program)
 
 
 # --- discretize -----------------------------------------------------------------------------------
@@ -356,6 +376,12 @@ def relax(
 
 class DiscretizeMessenger(Messenger):
     """Replaces each relaxed or straight-through latent law by the discrete one."""
+
+    def shown(self, fn: Callable | None) -> str:
+        return handled("discretize", fn)
+
+    def __repr__(self) -> str:
+        return self.shown(None)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if is_latent(msg):

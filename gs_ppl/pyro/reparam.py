@@ -41,6 +41,9 @@ class GumbelSoftmaxReparam(Reparam):
         torch.Size([3])
     """
 
+    def __repr__(self) -> str:
+        return "GumbelSoftmaxReparam()"
+
     def apply(self, msg: dict[str, Any]) -> dict[str, Any]:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         law = innermost(fn)

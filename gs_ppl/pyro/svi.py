@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
 from gs_ppl._shared.pairings import shapes
+from gs_ppl._shared.reprs import ShownELBO, call, program_name
 from gs_ppl.pyro.checks import check, check_tails
 from gs_ppl.pyro.handlers import annealed, discretize, program_inside, random_state
 from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
@@ -115,7 +116,7 @@ class ScoredOnDemand(dict):
         return self[key]
 
 
-class TraceMeanField_ELBO(infer.TraceMeanField_ELBO):
+class TraceMeanField_ELBO(ShownELBO, infer.TraceMeanField_ELBO):
     """Pyro's, without the scores that it has no use for: those of sites whose divergence is known.
 
     Where validation is on it takes them as well, since their checks are wanted.
@@ -202,9 +203,13 @@ class AnnealedSVI(SVI):
         optim = optim if isinstance(optim, PyroOptim) else TorchOptim(optim)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
+        self._shown = [*map(program_name, (model, guide)), type(loss).__name__, repr(schedule)]
         self.num_steps = 0
         self._elbo = loss
         self._checked: set[Any] = set()
+
+    def __repr__(self) -> str:
+        return call(type(self).__name__, *self._shown)
 
     def temperature(self) -> torch.Tensor:
         """The temperature of the coming step."""

@@ -9,6 +9,7 @@ from pyro.ops import packed
 from torch.distributions import kl_divergence
 
 from gs_ppl._shared.families import refuse_enumerated_parents
+from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro._base import LogitsDistribution
 
@@ -20,7 +21,7 @@ def is_soft_mass(fn: Any) -> bool:
     return isinstance(law, LogitsDistribution) and law.scored_as == "mass" and not law.is_hard
 
 
-class TraceEnum_ELBO(infer.TraceEnum_ELBO):
+class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
     """Pyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has it.
 
     So that a program may have enumerated and soft sites side by side. Soft values are scored by a
