@@ -72,7 +72,6 @@ class Fit:
     agreement: float = math.nan
     steps_per_second: float = math.nan
     comparison: Comparison | None = None
-    choice: Comparison | None = None
 
     @property
     def nats(self) -> float:
@@ -104,7 +103,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
 # --- training: one generator per backend ----------------------------------------------------------
 
 # After every chunk of steps: mean loss in nats per image, weights, means; at the end, where there
-# is a guide, the Comparison of the fitted programs on all images, and that of the families.
+# is a guide, the Comparison of the fitted programs on all images.
 Progress = Iterator[tuple[float, np.ndarray, np.ndarray] | Comparison]
 
 
@@ -118,17 +117,15 @@ def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable
 
 
 def options(method: Method, gs: ModuleType) -> dict[str, Any]:
-    """What compare is asked: about the method's own family, at its last temperature."""
+    """What compare is asked: about the method's own family, at its last temperature; or which one
+    would be best for its guide."""
+    if method.chooses:
+        families = [gs.GumbelSoftmax, gs.STGumbelSoftmax, gs.RLOO_ELBO()]
+        how = {"temperatures": [0.5, 1.0], "objectives": ["categorical"], "num_samples": SAMPLES}
+        return {"families": families, "progress_bar": False, **how}
     families = [getattr(gs, method.family)] if method.family else []
     how = {"temperature": method.last, "objectives": ["relaxed"], "num_samples": SAMPLES}
     return {"families": families, "progress_bar": False, **how}
-
-
-def all_families(gs: ModuleType) -> dict[str, Any]:
-    """What compare is asked where it shall name the best family."""
-    families = [gs.GumbelSoftmax, gs.STGumbelSoftmax, gs.RLOO_ELBO()]
-    how = {"objectives": ["categorical"], "num_samples": SAMPLES, "progress_bar": False}
-    return {"families": families, **how}
 
 
 def train_pyro(
@@ -159,8 +156,6 @@ def train_pyro(
     if method.guide == "guide":
         programs = mixture.model, mixture.guide
         yield gs.compare(*programs, counts, initial_means, **options(method, gs))
-        if method.chooses:
-            yield gs.compare(*programs, counts, initial_means, **all_families(gs))
 
 
 def train_numpyro(
@@ -195,8 +190,6 @@ def train_numpyro(
         programs, params = (mixture.model, mixture.guide), svi.get_params(state)
         how = options(method, gs)
         yield gs.compare(*programs, counts, initial_means, params=params, **how)
-        if method.chooses:
-            yield gs.compare(*programs, counts, initial_means, params=params, **all_families(gs))
 
 
 TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": train_numpyro}
@@ -267,7 +260,7 @@ def fit(
     result.agreement = float(adjusted_rand_score(labels, joint.argmax(-1)))
     if len(seconds) > 1:  # the first chunk compiles
         result.steps_per_second = CHUNK * (len(seconds) - 1) / sum(seconds[1:])
-    result.comparison, result.choice = next(trainer, None), next(trainer, None)
+    result.comparison = next(trainer, None)
     return result
 
 
@@ -289,8 +282,9 @@ def compared(f: Fit, images: int) -> dict[str, float]:
         "guide_distance": float(f.comparison.marginals["z"].distance.mean()),
     }
     for estimate in f.comparison.estimates:
-        figures["gradient_bias"] = estimate.gradient.bias
-        figures["gradient_floor"] = estimate.gradient.floor
+        if (estimate.family, estimate.temperature) == (f.method.family, f.method.last):
+            figures["gradient_bias"] = estimate.gradient.bias
+            figures["gradient_floor"] = estimate.gradient.floor
     return figures
 
 
@@ -402,9 +396,9 @@ def main() -> None:
     console = Console()
     console.print(make_table(fits, counts))
     for f in fits:
-        if f.choice is not None:
+        if f.method.chooses:
             console.rule(f"{TITLES[f.backend]}: compare, for the guide of: {f.method.label}")
-            console.print(f.choice)
+            console.print(f.comparison)
     pictures = [arguments.output / "means.png", arguments.output / "curves.png"]
     draw_means(fits, counts, labels, pictures[0])
     draw_curves(fits, pictures[1])

@@ -1,5 +1,7 @@
 """Automatic guides over discrete and continuous latents of one program."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -90,3 +92,10 @@ def test_classes_that_the_data_rule_out(backend):
     drawn = backend.trace(gs.auto_relaxed(model, temperature=0.5), 0)
     assert np.isfinite(backend.numpy(drawn["shift"]))
     assert drawn["z"].shape == (12, 2)
+
+
+def test_guides_that_need_the_whole_program(backend):
+    """The Hessian of a program without its discrete latents is that of the prior."""
+    laplace = partial(backend.infer.autoguide.AutoLaplaceApproximation)
+    with pytest.raises(ValueError, match="AutoLaplaceApproximation needs the density of the whole"):
+        backend.gs.auto_relaxed(shifted(backend), laplace)

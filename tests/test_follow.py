@@ -87,6 +87,56 @@ def test_masks_and_scales_are_the_models(backend, kind):
         np.testing.assert_array_equal(ours[unseen], 0.0)
 
 
+@pytest.mark.parametrize("law", ["one-hot", "integer"])
+def test_partly_observed(backend, law):
+    """obs_mask: seen rows are scored as data, unseen ones by the guide, whose seen rows stay."""
+    ppl, gs, seen = backend.ppl, backend.gs, np.array([True, False, True])
+    classes = np.array([2, 0, 1])
+    mask = backend.array(seen, "bool")
+
+    def model():
+        with ppl.plate("rows", 3):
+            if law == "one-hot":
+                given = gs.OneHotCategorical(probs=backend.array(PRIOR))
+                obs = backend.array(np.eye(3)[classes])
+            else:
+                given = backend.native.Categorical(probs=backend.array(PRIOR))
+                obs = backend.array(classes, "int64")
+            z = ppl.sample("z", given, obs=obs, obs_mask=mask)
+            table = backend.array(LOCS)
+            loc = gs.select(table, z) if law == "one-hot" else table[z]
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(X[0]))
+
+    log_q = log_softmax(LOGITS, -1)
+    fit = np.log(PRIOR) - 0.5 * (X[0][:, None] - LOCS) ** 2 - 0.5 * np.log(2 * np.pi)
+    unseen = (np.exp(log_q) * (fit - log_q)).sum(-1)
+    elbo = np.where(seen, fit[np.arange(3), classes], unseen).sum()
+    init = {"z_unobserved": backend.array(LOGITS)}
+    guide = gs.AutoGumbelSoftmax(
+        model, family=gs.STGumbelSoftmax, temperature=0.5, init_logits=init
+    )
+    relaxed = gs.relax(model, 0.5, family=gs.STGumbelSoftmax)
+    loss, name = backend.infer.TraceMeanField_ELBO(), backend.auto_logits("z_unobserved")
+    gs.check(relaxed, guide, loss)
+    losses, gradients = zip(*backend.gradients(loss, relaxed, guide, range(300)), strict=True)
+    error = np.std(losses) / np.sqrt(300)
+    assert abs(np.mean(losses) + elbo) < 5 * error  # fails once in two million seeds
+    moved = np.abs([g[name] for g in gradients]).max((0, 2))
+    np.testing.assert_array_equal(moved > 1e-12, ~seen)
+
+
+@pytest.mark.only("pyro")  # NumPyro's are all compiled
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_under_a_compiled_loss(backend, kind):
+    from gs_ppl.pyro.svi import JitTraceMeanField_ELBO
+
+    program, constant = Masked(backend, kind), lambda step: 0.5
+    compiled = JitTraceMeanField_ELBO(ignore_jit_warnings=True)
+    plain = backend.infer.TraceMeanField_ELBO()
+    found, expected = backend.compiled_and_plain_losses(program.model, compiled, plain, constant, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_masks_under_enumeration(backend, kind):
     program, enumerated = Masked(backend, kind), backend.gs.config_enumerate

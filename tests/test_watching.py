@@ -45,6 +45,25 @@ def test_elbos_are_those_of_the_discrete_programs(backend):
     assert abs(run.elbos.mean() - expected) < 5 * spread  # fails once in two million seeds
 
 
+def test_elbos_of_a_program_that_is_enumerated_in_part(backend):
+    """By TraceEnum_ELBO: z is drawn, the bit summed out; at a learning rate of 0, by hand."""
+    ppl, gs, native = backend.ppl, backend.gs, backend.native
+
+    def model():
+        z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(2))))
+        law = native.Bernoulli(probs=backend.array(0.3))
+        bit = ppl.sample("bit", law, infer={"enumerate": "parallel"})
+        ppl.sample("x", native.Normal(2 * z[..., 1] + bit, 1.0), obs=backend.array(0.5))
+
+    programs = gs.relax(model, sites=["z"]), gs.AutoGumbelSoftmax(model, sites=["z"])
+    loss = gs.TraceEnum_ELBO(max_plate_nesting=0)
+    run = backend.run(*programs, loss, SCHEDULE, 20, 0.0, evaluate_every=1, progress_bar=False)
+    loc = np.array([[0.0, 1.0], [2.0, 3.0]])
+    terms = np.log([0.7, 0.3]) - (0.5 - loc) ** 2 / 2 - np.log(2 * np.pi) / 2
+    by_class = np.logaddexp.reduce(terms, -1)  # log p(z) and log q(z) are the same
+    np.testing.assert_allclose(sorted(set(run.elbos.round(5))), sorted(by_class), rtol=1e-4)
+
+
 @pytest.mark.parametrize("progress_bar", [True, False])
 def test_progress_bar(backend, progress_bar, capsys):
     factorial_run(backend, 5, progress_bar=progress_bar)

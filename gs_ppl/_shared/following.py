@@ -37,6 +37,25 @@ def check_full_size(plate: str, known: int, size: int) -> None:
         )
 
 
+# They take a Hessian, or Langevin steps, of the program that they are given.
+NEED_THE_WHOLE = {
+    "AutoLaplaceApproximation",
+    "AutoDAIS",
+    "AutoSemiDAIS",
+    "AutoSurrogateLikelihoodDAIS",
+}
+
+
+def check_continuous(part: Any) -> None:
+    """Refuses guides that would see the prior alone: a part is without the discrete latents."""
+    for cls in type(part).__mro__:
+        if cls.__name__ in NEED_THE_WHOLE:
+            raise ValueError(
+                f"auto_relaxed: {cls.__name__} needs the density of the whole program, and its part"
+                " of it is without the discrete latents: use AutoMultivariateNormal, or AutoDelta"
+            )
+
+
 def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
     """An automatic guide reads masks off a run of the model, whose draws are others."""
     raise ValueError(

@@ -26,7 +26,7 @@ from gs_ppl._shared.families import (
     named,
     refuse_sure_rows,
 )
-from gs_ppl._shared.following import check_broadcast
+from gs_ppl._shared.following import check_broadcast, check_continuous
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
@@ -336,7 +336,8 @@ def auto_relaxed(
     Args:
         model: program, relaxed or not.
         continuous: the automatic guide of the others, a class or a partial of one; its options
-            such as init_loc_fn go by partial.
+            such as init_loc_fn go by partial. None that needs the density of the whole program,
+            such as AutoLaplaceApproximation.
         temperature: as AutoGumbelSoftmax.
         family: as AutoGumbelSoftmax.
         objective: as AutoGumbelSoftmax.
@@ -356,7 +357,9 @@ def auto_relaxed(
     """
     guide = AutoGuideList(model, create_plates=create_plates)
     plain = discretize(model)
-    guide.append(continuous(handlers.block(plain, hide_fn=_is_not_continuous)))
+    part = continuous(handlers.block(plain, hide_fn=_is_not_continuous))
+    check_continuous(part)
+    guide.append(part)
     discrete = handlers.block(plain, hide_fn=_is_continuous)
     options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
     guide.append(AutoGumbelSoftmax(discrete, temperature, **options))
