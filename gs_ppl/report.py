@@ -275,7 +275,7 @@ def to_sheets(comparison: Comparison) -> list[Sheet]:
     sheets = [_exact(comparison)]
     if comparison.estimates:
         sheets += [_elbos(comparison), _gradients(comparison)]
-    return [*sheets, _marginals(comparison)]
+    return [*sheets, _marginals(comparison)] if comparison.marginals else sheets
 
 
 def to_text(comparison: Comparison) -> str:
@@ -344,7 +344,7 @@ def _elbos(comparison: Comparison) -> Sheet:
     rows = []
     for row in comparison.estimates:
         cells = [*_named(row), f"{row.elbo.mean:.2f} ± {row.elbo.error:.2f}"]
-        cells += [f"{row.elbo.mean - exact:+.2f}"]
+        cells += [_number(row.elbo.mean - exact, "+.2f")]
         cells += [f"{row.gap.mean:+.2f}" if row.gap else ""] if gaps else []
         rows.append(cells)
     columns = ["family", "objective", "τ", "ELBO", "- exact"] + ["KL gap"] * gaps
@@ -357,8 +357,9 @@ def _gradients(comparison: Comparison) -> Sheet:
     for row in comparison.estimates:
         names = _named(row)
         for kind, g in row.kinds.items():
-            cells = [kind, f"{g.bias:.3f}", f"({g.floor:.3f})", f"{g.variance:.3g}"]
-            cells += [f"{g.snr:.2f}", f"{g.cosine:.3f}", "", ""]
+            floor = "" if math.isnan(g.floor) else f"({g.floor:.3f})"
+            cells = [kind, _number(g.bias, ".3f"), floor, f"{g.variance:.3g}"]
+            cells += [f"{g.snr:.2f}", _number(g.cosine, ".3f"), "", ""]
             if kind == LOGITS:
                 error = row.squared_error
                 cells[-2:] = [f"{row.cost:.2g}", f"{error.mean:.3g}" if error else ""]
@@ -385,6 +386,11 @@ def _marginals(comparison: Comparison) -> Sheet:
 def _named(row: Estimate) -> list[str]:
     tau = "" if math.isnan(row.temperature) else f"{row.temperature:g}"
     return [row.family, row.objective, tau]
+
+
+def _number(x: float, how: str) -> str:
+    """Nothing, where it is not known."""
+    return "" if math.isnan(x) else format(x, how)
 
 
 def _show(value: Value | None) -> str:

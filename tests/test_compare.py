@@ -413,6 +413,7 @@ def test_a_limit_to_the_tables(backend):
     assert np.isnan([row.gradient.bias, row.gradient.floor, row.gradient.cosine]).all()
     assert "not enumerated" in str(report)
     assert report.best == ()
+    assert "nan" not in str(report)
     assert report.plot().axes
     assert np.isnan(report.to_dataset()["evidence"])
 
@@ -580,6 +581,21 @@ def test_kinds_of_parameters(backend):
     data = report.to_dataset()
     assert float(data["bias_by_kind"].sel(kind="model")[1]) == rloo.model.bias
     assert data["cost"].values.tolist() == [1.0, 3.0]
+
+
+@pytest.mark.only("pyro")  # whose AutoNormal has auxiliary sites
+def test_a_guide_with_auxiliary_sites(backend):
+    ppl, gs, native = backend.ppl, backend.gs, backend.native
+
+    def model():
+        w = ppl.sample("w", native.Normal(backend.array(0.0), 1.0))
+        z = ppl.sample("z", gs.OneHotCategorical(probs=backend.array(PRIOR)))
+        ppl.sample("x", native.Normal(gs.select(backend.array(LOCS), z) + w, 1.0), obs=w * 0)
+
+    guide = gs.auto_relaxed(model, init_logits=backend.array([1.0, 0.0, 0.5]))
+    report = backend.compare(model, guide, families=[], num_samples=2)
+    expected = softmax([1.0, 0.0, 0.5])
+    np.testing.assert_allclose(report.marginals["z"].approximate, expected, rtol=1e-6)
 
 
 # --- relabelling ----------------------------------------------------------------------------------

@@ -267,6 +267,8 @@ class Session(comparison.Session):
         program = self.model if side == "model" else self.guide
         rest = self.guide if self.model.continuous else _empty
         others = poutine.block(rest, hide=list(self.guide.discrete))
+        if side == "guide":  # on both sides then, where Pyro warns of auxiliary sites
+            others = poutine.infer_config(others, lambda site: {"is_auxiliary": False})
         tilts = program.tilts()
         tilted = config_enumerate(Tilt(tilts)(program))
         values, slopes = self._values(self.exact, tilted, others, draws, tilts)
