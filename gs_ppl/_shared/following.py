@@ -1,6 +1,8 @@
 """What automatic guides of both sides say of the sizes, rows and masks that they follow."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 import numpy as np
@@ -67,7 +69,23 @@ def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
 def check_same_sites(marked: Collection[str], now: Collection[str], known: Collection[str]) -> None:
     """Refuses latents that some runs have alone: the first run told which ones there are."""
     for site in sorted({*marked, *now} - ({*now} & {*known})):
-        raise ValueError(
-            f"site {site!r}: the program has it in some runs and not in others, which an automatic"
-            " guide cannot follow: draw it in each run, under a mask where it does not count"
-        )
+        raise ValueError(_coming_and_going(site))
+
+
+@contextmanager
+def missing_site_named(ppl: str) -> Iterator[None]:
+    """A PPL's ELBO looks up what the guide has not drawn, and dies of a KeyError."""
+    try:
+        yield
+    except KeyError as error:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith(f"{ppl}."):
+            raise
+        raise ValueError(_coming_and_going(error.args[0])) from error
+
+
+def _coming_and_going(site: str) -> str:
+    return (
+        f"site {site!r}: the program has it in some runs and not in others, which an automatic"
+        " guide cannot follow: draw it in each run, under a mask where it does not count"
+    )

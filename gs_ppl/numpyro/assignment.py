@@ -16,8 +16,7 @@ from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from gs_ppl._shared import assignment
 from gs_ppl.numpyro.autoguide import SiteLogits
 from gs_ppl.numpyro.comparison import Program, SeedBySite, Session
-from gs_ppl.numpyro.enumeration import config_enumerate
-from gs_ppl.numpyro.inference_data import _unpacked
+from gs_ppl.numpyro.enumeration import config_enumerate, unpacked
 
 __all__ = ["assign"]
 
@@ -153,4 +152,4 @@ def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
     first = -1 - session.exact.max_plate_nesting
     decode = infer_discrete(config_enumerate(seen), first, temperature=0)
     found = handlers.seed(decode, session.key)()
-    return {name: _unpacked(x, sites[name]["fn"].shape()) for name, x in found.items()}
+    return {name: unpacked(x, sites[name]["fn"].shape()) for name, x in found.items()}

@@ -1,5 +1,6 @@
 """Exact enumeration: discrete sites are lowered to integers, inside of scan too."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -103,12 +104,13 @@ class config_enumerate(Messenger):
     Inside of scan, where TraceEnum_ELBO is wrong by itself, the latents that the guide leaves out
     are summed out step by step, and inference sees the factor `{site}_summed` in their place. A
     mask on what is summed out is taken off it, so that a masked step is worth 1, as in a loop.
+    For infer_discrete scan is run as a loop, whose steps are drawn one by one.
 
     Raises:
         ValueError: naming the site, where to_event or sample_shape has joined several discrete
             variables, for vectors from without inside of a plate, for sites inside of cond; inside
-            of scan for sites that the guide enumerates, for reverse=True, for infer_discrete, and
-            for what is computed from sites that are summed out.
+            of scan for sites that the guide enumerates, for reverse=True, and for what is computed
+            from sites that are summed out.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro
@@ -227,10 +229,14 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     args = (body, *args[1:])
     stack = kwargs["substitute_stack"]
     guides = [trace for kind, trace in stack if kind == "replay"]
-    if not (guides or kwargs.get("enum")):
+    has_drawn = any(isinstance(data, Mapping) and any("@" in k for k in data) for _, data in stack)
+    if not (guides or kwargs.get("enum") or has_drawn):
         return run(*args, **kwargs)
     first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})
     sites, (carry, ys) = _run_apart(first, init, jax.tree.map(lambda x: x[0], xs))
+    stack[:] = [(kind, _joined(data, sites)) for kind, data in stack]
+    if not (guides or kwargs.get("enum")):
+        return run(*args, **kwargs)
     drawn = {name: site for trace in guides for name, site in trace.items() if name in sites}
     names = [n for n in _enumerated(sites) if not _is_conditioned(sites[n], stack)]
     for name in sites:
@@ -249,13 +255,15 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
         _refuse_in_scan(names[0], " with history=0 are not enumerated: use a plate, or")
     if reverse:
         _refuse_in_scan(names[0], " with reverse=True are not enumerated: reverse its xs, or")
-    if not guides:
-        if _is_lazy():
-            _refuse_in_scan(names[0], " are summed out, not drawn: pass a guide that draws it, or")
+    if guides:
+        given = [entry for entry in stack if entry[0] != "replay"]
+        given += [("condition", latent_values(trace)) for trace in guides]
+        _factor(names, sites, args, {**kwargs, "substitute_stack": given})
+    elif _is_lazy():
+        _unroll(names, sites, args, kwargs)
+        msg["kwargs"]["enum"] = False
+    else:
         return _without_confusion(run(*args, **kwargs))
-    given = [entry for entry in stack if entry[0] != "replay"]
-    given += [("condition", latent_values(trace)) for trace in guides]
-    _factor(names, sites, args, {**kwargs, "substitute_stack": given})
     carry, ys = jax.tree.map(lambda _: SummedOut(names[0]), (carry, ys))
     return (None, None, carry), (PytreeTrace({}), ys)
 
@@ -284,6 +292,59 @@ def _is_lazy() -> bool:
     import funsor  # imported here: it sets its backend, for Pyro too
 
     return funsor.interpreter.get_interpretation() is funsor.interpretations.lazy
+
+
+class _Step(Messenger):
+    """Names the sites of a step, and takes masks off what is drawn, as off what is summed."""
+
+    def __init__(self, step: int, summed: list[str], body: Callable) -> None:
+        super().__init__(body)
+        self.step, self.summed = step, summed
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] in ("sample", "deterministic"):
+            if msg["name"] in self.summed:
+                msg["fn"] = unmasked(msg["fn"])
+            msg["name"] = f"{msg['name']}@{self.step}"
+
+
+def _unroll(names: list[str], sites: Mapping[str, Any], args: tuple, kwargs: dict) -> None:
+    """A loop in the place of scan, from which infer_discrete draws each step by its name."""
+    from numpyro.contrib.control_flow.scan import _subs_wrapper
+    from numpyro.contrib.funsor import markov
+
+    body, carry, xs, length, _ = args
+    length = length or len(jax.tree.leaves(xs)[0])
+    key = kwargs["rng_key"]
+    for i in markov(range(length), history=kwargs["history"]):
+        step = handlers.infer_config(body, lambda _, i=i: {"_scan_current_index": i})
+        step = step if key is None else handlers.seed(step, jax.random.fold_in(key, i))
+        for kind, data in kwargs["substitute_stack"]:
+            given = partial(_subs_wrapper, data, i, length)
+            step = getattr(handlers, kind)(step, **{f"{kind}_fn": given})
+        carry, _ = _Step(i, names, step)(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+    for name in sites:  # for who asks the trace; the draws come with the second run
+        if sites[name]["type"] in ("sample", "deterministic"):
+            numpyro.deterministic(name, SummedOut(names[0]))
+
+
+def _joined(data: Any, sites: Mapping[str, Any]) -> Any:
+    """What has been drawn from a scan as a loop, by time again."""
+    if not isinstance(data, Mapping):
+        return data
+    joined = dict(data)
+    for name, site in sites.items():
+        steps = [data[key] for i in range(len(data)) if (key := f"{name}@{i}") in data]
+        if steps and site["type"] == "sample":
+            joined[name] = jnp.stack([unpacked(x, site["fn"].shape()) for x in steps])
+    return joined
+
+
+def unpacked(value: Array, shape: tuple[int, ...]) -> Array:
+    """What enumeration drew: it drops and adds axes of one row, and repeats no single class."""
+    if value.size == math.prod(shape):
+        return value.reshape(shape)
+    return jnp.broadcast_to(value.reshape(value.shape[value.ndim - len(shape) :]), shape)
 
 
 def _is_conditioned(site: dict[str, Any], stack: list[tuple[str, Any]]) -> bool:

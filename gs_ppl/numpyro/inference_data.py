@@ -1,6 +1,5 @@
 """Draws of a guide, or of the exact posterior, as ArviZ groups."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from gs_ppl._shared.annealing import annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.control_flow import reach_into_bodies
-from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class
+from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class, unpacked
 from gs_ppl.numpyro.handlers import discretize
 from gs_ppl.numpyro.integers import event_dims
 
@@ -195,7 +194,7 @@ class _Sampler:
 
         draw = infer_discrete(config_enumerate(one_hot_vectors), -1 - self._plates, rng_key=key)
         drawn, sites = handlers.seed(draw, key)(), self.layout.sites
-        return {name: _unpacked(x, sites[name].value.shape) for name, x in drawn.items()}
+        return {name: unpacked(x, sites[name].value.shape) for name, x in drawn.items()}
 
 
 def _bound(fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array) -> Callable:
@@ -236,13 +235,6 @@ def _layout(trace: Mapping[str, Any]) -> Layout:
 
 def _values(trace: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Array]:
     return {name: trace[name]["value"] for name in sites}
-
-
-def _unpacked(value: Array, shape: tuple[int, ...]) -> Array:
-    """What enumeration drew: it drops and adds axes of one row, and repeats no single class."""
-    if value.size == math.prod(shape):
-        return value.reshape(shape)
-    return jnp.broadcast_to(value.reshape(value.shape[value.ndim - len(shape) :]), shape)
 
 
 def _pointwise(site: dict[str, Any]) -> Array:

@@ -145,7 +145,7 @@ class SoftTrace(jax.core.Trace):
         self.below = below
         self.known: dict[int, tuple[Any, np.ndarray]] = dict(outer.known) if outer else {}
         self.contains: dict[int, tuple[Any, bool]] = {}
-        self.asked: Soft | None = None
+        self.asked: list[Soft] = outer.asked if outer else []
 
     def stage_value(self, val: Any) -> Any:
         return val if isinstance(val, Soft) else self.below.stage_value(val)
@@ -156,7 +156,7 @@ class SoftTrace(jax.core.Trace):
 
     def adopt(self, x: Any) -> Any:
         """The same value in this trace."""
-        return Soft(self, x.aval, lambda: x.form, x.parts) if isinstance(x, Soft) else x
+        return Soft(self, x.aval, lambda: x.form, x.parts, x.total) if isinstance(x, Soft) else x
 
     def within(self, below: Any) -> "SoftTrace":
         return SoftTrace(below, self)
@@ -280,12 +280,14 @@ def _reading() -> Iterator[None]:
         try:
             with set_current_trace(trace):
                 yield
-        except jax.errors.NonConcreteBooleanIndexError as error:
-            if trace.asked is None:
+        except IndexError as error:
+            is_mask = isinstance(error, jax.errors.NonConcreteBooleanIndexError)
+            if not trace.asked or not (is_mask or "static" in str(error)):
                 raise
-            cure = "use jnp.where"
-            raise refusal(trace.asked.sites, "use as a boolean index", cure) from error
-        trace.known, trace.contains, trace.asked = {}, {}, None
+            what = "use as a boolean index" if is_mask else "a slice that ends or begins at it"
+            raise refusal(trace.asked[0].sites, what, "use jnp.where") from error
+        trace.known, trace.contains = {}, {}
+        trace.asked.clear()
         with set_current_trace(trace, check_leaks=True):
             pass
 
@@ -311,7 +313,7 @@ def leave(value: Any) -> Any:
 
     Integers that do not grow with the class leave as weights over 0..max, bits as their mean.
     """
-    if not isinstance(value, Soft) or value.is_float or value.aval.dtype == bool:
+    if not isinstance(value, Soft) or value.is_float or value.aval.dtype == bool or value.total:
         return as_float(value)
     trace, table, axes = value._trace, value.table, value.axes
     if all(a.bit for a in axes):

@@ -98,6 +98,10 @@ def elementwise(trace: Any, primitive: Any, params: dict[str, Any], args: list[A
         fact is None and i not in soft and is_float(x)
         for i, (x, fact) in enumerate(zip(args, facts, strict=True))
     )
+    if any(args[i].total for i in soft) and (name in SUMS or (name == "mul" and len(soft) == 1)):
+        means = [jnp.asarray(as_mean(x), jnp.result_type(float)) for x in args]
+        value = means[0] if name == "convert_element_type" else primitive.bind(*means)
+        return value.astype(out.dtype) if is_float(out) else total(trace, value, args, out)
     linear = name in ("add", "sub", "mul") or (name == "div" and soft == [0])
     if ends and linear and len(soft) == 1:
         return primitive.bind(*map(as_mean, args), **params)
@@ -109,6 +113,17 @@ def elementwise(trace: Any, primitive: Any, params: dict[str, Any], args: list[A
     axes, tables = align(name, given, len(out.shape))
     x = trace.make(_compute(primitive, params, tables), axes, out)
     return mean(x) if ends and x.is_float else x
+
+
+SUMS = {"add", "sub", "neg", "convert_element_type"}
+
+
+def total(trace: Any, value: Any, args: list[Any], out: Any) -> Soft:
+    """A sum of bits over draws: an integer of which only the mean is known."""
+    sites = sites_of(args)
+    aval = jax.core.ShapedArray(out.shape, out.dtype, weak_type=out.weak_type)
+    form = partial(refuse, sites, "sum over several draws, but as a number,", DRAWS_CURE)
+    return Soft(trace, aval, form, total=(value, sites))
 
 
 def _of_two(trace: Any, x: Soft) -> Soft:
@@ -413,6 +428,8 @@ def reduction(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any
     (x,), m, over, name = args, len(args[0].axes), params["axes"], primitive.name
     out, shape = result(primitive, params, args), x.aval.shape
     if any((a.ids != a.ids.take([0], d)).any() for a in x.axes for d in over if shape[d]):
+        if name == "reduce_sum" and not x.is_float and all(a.bit for a in x.axes):
+            return total(trace, mean(x).sum(over), args, out)
         return others(trace, primitive, params, args)
     sizes = enumerate(zip(tail(x.table, m), shape, strict=True))
     table = full(x.table, m, [n if d in over else s for d, (s, n) in sizes])

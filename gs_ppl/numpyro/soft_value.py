@@ -84,10 +84,13 @@ class Soft(jax.core.Tracer):
 
     aval: Any = None  # a slot or a property above, by version
 
-    def __init__(self, trace: Any, aval: Any, form: Any, parts: Any = None) -> None:
+    def __init__(
+        self, trace: Any, aval: Any, form: Any, parts: Any = None, total: Any = None
+    ) -> None:
         init_tracer(self, trace, aval)
         self._form = form  # (table, axes), or what makes them when they are asked for
         self.parts = parts  # what has been joined, and along which dimension
+        self.total = total  # the mean of a sum of bits, which has no table, and its sites
 
     @property
     def form(self) -> tuple[Any, tuple[Axis, ...]]:
@@ -106,6 +109,8 @@ class Soft(jax.core.Tracer):
 
     @property
     def sites(self) -> frozenset[str]:
+        if self.total:
+            return self.total[1]
         if self.parts:
             return sites_of(self.parts[1])
         return frozenset().union(*(axis.sites for axis in self.axes))
@@ -126,8 +131,8 @@ class Soft(jax.core.Tracer):
         return self
 
     def to_concrete_value(self) -> None:
-        """JAX's refusal of a mask as an index does not say which; it asks this before."""
-        self._trace.asked = self if self.aval.dtype == bool else None
+        """JAX's refusal of a mask, or a slice, does not say which; it asks this before."""
+        self._trace.asked[:] = [self]
 
 
 def _refusal(operation: str, cure: str) -> Callable[..., NoReturn]:
@@ -173,6 +178,8 @@ def mean(x: Soft) -> jax.Array:
 
     0 * inf is NaN: what is not finite counts where its weight is not 0.
     """
+    if x.total:
+        return x.total[0]
     weights, value = [axis.weights for axis in x.axes], _indicator(x)
     if value is None:
         dtype = jnp.result_type(*weights, *[x.aval.dtype] * x.is_float)

@@ -13,6 +13,7 @@ from numpyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceGraph_ELBO
 from numpyro.infer.svi import SVIRunResult
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
+from gs_ppl._shared.following import missing_site_named
 from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import call, program_name
 from gs_ppl.numpyro.checks import check, check_tails
@@ -207,17 +208,20 @@ class AnnealedSVI(SVI):
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
         self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
-        return super().update(svi_state, temperature, *args, **kwargs)
+        with missing_site_named("numpyro"):
+            return super().update(svi_state, temperature, *args, **kwargs)
 
     def stable_update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
         self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
-        return super().stable_update(svi_state, temperature, *args, **kwargs)
+        with missing_site_named("numpyro"):
+            return super().stable_update(svi_state, temperature, *args, **kwargs)
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Array:
         temperature = self.temperature(svi_state)
         self._check(temperature, *args, **kwargs)
-        return super().evaluate(svi_state, temperature, *args, **kwargs)
+        with missing_site_named("numpyro"):
+            return super().evaluate(svi_state, temperature, *args, **kwargs)
 
 
 class RunResult(SVIRunResult):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
+from gs_ppl._shared.following import missing_site_named
 from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import ShownELBO, call, program_name
 from gs_ppl.pyro.checks import check, check_tails
@@ -224,13 +225,15 @@ class AnnealedSVI(SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         self._check(self.temperature(), *args, **kwargs)
-        loss = super().step(self.temperature(), *args, **kwargs)
+        with missing_site_named("pyro"):
+            loss = super().step(self.temperature(), *args, **kwargs)
         self.num_steps += 1
         return loss
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         self._check(self.temperature(), *args, **kwargs)
-        return super().evaluate_loss(self.temperature(), *args, **kwargs)
+        with missing_site_named("pyro"):
+            return super().evaluate_loss(self.temperature(), *args, **kwargs)
 
     def run(
         self,
