@@ -240,6 +240,16 @@ class NumPyroBackend:
         for batch in batches:
             state, _ = update(state, batch)
 
+    def stepper(self, model, guide, elbo, schedule) -> Callable:
+        """A step on a batch, not compiled."""
+        svi, state = self._annealed(model, guide, elbo, schedule), []
+
+        def step(batch: Any) -> None:
+            state[:] = state or [svi.init(self.jax.random.key(0), batch)]
+            state[0], _ = svi.update(state[0], batch)
+
+        return step
+
     def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
         recorded = []
 

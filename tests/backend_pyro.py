@@ -269,6 +269,10 @@ class PyroBackend:
         for batch in batches:
             svi.step(batch)
 
+    def stepper(self, model, guide, elbo, schedule) -> Callable:
+        """A step on a batch."""
+        return self._annealed(model, guide, elbo, schedule).step
+
     def recorded_temperatures(self, model, schedule, steps, relaxed=False) -> list[float]:
         """The temperature of the site z at each step."""
         recorded = []

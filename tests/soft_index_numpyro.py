@@ -121,6 +121,7 @@ FORMS = {
     "bit_square": lambda s, t: (s.b * s.b) * t.x,
     "bit_pair": lambda s, t: t.A[s.b, s.c],
     "bit_sum": lambda s, t: t.locs[s.b + s.c],
+    "bit_total": lambda s, t: (3 - s.b.sum()) * t.x,
     "bit_with_index": lambda s, t: t.locs[s.b * s.z],
     "bit_mask": lambda s, t: jnp.where(s.b.astype(bool), t.x, t.u),
     # one-hot vectors
@@ -152,8 +153,10 @@ REFUSED = {
     "shape": (lambda s, t: jnp.zeros(s.z[0]), "Python integer"),
     "operator": (lambda s, t: operator.index(s.z[0]), "Python integer"),
     "assign_soft": (lambda s, t: t.perm.at[0].set(s.z[0]), "assignment"),
-    "slice": (lambda s, t: lax.dynamic_slice_in_dim(s.z, s.g, 1), "soft index by a soft index"),
+    "slice": (lambda s, t: t.locs[: s.z[0]], "a slice"),
+    "total": (lambda s, t: t.x[s.b.sum() > 1], "sum over several draws"),
     "counts": (lambda s, t: jnp.bincount(s.z, length=3), "integers"),
+    "dynamic_slice": (lambda s, t: lax.dynamic_slice_in_dim(s.z, s.g, 1), "index by a soft index"),
     "function": (lambda s, t: share(s.z), "element by element"),
     "padded": (lambda s, t: t.T[jnp.concatenate([s.z, s.w])[:2], s.z], "share some of their"),
     "gradient": (

@@ -106,6 +106,7 @@ FORMS = {
     "bit_square": lambda s, t: (s.b * s.b) * t.x,
     "bit_pair": lambda s, t: t.A[s.b.long(), s.c.long()],
     "bit_sum": lambda s, t: t.locs[(s.b + s.c).long()],
+    "bit_total": lambda s, t: (3 - s.b.sum()) * t.x,
     "bit_with_index": lambda s, t: t.locs[(s.b * s.z).long()],
     "bit_mask": lambda s, t: torch.where(s.b.bool(), t.x, t.u),
     # one-hot vectors

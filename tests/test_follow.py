@@ -262,3 +262,26 @@ def test_a_plate_that_is_a_loop(backend, beside):
     assert np.isfinite(losses).all()
     with pytest.raises(ValueError, match=r"site 'z.': .* a loop over some rows of the plate"):
         auto()(2)
+
+
+def test_a_latent_that_comes_later(backend):
+    """At equal shapes nothing is read anew, and the ELBO finds it in the model alone."""
+    ppl, gs, has_second = backend.ppl, backend.gs, [False]
+
+    def model(x):
+        loc = backend.array(LOCS)[
+            ppl.sample("z", backend.native.Categorical(probs=backend.array(PRIOR)))
+        ]
+        if has_second[0]:
+            loc = loc + ppl.sample("z2", backend.native.Bernoulli(probs=backend.array(0.3)))
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
+
+    guide, loss = gs.AutoGumbelSoftmax(model), backend.infer.TraceMeanField_ELBO()
+    step = backend.stepper(gs.relax(model), guide, loss, lambda step: 0.5)
+    step(backend.array(0.3))
+    has_second[0] = True
+    with (
+        pytest.warns(UserWarning, match="not guide"),
+        pytest.raises(ValueError, match=r"site 'z2': .* some runs"),
+    ):
+        step(backend.array(0.3))

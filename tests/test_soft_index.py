@@ -144,6 +144,7 @@ FORMS = {
     "bit_square": lambda s, t: s.b * t.x,
     "bit_pair": lambda s, t: t.A[s.b, s.c],
     "bit_sum": lambda s, t: t.locs[s.b + s.c],
+    "bit_total": lambda s, t: (3 - s.b.sum()) * t.x,
     "bit_with_index": lambda s, t: t.locs[s.b * s.z],
     "bit_mask": lambda s, t: np.where(s.b == 1, t.x, t.u),
     "hot_index": lambda s, t: t.D[s.h],
@@ -289,18 +290,20 @@ REFUSED += ["assign_soft", "slice", "counts"]
 def test_refusal_names_site_operation_and_cure(backend, side, name):
     form, operation = side.forms.REFUSED[name]
     ys = {n: backend.array(given(n, WEIGHTS[n])) for n in "zwg"}
+    if name == "total":  # a count, read as an integer
+        ys = {"b": backend.array(given("b", WEIGHTS["b"]))}
     if name == "product":  # of 30 bits
         ys |= {f"b{i}": backend.array(0.5) for i in range(30)}
     with pytest.raises(side.module.SoftIndexError, match=r"^sites? '") as error:
         side.make(form)(**ys)
     found, cure = str(error.value).split(" is not defined for a soft index; ")
     assert operation in found
-    assert ("'z'" in found) == (name != "product")
+    assert ("'z'" in found) == (name not in ("product", "total"))
     assert cure
 
 
 @pytest.mark.only("numpyro")
-@pytest.mark.parametrize("name", ["function", "padded", "gradient"])
+@pytest.mark.parametrize("name", ["function", "padded", "gradient", "dynamic_slice", "total"])
 def test_refusal_of_jax(backend, side, name):
     test_refusal_names_site_operation_and_cure(backend, side, name)
 
