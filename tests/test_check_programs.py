@@ -485,3 +485,26 @@ def test_a_smaller_batch_is_checked(backend):
     backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches[:2])
     with pytest.raises(ValueError, match=r"plate 'rows'.* 6"):
         backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches)
+
+
+@pytest.mark.parametrize("law", ["Categorical", "OneHotCategorical"])
+def test_a_guide_by_hand_over_an_integer_site(backend, law):
+    """Relaxed as the model is, it fits; as it stands it is refused, with the cure."""
+    gs, array, make = backend.gs, backend.array, backend.native.Categorical
+    make = make if law == "Categorical" else gs.OneHotCategorical
+
+    def model():
+        z = backend.ppl.sample("z", backend.native.Categorical(probs=array(PRIOR)))
+        backend.ppl.sample(
+            "x", backend.native.Normal(array([-1.0, 0.0, 2.0])[z], 1.0), obs=array(0.3)
+        )
+
+    def guide():
+        backend.ppl.sample("z", make(logits=array(np.zeros(3))))
+
+    loss, relaxed = backend.infer.TraceMeanField_ELBO(), gs.relax(model, 0.5)
+    gs.check(relaxed, gs.relax(guide, 0.5), loss)
+    with pytest.raises(
+        ValueError, match=r"site 'z': .*relax (both, as in relax\(guide\)|model and)"
+    ):
+        gs.check(relaxed, guide, loss)
