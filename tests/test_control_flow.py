@@ -145,6 +145,34 @@ def test_gradient_and_plate_and_enumerated_start(backend):
     )
 
 
+@pytest.mark.parametrize("kind", [pytest.param("bit", marks=pytest.mark.long), "OneHotCategorical"])
+def test_an_enumerated_start_without_plates(backend, kind):
+    """The start has the last axis in what is summed out; some steps are impossible."""
+    from numpyro.contrib.control_flow import scan
+
+    ppl, gs, jnp, K = backend.ppl, backend.gs, backend.jnp, 2 if kind == "bit" else 3
+    start, table = np.full(K, 1 / K), np.triu(TRANSITION[:K, :K])
+    table /= table.sum(-1, keepdims=True)
+
+    def law(p):
+        if kind == "bit":
+            return backend.native.Bernoulli(probs=p[..., 1])
+        return gs.OneHotCategorical(probs=p)
+
+    def body(before, x):
+        z = ppl.sample("z", law(gs.select(jnp.asarray(table), before, axis=0)))
+        ppl.sample("x", backend.native.Normal(gs.select(jnp.asarray(LOCS[:K]), z), 1.0), obs=x)
+        return z, None
+
+    def model():
+        scan(body, ppl.sample("first", law(jnp.asarray(start))), jnp.asarray(DATA))
+
+    alpha = start
+    for x in DATA:
+        alpha = (alpha @ table) * stats.norm(LOCS[:K]).pdf(x)
+    assert enumerated(backend, model) == pytest.approx(np.log(alpha.sum()), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["bit", "OneHotCategorical", "GumbelSoftmax"])
 def test_compare_in_scan(backend, kind):
     """The evidence and the marginals of each step, from all paths."""
