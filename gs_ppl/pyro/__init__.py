@@ -27,6 +27,7 @@ from gs_ppl.pyro.handlers import discretize, relax, select
 from gs_ppl.pyro.inference_data import to_inference_data
 from gs_ppl.pyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.pyro.score_function import NVIL_ELBO, RLOO_ELBO
+from gs_ppl.pyro.starting import best_start, init_to_rows
 from gs_ppl.pyro.straight_through import (
     GappedST,
     GappedSTBernoulli,
@@ -73,12 +74,14 @@ __all__ = [
     "TraceEnum_ELBO",
     "assign",
     "auto_relaxed",
+    "best_start",
     "check",
     "compare",
     "config_enumerate",
     "constraints",
     "discretize",
     "functional",
+    "init_to_rows",
     "kl",
     "relax",
     "select",

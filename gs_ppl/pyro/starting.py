@@ -1,0 +1,135 @@
+"""Where a run starts: components apart, and the best of several tries."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.infer.autoguide.initialization import init_to_median
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+from gs_ppl._shared.starting import best, check_rows_for, check_tries
+
+__all__ = ["best_start", "init_to_rows"]
+
+Run = TypeVar("Run", bound=SVI)
+
+
+def init_to_rows(
+    site: Any = None,
+    rows: Mapping[str, Any] | None = None,
+    *,
+    fallback: Callable = init_to_median,
+) -> Any:
+    """A start, for init_loc_fn, at rows of the data: components are apart from the first step.
+
+    The first row is drawn uniformly, each other one with probability in proportion to its squared
+    distance to the nearest of those before it.
+
+    Args:
+        site: left out; the automatic guide hands it in.
+        rows: by name of a site of shape (K, ...) data of shape (N, ...), N >= K.
+        fallback: the start of all other sites.
+
+    Raises:
+        ValueError: naming the site, where its rows do not fit.
+
+    Source: k-means++, Arthur and Vassilvitskii 2007.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoDelta
+        >>> x = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
+        >>> def model():
+        ...     with pyro.plate("components", 2):
+        ...         pyro.sample("locs", dist.Normal(0.0, 10.0))
+        >>> pyro.clear_param_store()
+        >>> guide = AutoDelta(model, init_loc_fn=init_to_rows(rows={"locs": x}))
+        >>> start = guide()["locs"]
+        >>> all(loc in x for loc in start), bool(start[0] == start[1])
+        (True, False)
+    """
+    given = rows or {}
+    if site is None:
+        return partial(init_to_rows, rows=given, fallback=fallback)
+    if site["name"] not in given:
+        return fallback(site)
+    data = torch.as_tensor(given[site["name"]])
+    shape = site["fn"].shape()
+    check_rows_for(site["name"], shape, data.shape)
+    flat = data.reshape(len(data), -1).to(torch.get_default_dtype())
+    found, weight = [], torch.ones(len(data), device=data.device)
+    nearest = torch.full_like(weight, torch.inf)
+    for _ in range(shape[0]):
+        row = torch.multinomial(weight, 1)
+        found.append(row)
+        nearest = torch.minimum(nearest, (flat - flat[row]).square().sum(-1))
+        weight = nearest if nearest.any() else torch.ones_like(nearest)
+    return data[torch.cat(found)].to(flat.dtype)
+
+
+def best_start(
+    make: Callable[[], Run], *args: Any, num_starts: int = 10, num_steps: int = 20, **kwargs: Any
+) -> Run:
+    """The best of several starts, each trained for a few steps: the least mean loss of their half.
+
+    Clears the parameter store at each start, and leaves in it the parameters of the best one.
+
+    Args:
+        make: makes model, guide and optimizer anew and returns SVI or AnnealedSVI; its guide should
+            start at random, such as by init_to_rows.
+        *args: what the programs take.
+        num_starts: number of starts.
+        num_steps: steps of each.
+        **kwargs: what the programs take.
+
+    Returns:
+        The SVI of the best start, after its first steps.
+
+    Raises:
+        ValueError: where the loss of all starts is NaN or infinite.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from functools import partial
+        >>> from pyro.infer.autoguide import AutoDelta
+        >>> import gs_ppl.pyro as gs
+        >>> from gs_ppl import temperature
+        >>> x = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
+        >>> def model():
+        ...     with pyro.plate("components", 2):
+        ...         locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", 5):
+        ...         z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+        ...         pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
+        >>> start = partial(AutoDelta, init_loc_fn=gs.init_to_rows(rows={"locs": x}))
+        >>> def make():
+        ...     guide = gs.auto_relaxed(model, start)
+        ...     adam, elbo = pyro.optim.Adam({"lr": 0.1}), pyro.infer.TraceMeanField_ELBO()
+        ...     return gs.AnnealedSVI(gs.relax(model), guide, adam, elbo, temperature.constant(0.5))
+        >>> svi = best_start(make, num_starts=2, num_steps=4)
+        >>> losses = [svi.step() for _ in range(10)]
+    """
+    check_tries(num_starts, num_steps)
+
+    def run() -> tuple[Run, list[float]]:
+        pyro.clear_param_store()
+        svi = make()
+        return svi, [svi.step(*args, **kwargs) for _ in range(num_steps)]
+
+    states, scores = [], []
+    for _ in range(num_starts):
+        states.append(get_rng_state())
+        _, losses = run()
+        late = losses[num_steps // 2 :]
+        scores.append(sum(late) / len(late))
+    after = get_rng_state()
+    set_rng_state(states[best(scores, num_steps)])
+    svi, _ = run()  # once more, since the store holds the parameters of one start alone
+    set_rng_state(after)
+    return svi
