@@ -23,16 +23,10 @@ def check_tries(num_starts: int, num_steps: int) -> None:
             raise ValueError(f"best_start: {name} must be at least 1, got {count}")
 
 
-def refuse_all_nan(num_starts: int, num_steps: int) -> None:
-    raise ValueError(
-        f"best_start: after {num_steps} steps the loss of all {num_starts} starts is NaN or"
-        " infinite: try a smaller learning rate, and check the scales that the program computes"
-    )
-
-
-def best(scores: Sequence[float], num_steps: int) -> int:
-    """Which has the least mean loss; one that is no number is none."""
-    finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
-    if not finite:
-        refuse_all_nan(len(scores), num_steps)
-    return min(finite, key=lambda i: scores[i])
+def check_scores(scores: Sequence[float], num_steps: int) -> None:
+    """Refuses starts none of which has a finite loss."""
+    if not any(map(math.isfinite, scores)):
+        raise ValueError(
+            f"best_start: after {num_steps} steps the loss of all {len(scores)} starts is NaN or"
+            " infinite: try a smaller learning rate, and check the scales that the program computes"
+        )

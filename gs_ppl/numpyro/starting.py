@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.infer import SVI, init_to_median
 
-from gs_ppl._shared.starting import best, check_rows_for, check_tries
+from gs_ppl._shared.starting import check_rows_for, check_scores, check_tries
+from gs_ppl.numpyro._base import read
 
 __all__ = ["best_start", "init_to_rows"]
 
@@ -131,7 +132,9 @@ def best_start(
         return state, losses[num_steps // 2 :].mean()
 
     states, scores = jax.jit(jax.vmap(start))(jax.random.split(rng_key, num_starts))
-    found = best(scores.tolist(), num_steps)
+    if (values := read(scores)) is not None:  # not within jit
+        check_scores(values.tolist(), num_steps)
+    found = jnp.where(jnp.isfinite(scores), scores, jnp.inf).argmin()
     return svi, jax.tree.map(lambda leaf: leaf[found], states)
 
 

@@ -1,5 +1,6 @@
 """Where a run starts: components apart, and the best of several tries."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -9,9 +10,8 @@ import torch
 from pyro.infer import SVI
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.util import get_rng_state, set_rng_state
-from torch import Tensor
 
-from gs_ppl._shared.starting import best, check_rows_for, check_tries
+from gs_ppl._shared.starting import check_rows_for, check_scores, check_tries
 
 __all__ = ["best_start", "init_to_rows"]
 
@@ -128,8 +128,10 @@ def best_start(
         _, losses = run()
         late = losses[num_steps // 2 :]
         scores.append(sum(late) / len(late))
+    check_scores(scores, num_steps)
     after = get_rng_state()
-    set_rng_state(states[best(scores, num_steps)])
+    finite = [i for i in range(num_starts) if math.isfinite(scores[i])]
+    set_rng_state(states[min(finite, key=scores.__getitem__)])
     svi, _ = run()  # once more, since the store holds the parameters of one start alone
     set_rng_state(after)
     return svi

@@ -1,0 +1,251 @@
+"""Where a mixture starts: right answers of 20 seeds, beside enumeration from the same starts.
+
+Two mixtures: the five points of Pyro's tutorial with one scale, and 600 points of three classes
+with unequal scales. Their globals are AutoDelta, their classes enumerated or relaxed. Each seed
+starts from rows of the data (init_to_rows), the best of several tries of a few steps (best_start),
+and trains with Adam. Right is the partition of enumeration's best optimum over all seeds.
+
+- The logits learn ten times as fast as the globals: the classes settle before the components, which
+  start with an even share of every row, meet in the middle.
+- The straight-through gradient is taken at hard classes, where Normal(locs[z], scales[z]) is far
+  from linear. "densities" indexes those instead, log_prob(x)[z], which is linear in the class.
+
+    python examples/starting.py --mixture five --output results/starting
+
+writes report.json, and prints the table.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from _report import TITLES, make_parser, parse, write_report
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
+
+from gs_ppl.temperature import exponential
+
+SEEDS, STARTS, TRIED = 20, 5, 10  # runs; starts of each, and their steps
+RATE, TIMES = 0.1, 10  # of Adam, and how much faster the logits learn
+SCHEDULE = exponential(rate=0.01, minimum=0.3)
+AGREE = 0.97  # of the rows, in a partition that is the same
+METHODS = "Enumeration", "GumbelSoftmax", "STGumbelSoftmax"
+
+
+def simulate(seed: int) -> np.ndarray:
+    """600 points of three classes, whose scales are unequal."""
+    rng = np.random.default_rng(seed)
+    z = rng.choice(3, 600, p=[0.5, 0.3, 0.2])
+    return np.array([-6.0, 0.0, 8.0])[z] + np.array([0.5, 1.0, 2.0])[z] * rng.normal(size=600)
+
+
+# Data, classes, whether each has its scale, and whether log-densities are indexed.
+Mixture = tuple[np.ndarray, int, bool, bool]
+
+
+def list_mixtures(seed: int) -> dict[str, Mixture]:
+    five = np.array([0.0, 1.0, 10.0, 11.0, 12.0])
+    return {
+        "five": (five, 2, False, False),
+        "unequal": (simulate(seed), 3, True, False),
+        "densities": (simulate(seed), 3, True, True),
+    }
+
+
+def responsibilities(values: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    """log p(x, z) by row and class, at these globals."""
+    w, loc, s = (np.asarray(values[name], float) for name in ("weights", "locs", "scale"))
+    with np.errstate(all="ignore"):  # a run that failed
+        return np.log(w) - ((x[:, None] - loc) / s) ** 2 / 2 - np.log(s)
+
+
+def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
+    """Of each seed the globals, and the guide's own classes."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+    from pyro.infer import SVI, TraceMeanField_ELBO
+    from pyro.infer.autoguide import AutoDelta
+
+    import gs_ppl.pyro as gs
+
+    values, K, own_scales, of_densities = mixture
+    x = torch.tensor(values, dtype=torch.float32)
+
+    def model() -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(K)))
+        scale = None if own_scales else pyro.sample("scale", dist.LogNormal(0.0, 2.0))
+        with pyro.plate("components", K):
+            locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+            if own_scales:
+                scale = pyro.sample("scale", dist.LogNormal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            if of_densities:
+                scores = dist.Normal(locs, scale).log_prob(x[:, None])
+                pyro.factor("x", gs.select(scores, z))
+            else:
+                own = scale[z] if own_scales else scale
+                pyro.sample("x", dist.Normal(locs[z], own), obs=x)
+
+    def rate(name: str) -> dict[str, float]:
+        return {"lr": RATE * TIMES if "logits" in name else RATE}
+
+    guide: Any = None
+
+    def make() -> SVI:
+        nonlocal guide
+        start = partial(AutoDelta, init_loc_fn=gs.init_to_rows(rows={"locs": x}))
+        adam = pyro.optim.Adam(rate)
+        if method == "Enumeration":
+            guide = start(pyro.poutine.block(model, hide=["z", "x"]))
+            elbo = gs.TraceEnum_ELBO(max_plate_nesting=1)
+            return SVI(gs.config_enumerate(model), guide, adam, elbo)
+        family = getattr(gs, method)
+        guide = gs.auto_relaxed(model, start, family=family)
+        relaxed = gs.relax(model, family=family)
+        return gs.AnnealedSVI(relaxed, guide, adam, TraceMeanField_ELBO(), SCHEDULE)
+
+    found = []
+    for i in range(SEEDS):
+        pyro.set_rng_seed(SEEDS * seed + i)
+        svi = gs.best_start(make, num_starts=STARTS, num_steps=TRIED)
+        for _ in range(steps):
+            svi.step()
+        median = {name: value.detach().numpy() for name, value in guide.median().items()}
+        found.append((median, median.get("z")))
+        bar.update()
+    return found
+
+
+def fit_numpyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
+    """Of each seed the globals, and the guide's own classes: all seeds side by side."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    import optax
+    from jax import Array
+    from numpyro.infer import SVI, TraceMeanField_ELBO
+    from numpyro.infer.autoguide import AutoDelta
+
+    import gs_ppl.numpyro as gs
+
+    values, K, own_scales, of_densities = mixture
+    x = jnp.asarray(values, jnp.float32)
+
+    def model() -> None:
+        weights = numpyro.sample("weights", dist.Dirichlet(0.5 * jnp.ones(K)))
+        scale = None if own_scales else numpyro.sample("scale", dist.LogNormal(0.0, 2.0))
+        with numpyro.plate("components", K):
+            locs = numpyro.sample("locs", dist.Normal(0.0, 10.0))
+            if own_scales:
+                scale = numpyro.sample("scale", dist.LogNormal(0.0, 2.0))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            if of_densities:
+                scores = dist.Normal(locs, scale).log_prob(x[:, None])
+                numpyro.factor("x", gs.select(scores, z))
+            else:
+                own = scale[z] if own_scales else scale
+                numpyro.sample("x", dist.Normal(locs[z], own), obs=x)
+
+    def kinds(params: dict) -> dict:
+        return {name: "logits" if "logits" in name else "globals" for name in params}
+
+    guide: Any = None
+
+    def make() -> SVI:
+        nonlocal guide
+        start = partial(AutoDelta, init_loc_fn=gs.init_to_rows(rows={"locs": x}))
+        rates = {"logits": optax.adam(RATE * TIMES), "globals": optax.adam(RATE)}
+        adam = optax.multi_transform(rates, kinds)
+        if method == "Enumeration":
+            guide = start(numpyro.handlers.block(model, hide=["z", "x"]))
+            return SVI(gs.config_enumerate(model), guide, adam, gs.TraceEnum_ELBO())
+        family = getattr(gs, method)
+        guide = gs.auto_relaxed(model, start, family=family)
+        relaxed = gs.relax(model, family=family)
+        return gs.AnnealedSVI(relaxed, guide, adam, TraceMeanField_ELBO(), SCHEDULE)
+
+    def fit(key: Array) -> dict:
+        svi, state = gs.best_start(make, rng_key=key, num_starts=STARTS, num_steps=TRIED)
+        state, _ = jax.lax.scan(lambda state, _: svi.update(state), state, None, length=steps)
+        return svi.get_params(state)
+
+    params = jax.jit(jax.vmap(fit))(jax.random.split(jax.random.key(seed), SEEDS))
+    bar.update(SEEDS)
+    read = {name: np.asarray(params[f"{name}_auto_loc"]) for name in ("weights", "locs", "scale")}
+    logits = params.get("z_auto_logits")
+    classes = SEEDS * [None] if logits is None else np.asarray(logits.argmax(-1))
+    return [({n: value[i] for n, value in read.items()}, classes[i]) for i in range(SEEDS)]
+
+
+FIT: dict[str, Callable] = {"pyro": fit_pyro, "numpyro": fit_numpyro}
+
+
+def agreement(a: np.ndarray, b: np.ndarray, classes: int) -> float:
+    """Share of the rows that two partitions have in common, whatever their classes are called."""
+    common = np.zeros((classes, classes))
+    np.add.at(common, (a, b), 1)
+    return common[linear_sum_assignment(-common)].sum() / len(a)
+
+
+def main() -> None:
+    parser = make_parser(__doc__, output="results/starting", steps=400)
+    parser.add_argument("--mixture", choices=("five", "unequal", "densities"), default="five")
+    arguments = parse(parser)
+    mixture, methods = list_mixtures(arguments.seed)[arguments.mixture], METHODS
+    if arguments.quick:
+        global SEEDS
+        SEEDS, arguments.steps = 2, min(arguments.steps, 5)
+        methods = METHODS[:2]
+    began, rows = time.perf_counter(), []
+    x, K = mixture[:2]
+    with tqdm(total=len(arguments.backends) * len(methods) * SEEDS, unit="fit") as bar:
+        for backend in arguments.backends:
+            right: dict[str, np.ndarray] = {}
+            for method in methods:
+                fits = FIT[backend](method, mixture, arguments.steps, arguments.seed, bar)
+                scores = [responsibilities(values, x) for values, _ in fits]
+                if method == "Enumeration":
+                    evidence = [np.logaddexp.reduce(s, -1).sum() for s in scores]
+                    target = scores[int(np.nanargmax(evidence))].argmax(-1)
+                parts = [
+                    s.argmax(-1) if z is None else z for s, (_, z) in zip(scores, fits, strict=True)
+                ]
+                right[method] = np.array([agreement(z, target, K) >= AGREE for z in parts])
+                both = right[method] & right["Enumeration"]
+                rows.append(
+                    {
+                        "backend": backend,
+                        "mixture": arguments.mixture,
+                        "method": method,
+                        "seeds": SEEDS,
+                        "right": int(right[method].sum()),
+                        "enumeration_right": int(right["Enumeration"].sum()),
+                        "right_where_enumeration_is": int(both.sum()),
+                        "not_finite": sum(not np.isfinite(s).all() for s in scores),
+                    }
+                )
+    table = Table(title=f"right of {SEEDS} seeds, {arguments.steps} steps")
+    for column in ("PPL", "mixture", "classes", "right", "where enumeration is", "not finite"):
+        table.add_column(column)
+    for row in rows:
+        where = f"{row['right_where_enumeration_is']} of {row['enumeration_right']}"
+        shown = TITLES[row["backend"]], row["mixture"], row["method"], row["right"], where
+        table.add_row(*map(str, (*shown, row["not_finite"])))
+    settings = {"starts": STARTS, "tried": TRIED, "rate": RATE, "times": TIMES, "agree": AGREE}
+    seconds = round(time.perf_counter() - began, 1)
+    target_path = write_report(arguments, [], rows, seconds=seconds, settings=settings)
+    console = Console()
+    console.print(table)
+    console.print(target_path)
+
+
+if __name__ == "__main__":
+    main()
