@@ -545,3 +545,25 @@ class NumPyroBackend:
 
     def init_to(self, **values: Array) -> Callable:
         return self.infer.init_to_value(values=values)
+
+    # where a run starts
+
+    def starts(self, init: Callable, name: str, law: Any, seeds: int) -> np.ndarray:
+        """Of a site by an init_loc_fn, at each of so many seeds."""
+
+        def start(key):
+            return init({"name": name, "fn": law, "kwargs": {"rng_key": key, "sample_shape": ()}})
+
+        keys = self.jax.random.split(self.jax.random.key(0), seeds)
+        return self.numpy(self.jax.vmap(start)(keys))
+
+    def random_param(self, name: str, values: np.ndarray) -> Array:
+        """A parameter that begins at one of these values."""
+        pick = self.jax.random.choice
+        return self.ppl.param(name, lambda key: pick(key, self.array(values)))
+
+    def best_start(self, make: Callable, name: str, seed: int, **options: Any) -> float:
+        """The value of a parameter after it."""
+        key = self.jax.random.key(seed)
+        svi, state = self.gs.best_start(make, rng_key=key, **options)
+        return float(svi.get_params(state)[name])

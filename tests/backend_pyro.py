@@ -543,3 +543,21 @@ class PyroBackend:
 
     def init_to(self, **values: Array) -> Callable:
         return self.infer.autoguide.init_to_value(values=values)
+
+    # where a run starts
+
+    def starts(self, init: Callable, name: str, law: Any, seeds: int) -> np.ndarray:
+        """Of a site by an init_loc_fn, at each of so many seeds."""
+        self.ppl.set_rng_seed(0)
+        return np.array([self.numpy(init({"name": name, "fn": law})) for _ in range(seeds)])
+
+    def random_param(self, name: str, values: np.ndarray) -> Array:
+        """A parameter that begins at one of these values."""
+        pick = self.torch.randint
+        return self.ppl.param(name, lambda: self.array(values)[pick(len(values), ())])
+
+    def best_start(self, make: Callable, name: str, seed: int, **options: Any) -> float:
+        """The value of a parameter after it."""
+        self.ppl.set_rng_seed(seed)
+        self.gs.best_start(make, **options)
+        return float(self.numpy(self.ppl.param(name)))

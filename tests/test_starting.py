@@ -1,0 +1,77 @@
+"""Starts at rows of the data, and the best of several."""
+
+import numpy as np
+import pytest
+
+from gs_ppl._shared.starting import check_scores
+
+LINE = np.array([0.0, 1.0, 10.0])
+
+
+def standard(backend, *shape):
+    return backend.native.Normal(backend.array(np.zeros(shape)), 1.0)
+
+
+def test_rows_are_drawn_by_squared_distance(backend):
+    """The frequencies of k-means++, worked out by hand, of 2000 starts: within four deviations."""
+    init = backend.gs.init_to_rows(rows={"locs": backend.array(LINE)})
+    found = np.sort(backend.starts(init, "locs", standard(backend, 2), 2000), -1)
+    assert (found[:, 0] < found[:, 1]).all()
+    near = (1 / 101 + 1 / 82) / 3  # the pair (0, 1): from either end
+    far = (100 / 101 + 100 / 181) / 3  # the pair (0, 10)
+    for pair, p in (((0, 1), near), ((0, 10), far), ((1, 10), 1 - near - far)):
+        share = (found == pair).all(-1).mean()
+        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / 2000)
+
+
+def test_rows_of_several_columns(backend):
+    """As many rows as components: all of them; equal rows do not keep it from an answer."""
+    data = np.array([[0.0, 1.0], [5.0, 1.0], [5.0, 1.0]])
+    init = backend.gs.init_to_rows(rows={"locs": backend.array(data)})
+    (found,) = backend.starts(init, "locs", standard(backend, 3, 2), 1)
+    assert {tuple(row) for row in found} == {(0.0, 1.0), (5.0, 1.0)}
+
+
+def test_other_sites_start_by_fallback(backend):
+    rows = {"locs": backend.array(LINE)}
+    init = backend.gs.init_to_rows(rows=rows, fallback=lambda site: backend.array(7.0))
+    assert backend.starts(init, "scale", standard(backend), 1) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((4,), LINE), ((2, 3), LINE), ((), LINE), ((2,), np.zeros((3, 2))), ((1,), np.zeros(()))],
+    ids=["too few", "no columns", "one component", "columns", "no rows"],
+)
+def test_rows_that_do_not_fit(backend, shape, rows):
+    init = backend.gs.init_to_rows(rows={"locs": backend.array(rows)})
+    with pytest.raises(ValueError, match="init_to_rows: site 'locs' of shape .* wanted"):
+        backend.starts(init, "locs", standard(backend, *shape), 1)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro says so
+def test_the_best_start_wins(backend):
+    """Of starts at 0, 50, 100 and one whose loss is NaN, that nearest to 100; steps are taken."""
+    ppl, values = backend.ppl, np.array([-1.0, 0.0, 50.0, 100.0])
+
+    def program():
+        loc = backend.random_param("loc", values)
+        ppl.factor("x", -((loc - 104.0) ** 2) + 0.0 * (loc + 0.5) ** 0.5)
+
+    def make():
+        elbo = backend.infer.Trace_ELBO()
+        return backend.infer.SVI(program, lambda: None, backend.optimizer(), elbo)
+
+    found = backend.best_start(make, "loc", 0, num_starts=12, num_steps=4)
+    assert found == pytest.approx(100.2, abs=0.02)  # four steps of Adam
+
+
+@pytest.mark.parametrize("option", ["num_starts", "num_steps"])
+def test_counts_are_checked(backend, option):
+    with pytest.raises(ValueError, match=f"best_start: {option} must be at least 1, got 0"):
+        backend.best_start(None, "loc", 0, **{option: 0})
+
+
+def test_no_start_is_finite():
+    with pytest.raises(ValueError, match=r"after 5 steps the loss of all 2 starts is NaN or inf"):
+        check_scores([np.nan, np.inf], 5)
