@@ -64,62 +64,89 @@ def responsibilities(values: dict[str, Any], x: np.ndarray) -> np.ndarray:
 
 
 def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
-    """Of each seed the globals, and the guide's own classes."""
+    """Of each seed the globals, and the guide's own classes: all starts side by side, in a plate.
+
+    Adam treats each parameter by itself, so that they do not know of each other. Which start wins
+    is settled as best_start does it, by the loss of its first steps.
+    """
     import pyro
     import pyro.distributions as dist
     import torch
-    from pyro.infer import SVI, TraceMeanField_ELBO
-    from pyro.infer.autoguide import AutoDelta
+    from pyro import poutine
+    from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+    from pyro.infer.autoguide import AutoDelta, init_to_median, init_to_value
+    from torch.distributions import kl_divergence
 
     import gs_ppl.pyro as gs
 
     values, K, own_scales, of_densities = mixture
-    x = torch.tensor(values, dtype=torch.float32)
+    x, runs = torch.tensor(values, dtype=torch.float32), SEEDS * STARTS
 
     def model() -> None:
-        weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(K)))
-        scale = None if own_scales else pyro.sample("scale", dist.LogNormal(0.0, 2.0))
-        with pyro.plate("components", K):
-            locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
-            if own_scales:
+        with pyro.plate("runs", runs, dim=-2):
+            weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(K)))
+            with pyro.plate("scales", K if own_scales else 1, dim=-1):
                 scale = pyro.sample("scale", dist.LogNormal(0.0, 2.0))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(weights))
-            if of_densities:
-                scores = dist.Normal(locs, scale).log_prob(x[:, None])
-                pyro.factor("x", gs.select(scores, z))
-            else:
-                own = scale[z] if own_scales else scale
-                pyro.sample("x", dist.Normal(locs[z], own), obs=x)
+            with pyro.plate("components", K, dim=-1):
+                locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+            parts = dist.Normal(locs.unsqueeze(-2), scale.unsqueeze(-2).expand(-1, 1, K))
+            with pyro.plate("data", len(x), dim=-1):
+                if method == "Enumeration":
+                    mixed = dist.MixtureSameFamily(dist.Categorical(weights), parts)
+                    pyro.sample("x", mixed, obs=x)
+                    return
+                z = pyro.sample("z", gs.OneHotCategorical(weights))
+                if of_densities:
+                    pyro.factor("x", gs.select(parts.log_prob(x[:, None]), z))
+                else:
+                    loc, own = gs.select(parts.loc, z), gs.select(parts.scale, z)
+                    pyro.sample("x", dist.Normal(loc, own), obs=x)
 
-    def rate(name: str) -> dict[str, float]:
-        return {"lr": RATE * TIMES if "logits" in name else RATE}
+    def start(init: Callable, name: str, law: Any) -> torch.Tensor:
+        return torch.stack([init({"name": name, "fn": law}) for _ in range(runs)])
 
-    guide: Any = None
-
-    def make() -> SVI:
-        nonlocal guide
-        start = partial(AutoDelta, init_loc_fn=gs.init_to_rows(rows={"locs": x}))
-        adam = pyro.optim.Adam(rate)
-        if method == "Enumeration":
-            guide = start(pyro.poutine.block(model, hide=["z", "x"]))
-            elbo = gs.TraceEnum_ELBO(max_plate_nesting=1)
-            return SVI(gs.config_enumerate(model), guide, adam, elbo)
+    pyro.set_rng_seed(seed)
+    pyro.clear_param_store()
+    scales = torch.zeros(K if own_scales else 1)
+    starts = {
+        "locs": start(gs.init_to_rows(rows={"locs": x}), "locs", dist.Normal(torch.zeros(K), 10.0)),
+        "weights": start(init_to_median, "weights", dist.Dirichlet(0.5 * torch.ones(K)))[:, None],
+        "scale": start(init_to_median, "scale", dist.LogNormal(scales, 2.0)),
+    }
+    part = partial(AutoDelta, init_loc_fn=init_to_value(values=starts))
+    adam = pyro.optim.Adam(lambda name: {"lr": RATE * TIMES if "logits" in name else RATE})
+    if method == "Enumeration":
+        guide = part(model)
+        svi = SVI(model, guide, adam, Trace_ELBO())
+    else:
         family = getattr(gs, method)
-        guide = gs.auto_relaxed(model, start, family=family)
-        relaxed = gs.relax(model, family=family)
-        return gs.AnnealedSVI(relaxed, guide, adam, TraceMeanField_ELBO(), SCHEDULE)
+        guide, relaxed = gs.auto_relaxed(model, part, family=family), gs.relax(model, family=family)
+        svi = gs.AnnealedSVI(relaxed, guide, adam, TraceMeanField_ELBO(), SCHEDULE)
 
-    found = []
-    for i in range(SEEDS):
-        pyro.set_rng_seed(SEEDS * seed + i)
-        svi = gs.best_start(make, num_starts=STARTS, num_steps=TRIED)
-        for _ in range(steps):
-            svi.step()
-        median = {name: value.detach().numpy() for name, value in guide.median().items()}
-        found.append((median, median.get("z")))
-        bar.update()
-    return found
+    @torch.no_grad()
+    def losses() -> torch.Tensor:
+        """Of each run."""
+        args = () if method == "Enumeration" else (svi.temperature(),)
+        drawn = poutine.trace(svi.guide).get_trace(*args)
+        trace = poutine.trace(poutine.replay(svi.model, trace=drawn)).get_trace(*args)
+        trace.compute_log_prob()
+        terms = [-trace.nodes[name]["log_prob"] for name in (*starts, "x")]
+        if method != "Enumeration":
+            terms.append(kl_divergence(drawn.nodes["z"]["fn"], trace.nodes["z"]["fn"]))
+        return sum(term.reshape(runs, -1).sum(-1) for term in terms)
+
+    scores = torch.zeros(runs)
+    for step in range(TRIED + steps):
+        svi.step()
+        if TRIED // 2 <= step < TRIED:
+            scores += losses()
+    scores = scores.nan_to_num(torch.inf).reshape(SEEDS, STARTS)
+    chosen = scores.argmin(-1) + STARTS * torch.arange(SEEDS)
+    bar.update(SEEDS)
+    median = {name: value.detach()[chosen].numpy() for name, value in guide.median().items()}
+    globals_ = {name: median[name].reshape(SEEDS, -1) for name in starts}
+    classes = median["z"].argmax(-1) if "z" in median else SEEDS * [None]
+    return [({n: v[i] for n, v in globals_.items()}, classes[i]) for i in range(SEEDS)]
 
 
 def fit_numpyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:

@@ -1,5 +1,7 @@
 """Starts at rows of the data, and the best of several."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def test_other_sites_start_by_fallback(backend):
 )
 def test_rows_that_do_not_fit(backend, shape, rows):
     init = backend.gs.init_to_rows(rows={"locs": backend.array(rows)})
-    with pytest.raises(ValueError, match="init_to_rows: site 'locs' of shape .* wanted"):
+    with pytest.raises(ValueError, match=r"init_to_rows: site 'locs' of shape .* wanted"):
         backend.starts(init, "locs", standard(backend, *shape), 1)
 
 
@@ -75,3 +77,41 @@ def test_counts_are_checked(backend, option):
 def test_no_start_is_finite():
     with pytest.raises(ValueError, match=r"after 5 steps the loss of all 2 starts is NaN or inf"):
         check_scores([np.nan, np.inf], 5)
+
+
+def mixture(backend):
+    native, ppl = backend.native, backend.ppl
+    x = backend.array(np.array([0.0, 1.0, 10.0]))
+
+    def model():
+        with ppl.plate("components", 2):
+            locs = ppl.sample("locs", native.Normal(backend.array(0.0), 10.0))
+        with ppl.plate("data", 3):
+            z = ppl.sample("z", native.Categorical(backend.array([0.4, 0.6])))
+            ppl.sample("x", native.Normal(locs[z], 1.0), obs=x)
+
+    return model
+
+
+def check_start(backend, continuous, locs, family):
+    gs, model = backend.gs, mixture(backend)
+    start = backend.init_to(locs=backend.array(np.array(locs)))
+    part = partial(getattr(backend.infer.autoguide, continuous), init_loc_fn=start)
+    family = getattr(gs, family)
+    guide = gs.auto_relaxed(model, part, temperature=0.5, family=family)
+    relaxed = gs.relax(model, temperature=0.5, family=family)
+    elbo = backend.infer.TraceMeanField_ELBO()
+    gs.check(relaxed, guide, elbo)
+
+
+@pytest.mark.parametrize(
+    ("continuous", "family"),
+    [("AutoDelta", "GumbelSoftmax"), ("AutoNormal", "STGumbelSoftmax")],
+)
+def test_equal_components_are_warned_of(backend, continuous, family):
+    with pytest.warns(UserWarning, match="site 'z': all its classes are equal where 'locs' start"):
+        check_start(backend, continuous, [1.0, 1.0], family)
+
+
+def test_components_apart_are_not(backend):
+    check_start(backend, "AutoDelta", [1.0, 1.1], "GumbelSoftmax")

@@ -1,7 +1,11 @@
-"""What both sides ask of a start: rows for a site, and how often it is tried."""
+"""What both sides ask of a start: rows for a site, several tries, components that differ."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
 
 
 def check_rows_for(site: str, shape: Sequence[int], rows: Sequence[int]) -> None:
@@ -29,4 +33,33 @@ def check_scores(scores: Sequence[float], num_steps: int) -> None:
         raise ValueError(
             f"best_start: after {num_steps} steps the loss of all {len(scores)} starts is NaN or"
             " infinite: try a smaller learning rate, and check the scales that the program computes"
+        )
+
+
+def are_equal(value: Any) -> bool:
+    """Whether several components are one and the same."""
+    return value.size > 1 and bool((value == value.flat[0]).all())
+
+
+def warn_of_equal(
+    site: str, components: Collection[str], terms: Callable[[bool, int], list[np.ndarray]]
+) -> None:
+    """Warns where all classes of a relaxed site are alike because components are.
+
+    `terms(moved, i)` are the terms of all other sites with the relaxed one at class i of two, and
+    the components where they start or apart.
+    """
+
+    def alike(moved: bool) -> bool:
+        pairs = zip(terms(moved, 0), terms(moved, 1), strict=True)
+        return all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
+
+    if alike(False) and not alike(True):
+        names = ", ".join(map(repr, components))
+        warnings.warn(
+            f"site {site!r}: all its classes are equal where {names} start, and get the same"
+            " gradient: everything may end in one class. Start apart, as by"
+            " init_loc_fn=init_to_rows(rows=...) or init_to_sample, or try several starts by"
+            " best_start",
+            stacklevel=2,
         )

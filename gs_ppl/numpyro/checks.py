@@ -11,6 +11,9 @@ from numpyro import handlers
 from numpyro.distributions import (
     BernoulliLogits,
     BernoulliProbs,
+    Normal,
+    TransformedDistribution,
+    biject_to,
     kl_divergence,
 )
 from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
@@ -28,6 +31,7 @@ from gs_ppl._shared.pairings import (
     divergence,
     to_probe,
 )
+from gs_ppl._shared.starting import are_equal, warn_of_equal
 from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
 from gs_ppl.numpyro import trace_enum
 from gs_ppl.numpyro._base import LogitsDistribution, read
@@ -150,6 +154,56 @@ def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[A
         return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs), given.rows
 
 
+def _centre(guide_trace: dict[str, Any], name: str) -> Array:
+    """Where the guide has the middle of a continuous latent."""
+    law, transforms = innermost(guide_trace[name]["fn"]), []
+    while isinstance(law, TransformedDistribution):  # of AutoNormal
+        transforms[:0] = law.transforms
+        law = innermost(law.base_dist)
+    value = law.mean if transforms or isinstance(law, Normal) else guide_trace[name]["value"]
+    for transform in transforms:
+        value = transform(value)
+    return jnp.broadcast_to(value, jnp.shape(guide_trace[name]["value"]))
+
+
+def _warn_of_equal(
+    guide_trace: dict,
+    model_trace: dict,
+    relaxed: list[str],
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Where components are equal, and with them the classes of a relaxed site."""
+    continuous = [
+        name
+        for name, site in _latents(model_trace).items()
+        if site.kind is None and name in guide_trace
+    ]
+    at = {name: _centre(guide_trace, name) for name in continuous}
+    equal = [name for name in continuous if are_equal(np.asarray(at[name]))]
+    if not equal:
+        return
+    apart = dict(at)
+    for name in equal:
+        bijection = biject_to(model_trace[name]["fn"].support)
+        middle = bijection.inv(at[name])
+        steps = jnp.linspace(0.0, 1.0, middle.size).reshape(middle.shape)
+        apart[name] = bijection(middle + steps)
+    probes = []
+    for values in (at, apart):
+        moved = {n: {**model_trace[n], "value": value} for n, value in values.items()}
+        probes.append(Probe("model", model, model_trace | moved, args, kwargs))
+    for name in relaxed:
+
+        def terms(moved: bool, i: int, name: str = name) -> list[Any]:
+            probe = probes[moved]
+            sites, found = probe._terms({name: probe.corners(name)[i]})
+            return [np.asarray(x) for x in found[: len(sites) - 1]]
+
+        warn_of_equal(name, equal, terms)
+
+
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
@@ -157,7 +211,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     Under a bare SVI that nobody checks, a bare discrete law on one side stays unseen. A program
     with relaxed sites runs some ten times more, with values along edges of the simplex, to see
     whether it follows them as its gradient says; a jump below 8e-6 of the sum of the terms' sizes
-    stays unseen. Under jit, where values cannot be read, types and shapes alone are checked.
+    stays unseen. Under jit, where values cannot be read, types and shapes alone are checked. Warns
+    where all classes of a relaxed site are alike because components start equal.
 
     Args:
         model: program, relaxed or enumerated as it is handed to SVI.
@@ -241,6 +296,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         relaxed = to_probe(side, in_guide, in_model)
         if any(relaxed):
             Probe(side, program, trace, args, kwargs).run(*relaxed)
+    if masses := to_probe("model", in_guide, in_model)[0]:
+        _warn_of_equal(guide_trace, model_trace, masses, model, args, kwargs)
     if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(
         s.is_soft_mass for s in in_guide.values()
     ):

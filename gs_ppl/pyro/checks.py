@@ -12,7 +12,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
-from torch.distributions import RelaxedBernoulli, RelaxedOneHotCategorical, kl_divergence
+from torch.distributions import (
+    RelaxedBernoulli,
+    RelaxedOneHotCategorical,
+    biject_to,
+    kl_divergence,
+)
 
 from gs_ppl._shared.pairings import (
     PairedSite,
@@ -26,6 +31,7 @@ from gs_ppl._shared.pairings import (
     divergence,
     to_probe,
 )
+from gs_ppl._shared.starting import are_equal, warn_of_equal
 from gs_ppl._shared.wrappers import innermost, is_masked
 from gs_ppl.pyro import trace_enum
 from gs_ppl.pyro._base import LogitsDistribution
@@ -126,6 +132,56 @@ def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> 
             check_tail(name, site, tail(site.law))
 
 
+def _centre(guide_trace: Any, model_trace: Any, name: str) -> Tensor:
+    """Where the guide has the middle of a continuous latent."""
+    base = guide_trace.nodes.get(f"{name}_unconstrained")  # of AutoNormal
+    if base is not None:
+        return biject_to(model_trace.nodes[name]["fn"].support)(base["fn"].mean).detach()
+    node = guide_trace.nodes[name]
+    return node["value"].detach()
+
+
+def _warn_of_equal(
+    guide_trace: Any,
+    model_trace: Any,
+    relaxed: list[str],
+    model: Callable,
+    args: tuple,
+    kwargs: dict,
+) -> None:
+    """Where components are equal, and with them the classes of a relaxed site."""
+    continuous = [
+        name
+        for name, site in _latents(model_trace).items()
+        if site.kind is None and name in guide_trace.nodes
+    ]
+    at = {name: _centre(guide_trace, model_trace, name) for name in continuous}
+    equal = [name for name in continuous if are_equal(at[name].numpy(force=True))]
+    if not equal:
+        return
+    apart = dict(at)
+    for name in equal:
+        bijection = biject_to(model_trace.nodes[name]["fn"].support)
+        middle = bijection.inv(at[name])
+        apart[name] = bijection(middle + torch.linspace(0.0, 1.0, middle.numel()).view_as(middle))
+    probes = []
+    for values in (at, apart):
+        trace = model_trace.copy()
+        for name, value in values.items():
+            trace.nodes[name] = {**trace.nodes[name], "value": value}
+        probes.append(Probe("model", model, trace, args, kwargs))
+    for name in relaxed:
+
+        def terms(moved: bool, i: int, name: str = name) -> list[Any]:
+            probe = probes[moved]
+            with torch.no_grad():
+                sites, found = probe._terms({name: probe.corners(name)[i]})
+            return [x.numpy(force=True) for x in found[: len(sites) - 1]]
+
+        with random_state():
+            warn_of_equal(name, equal, terms)
+
+
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
@@ -133,7 +189,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     random state is left as it was. Under a bare SVI that nobody checks, a bare discrete law on one
     side stays unseen. A program with relaxed sites runs some ten times more, with values along
     edges of the simplex, to see whether it follows them as its gradient says; a jump below 8e-6
-    of the sum of the terms' sizes stays unseen.
+    of the sum of the terms' sizes stays unseen. Warns where all classes of a relaxed site are alike
+    because components start equal.
 
     Args:
         model: program, relaxed or enumerated as it is handed to SVI.
@@ -218,6 +275,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         if any(relaxed):
             with random_state():
                 Probe(side, program, trace, args, kwargs).run(*relaxed)
+    if masses := to_probe("model", in_guide, in_model)[0]:
+        _warn_of_equal(guide_trace, model_trace, masses, model, args, kwargs)
     if isinstance(loss, trace_enum.TraceEnum_ELBO) and any(
         s.is_soft_mass for s in in_guide.values()
     ):
