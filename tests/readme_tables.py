@@ -102,6 +102,28 @@ def which_causes() -> str:
     return side_by_side("which_causes", ["average precision", "off Gibbs"], shown)
 
 
+def starting() -> str:
+    """Of each mixture and side one record."""
+    folder = ROOT / "examples" / "results" / "starting"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = [
+        [
+            row["mixture"],
+            TITLES[row["backend"]],
+            row["method"],
+            str(row["right"]),
+            f"{row['right_where_enumeration_is']} of {row['enumeration_right']}",
+        ]
+        for record in records
+        for row in record["rows"]
+    ]
+    found = {f"{n} {v}" for record in records for n, v in record["versions"].items()}
+    source = f"Seed {records[0]['seed']}, {records[0]['steps']} steps; {', '.join(sorted(found))}."
+    header = ["mixture", "PPL", "classes", "right", "where enumeration is"]
+    commands = "\n".join(f"`python {record['command']}`" for record in records)
+    return f"{table(header, rows)}\n\n{source}\n\n{commands}"
+
+
 def estimators() -> str:
     """Bias and spread as NumPyro measured them, with the more samples; the cost on both sides."""
     record = json.loads((ROOT / "examples" / "results" / "estimators" / "report.json").read_text())
@@ -394,6 +416,7 @@ DOCUMENTS = {
     ROOT / "README.md": TABLES,
     ROOT / "models" / "README.md": PAPER,
     BENCHMARKS / "README.md": BENCH,
+    ROOT / "docs" / "howtos" / "starting_well.md": {"starting": starting},
 }
 
 

@@ -22,6 +22,7 @@ EXAMPLES = {
     "estimators.py": [],
     "hidden_markov.py": [],
     "relaxation.py": [],
+    "starting.py": [],
     "reproduce.py table1": ["--only", "vae_categorical_gumbel-s"],
     "reproduce.py table2": ["--only", "_gumbel-s_numpyro_seed0"],
     "reproduce.py grey": ["--only", "8_x_16_st"],
@@ -52,6 +53,7 @@ LONG = {
     "reproduce.py table1",
     "reproduce.py table2",
     "reproduce.py grey",
+    "starting.py",
     "train.py --model semi_supervised",
     "which_causes.py",
 }
