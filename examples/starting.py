@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from gs_ppl.temperature import exponential
 
-SEEDS, STARTS, TRIED = 20, 5, 10  # runs; starts of each, and their steps
+SEEDS, STARTS, TRIED = 20, 5, 20  # runs; starts of each, and their steps
 RATE, TIMES = 0.1, 10  # of Adam, and how much faster the logits learn
 SCHEDULE = exponential(rate=0.01, minimum=0.3)
 AGREE = 0.97  # of the rows, in a partition that is the same

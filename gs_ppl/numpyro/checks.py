@@ -156,7 +156,8 @@ def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[A
 
 def _centre(guide_trace: dict[str, Any], name: str) -> Array:
     """Where the guide has the middle of a continuous latent."""
-    law, transforms = innermost(guide_trace[name]["fn"]), []
+    law = innermost(guide_trace[name]["fn"])
+    transforms: list[Any] = []
     while isinstance(law, TransformedDistribution):  # of AutoNormal
         transforms[:0] = law.transforms
         law = innermost(law.base_dist)

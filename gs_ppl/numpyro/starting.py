@@ -128,6 +128,7 @@ def best_start(
     def start(key: Array) -> tuple[Any, Array]:
         state = make().init(key, *args, **kwargs)  # a guide keeps where it once has started
         update = partial(_update, svi, args, kwargs)
+        losses: Array
         state, losses = jax.lax.scan(update, state, None, length=num_steps)
         return state, losses[num_steps // 2 :].mean()
 
