@@ -1,12 +1,15 @@
 """Starts at rows of the data, and the best of several."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gs_ppl._shared.starting import check_scores
 
+ROOT = Path(__file__).parents[1]
 LINE = np.array([0.0, 1.0, 10.0])
 
 
@@ -106,7 +109,10 @@ def check_start(backend, continuous, locs, family):
 
 @pytest.mark.parametrize(
     ("continuous", "family"),
-    [("AutoDelta", "GumbelSoftmax"), ("AutoNormal", "STGumbelSoftmax")],
+    [
+        ("AutoDelta", "GumbelSoftmax"),
+        pytest.param("AutoNormal", "STGumbelSoftmax", marks=pytest.mark.long),
+    ],
 )
 def test_equal_components_are_warned_of(backend, continuous, family):
     with pytest.warns(UserWarning, match="site 'z': all its classes are equal where 'locs' start"):
@@ -115,3 +121,16 @@ def test_equal_components_are_warned_of(backend, continuous, family):
 
 def test_components_apart_are_not(backend):
     check_start(backend, "AutoDelta", [1.0, 1.1], "GumbelSoftmax")
+
+
+RECORDS = ROOT / "examples" / "results" / "starting"
+
+
+@pytest.mark.parametrize("record", sorted(path.stem for path in RECORDS.glob("*.json")))
+def test_recorded_starts(record):
+    """Where enumeration is right, relaxed classes are in at least 95 %."""
+    rows = json.loads((RECORDS / f"{record}.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"Enumeration", "GumbelSoftmax", "STGumbelSoftmax"}
+    for row in rows:
+        assert row["seeds"] == 20
+        assert row["right_where_enumeration_is"] >= 0.95 * row["enumeration_right"] > 0

@@ -97,23 +97,20 @@ def best_start(
     Example:
         >>> import pyro, torch
         >>> import pyro.distributions as dist
-        >>> from functools import partial
+        >>> from pyro.infer import SVI, Trace_ELBO
         >>> from pyro.infer.autoguide import AutoDelta
-        >>> import gs_ppl.pyro as gs
-        >>> from gs_ppl import temperature
         >>> x = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
         >>> def model():
         ...     with pyro.plate("components", 2):
         ...         locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+        ...     parts = dist.Normal(locs, 1.0)
+        ...     mixture = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.5, 0.5])), parts)
         ...     with pyro.plate("data", 5):
-        ...         z = pyro.sample("z", dist.Categorical(torch.ones(2)))
-        ...         pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
-        >>> start = partial(AutoDelta, init_loc_fn=gs.init_to_rows(rows={"locs": x}))
+        ...         pyro.sample("x", mixture, obs=x)
         >>> def make():
-        ...     guide = gs.auto_relaxed(model, start)
-        ...     adam, elbo = pyro.optim.Adam({"lr": 0.1}), pyro.infer.TraceMeanField_ELBO()
-        ...     return gs.AnnealedSVI(gs.relax(model), guide, adam, elbo, temperature.constant(0.5))
-        >>> svi = best_start(make, num_starts=2, num_steps=4)
+        ...     guide = AutoDelta(model, init_loc_fn=init_to_rows(rows={"locs": x}))
+        ...     return SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        >>> svi = best_start(make, num_starts=3, num_steps=4)
         >>> losses = [svi.step() for _ in range(10)]
     """
     check_tries(num_starts, num_steps)
