@@ -369,6 +369,15 @@ class NumPyroBackend:
     def guide_probs(self, guide, params) -> dict[str, np.ndarray]:
         return {name: self.numpy(value) for name, value in guide.probs(params).items()}
 
+    def params_of(self, guide: Callable) -> dict[str, Array]:
+        """Those that a guide starts with."""
+        return self._initial_params(self.gs.discretize(guide))
+
+    def draws_of(self, guide, params, samples: int) -> dict[str, np.ndarray]:
+        """Of its sample_posterior."""
+        draws = guide.sample_posterior(self.jax.random.key(0), params, sample_shape=(samples,))
+        return {name: self.numpy(value) for name, value in draws.items()}
+
     def guide_mode(self, guide, params) -> dict[str, np.ndarray]:
         return {name: self.numpy(value) for name, value in guide.mode(params).items()}
 

@@ -373,6 +373,17 @@ class PyroBackend:
     def guide_probs(self, guide, params) -> dict[str, np.ndarray]:
         return {name: self.numpy(value) for name, value in guide.probs().items()}
 
+    def params_of(self, guide: Callable) -> None:
+        """Those that a guide starts with, which the store keeps."""
+        self.ppl.clear_param_store()
+        self.gs.discretize(guide)()
+
+    def draws_of(self, guide, params, samples: int) -> dict[str, np.ndarray]:
+        """Of its sample_posterior."""
+        self.ppl.set_rng_seed(0)
+        draws = guide.sample_posterior(sample_shape=self.torch.Size((samples,)))
+        return {name: self.numpy(value) for name, value in draws.items()}
+
     def guide_mode(self, guide, params) -> dict[str, np.ndarray]:
         return {name: self.numpy(value) for name, value in guide.mode().items()}
 

@@ -1,4 +1,4 @@
-"""An automatic mean-field guide over the discrete latents of a program."""
+"""Automatic guides over the discrete latents of a program."""
 
 import inspect
 import math
@@ -18,6 +18,7 @@ from numpyro.distributions.util import periodic_repeat
 from numpyro.infer import autoguide
 from numpyro.infer.inspect import get_dependencies
 
+from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import (
     Family,
@@ -28,6 +29,13 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.following import check_broadcast, check_continuous
 from gs_ppl._shared.reprs import handled
+from gs_ppl._shared.structure import (
+    Parents,
+    check_parents,
+    find_parents,
+    refuse_in_scan,
+    refuse_joined,
+)
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro._base import BitWithoutTemperature, WithoutTemperature, read
@@ -42,6 +50,7 @@ from gs_ppl.numpyro.handlers import (
     parameters,
 )
 from gs_ppl.numpyro.integers import classes, event_dims, is_integer, of_values, values_of
+from gs_ppl.numpyro.structure import mixed, weights_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
 
@@ -54,9 +63,12 @@ class SiteLogits(Follows):
         model: Callable,
         sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
+        parents: Parents,
         prefix: str,
         create_plates: Callable | None,
     ) -> None:
+        check_parents(parents)
+        self._structure = parents
         self._init_logits = init_logits
         self._wanted = None if sites is None else frozenset(sites)
         super().__init__(model, prefix=prefix, create_plates=create_plates)
@@ -66,18 +78,29 @@ class SiteLogits(Follows):
         self._sites: dict[str, int] = {}
         self._values: dict[str, tuple[int, ...]] = {}  # of integer sites
         self._initial_logits: dict[str, Array] = {}
+        self._infinite: dict[str, bool] = {}
         for name, site in self.prototype_trace.items():
             if self._is_wanted(name, site):
-                self._setup_site(name, site, args, kwargs)
+                self._setup_site(name, site)
         check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
+        sites = {name: self.prototype_trace[name] for name in self._sites}
+        if self._structure != "none":
+            for name, site in sites.items():
+                if site.get("_control_flow_done"):
+                    refuse_in_scan(name)
+        plates = {n: [f.name for f in site["cond_indep_stack"]] for n, site in sites.items()}
+        upstream = partial(self._upstream, args, kwargs)
+        self._parents = find_parents(self._structure, plates, upstream)
+        for name, site in sites.items():
+            self._setup_logits(name, site, args, kwargs)
 
     def _is_wanted(self, name: str, site: dict[str, Any]) -> bool:
         wanted = self._wanted is None or name in self._wanted
         return wanted and site["type"] == "sample" and not site["is_observed"]
 
-    def _setup_site(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
+    def _setup_site(self, name: str, site: dict[str, Any]) -> None:
         law = innermost(site["fn"])
         if is_integer(law):  # a vector of weights over its support
             self._values[name], given = classes(name, law)
@@ -90,26 +113,50 @@ class SiteLogits(Follows):
         if dims is None:
             return
         self._sites[name] = dims
-        event_dim = site["fn"].event_dim
+
+    def _setup_logits(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
+        event_dim = self._event_dim(name)
         full_size = self._prototype_frame_full_sizes
         full = {
             frame.dim - event_dim: full_size[frame.name]
             for frame in site["cond_indep_stack"]
             if full_size[frame.name] != frame.size
         }
+        of_parents = [self._classes(name, parent) for parent in self._parents[name]]
         with jax.ensure_compile_time_eval():  # kept, while the first run may be inside of jit
-            logits, whole = self._initial(name, site["value"], full)
+            logits, whole = self._initial(name, site, of_parents, full)
         sure = 0.0 if whole else self._sure(name, site, args, kwargs)
         with jax.ensure_compile_time_eval():
             self._initial_logits[name] = logits + sure
+            self._infinite[name] = bool(jnp.isinf(self._initial_logits[name]).any())
 
-    def _initial(self, name: str, value: Array, full: Mapping[int, int]) -> tuple[Array, bool]:
+    def _event_dim(self, name: str) -> int:
+        """Axes of the logits that are none of the rows: the parents' classes, and the event's."""
+        return len(self._parents[name]) + self.prototype_trace[name]["fn"].event_dim
+
+    def _classes(self, name: str, parent: str) -> int:
+        fn = self.prototype_trace[parent]["fn"]
+        if fn.event_dim > self._sites[parent]:
+            refuse_joined(name, parent)
+        return fn.event_shape[-1] if fn.event_dim else 2
+
+    def _upstream(self, args: tuple, kwargs: dict) -> Mapping[str, Collection[str]]:
+        with handlers.block():
+            model = handlers.block(handlers.seed(self.model, 0), hide_fn=_is_parameter)
+            return get_dependencies(model, args, kwargs)["prior_dependencies"]
+
+    def _initial(
+        self, name: str, site: dict[str, Any], of_parents: list[int], full: Mapping[int, int]
+    ) -> tuple[Array, bool]:
         """Logits of all rows, which are `full` by axis; whether the user has given them so."""
+        value, fn = site["value"], site["fn"]
         given = self._init_logits
         given = given.get(name, 0.0) if isinstance(given, Mapping) else given
         dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
         init = jnp.asarray(given, dtype)
-        shape, given_shape = list(jnp.shape(value)), init.shape
+        event = jnp.shape(value)[jnp.ndim(value) - fn.event_dim :]
+        batch = jnp.shape(value)[: jnp.ndim(value) - fn.event_dim]
+        shape, given_shape = [*batch, *of_parents, *event], init.shape
         for axis, size in full.items():
             if init.ndim >= -axis and init.shape[axis] == shape[axis] != 1:
                 init = periodic_repeat(init, size, axis)
@@ -132,14 +179,13 @@ class SiteLogits(Follows):
             sure = np.where(a == always, math.inf, sure)
         if not np.isinf(sure).any():
             return 0.0
-        with handlers.block():
-            model = handlers.block(handlers.seed(self.model, 0), hide_fn=_is_parameter)
-            upstream = get_dependencies(model, args, kwargs)["prior_dependencies"][name]
-        if set(upstream) - {name}:
+        if set(self._upstream(args, kwargs)[name]) - {name}:
             return 0.0
-        sure = np.broadcast_to(sure, site["fn"].shape())
+        fn = site["fn"]
+        sure = np.broadcast_to(sure, fn.shape())
+        sure = sure.reshape(fn.batch_shape + (1,) * len(self._parents[name]) + fn.event_shape)
         for frame in site["cond_indep_stack"]:
-            axis, full_size = frame.dim - site["fn"].event_dim, self._prototype_frame_full_sizes
+            axis, full_size = frame.dim - self._event_dim(name), self._prototype_frame_full_sizes
             if full_size[frame.name] != frame.size:
                 if (sure != sure.take([0], axis)).any():
                     refuse_sure_rows(name, frame.name)
@@ -157,20 +203,54 @@ class SiteLogits(Follows):
         return {name: params[self._param_name(name)] for name in self._sites}
 
     def probs(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
+        """Class probabilities of each site (of a one, for a bit), all rows of its plates.
+
+        Of a site with parents they are its marginal.
+        """
+        logits = self._logits(params)
+        if any(self._parents.values()):
+            found = structure.marginals(self._laws(logits))
+            return {
+                name: jnp.asarray(p if self._sites[name] else p[..., 1], logits[name].dtype)
+                for name, p in found.items()
+            }
         return {
             name: jax.nn.softmax(a) if self._sites[name] else jax.nn.sigmoid(a)
-            for name, a in self._logits(params).items()
+            for name, a in logits.items()
         }
 
     def mode(self, params: dict[str, Array]) -> dict[str, Array]:
-        """The most probable value of each site: a one-hot vector, a bit, or an integer."""
+        """The most probable value of each site: a one-hot vector, a bit, or an integer.
+
+        With parents the most probable values of all sites together.
+        """
+        logits = self._logits(params)
+        if any(self._parents.values()):
+            found = structure.maximum(self._laws(logits))
+            return {name: self._of_class(name, i, logits[name]) for name, i in found.items()}
         return {
             name: self._value(name, F.one_hot_argmax(a))
             if self._sites[name]
             else (a > 0).astype(a.dtype)
-            for name, a in self._logits(params).items()
+            for name, a in logits.items()
         }
+
+    def _laws(self, logits: Mapping[str, Array]) -> dict[str, structure.Law]:
+        return {
+            name: structure.Law(
+                np.asarray(a, np.float64),
+                self._parents[name],
+                self.prototype_trace[name]["fn"].event_dim,
+                not self._sites[name],
+            )
+            for name, a in logits.items()
+        }
+
+    def _of_class(self, name: str, index: np.ndarray, like: Array) -> Array:
+        """What classes are to the program."""
+        if not self._sites[name]:
+            return jnp.asarray(index, like.dtype)
+        return self._value(name, jax.nn.one_hot(index, like.shape[-1], dtype=like.dtype))
 
     def _value(self, name: str, vector: Array) -> Array:
         """What a one-hot vector is to the program."""
@@ -197,20 +277,41 @@ class SiteLogits(Follows):
         """Discrete draws of each site: one-hot vectors, bits, integers; all rows of its plates."""
         logits = self._logits(params)
         keys = jax.random.split(rng_key, len(logits))
-        return {
-            name: self._value(name, OneHotCategorical(logits=a).sample(key, sample_shape))
-            if self._sites[name]
-            else Bernoulli(logits=a).sample(key, sample_shape)
-            for key, (name, a) in zip(keys, logits.items(), strict=True)
-        }
+        found: dict[str, Array] = {}
+        weights: dict[str, Array] = {}
+        for key, (name, table) in zip(keys, logits.items(), strict=True):
+            event_dim = self.prototype_trace[name]["fn"].event_dim
+            rows = table.ndim - self._event_dim(name)
+            given = [weights[parent] for parent in self._parents[name]]
+            for i, (w, parent) in enumerate(zip(given, self._parents[name], strict=True)):
+                own = len(self.prototype_trace[parent]["fn"].batch_shape)
+                between = (1,) * (rows - own)
+                given[i] = w.reshape(sample_shape + between + w.shape[len(sample_shape) :])
+            a = mixed(table, given, event_dim, has_infinite=self._infinite[name])
+            shape = () if given else sample_shape
+            if self._sites[name]:
+                vector = OneHotCategorical(logits=a).sample(key, shape)
+                weights[name], found[name] = vector, self._value(name, vector)
+            else:
+                found[name] = bit = Bernoulli(logits=a).sample(key, shape)
+                weights[name] = jnp.stack([1 - bit, bit], -1).astype(a.dtype)
+        return found
 
 
 class AutoGumbelSoftmax(SiteLogits):
-    """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
+    """Guide in which each discrete latent has its own logits and is drawn from `family`.
 
-    q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
-    left to the other parts of an AutoGuideList (see auto_relaxed). The parameters are called
+    q(z) = prod_i family(tau, sum_k y_k table_ik), y the weights of the parents of i: mean field
+    unless there are `parents`. Plates and subsampling are included. Continuous latents are left to
+    the other parts of an AutoGuideList (see auto_relaxed). The parameters are called
     {site}_{prefix}_logits.
+
+    With parents="model" q can be the exact posterior of chains and trees whose observations depend
+    on one latent and its parents each; not where two causes meet in one effect. At hard samples
+    the rows of the tables are chosen, so that losses of straight-through families are estimates of
+    the discrete ELBO without bias, and gradients have the bias of the family alone. At soft samples
+    the divergence of a site is that of the mixed logits, no mean of the rows' divergences; the
+    objective "relaxed" is a bound with parents too.
 
     Args:
         model: program with discrete latents, relaxed or not.
@@ -220,6 +321,9 @@ class AutoGumbelSoftmax(SiteLogits):
         sites: names of the sites to draw; None: all. Give relax the same.
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
+        parents: "none" is mean field; "model" gives each latent those that its law in the model
+            depends on; or a dict from a site to a list of others. Logits of a site with parents
+            are a table, shape plates + (K of each parent, ...) + (K,), mixed by their weights.
         prefix, create_plates: as in NumPyro's other automatic guides.
 
     Example:
@@ -243,12 +347,13 @@ class AutoGumbelSoftmax(SiteLogits):
         sites: Collection[str] | None = None,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
+        parents: Parents = "none",
         prefix: str = "auto",
         create_plates: Callable | None = None,
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, sites, init_logits, prefix, create_plates)
+        super().__init__(model, sites, init_logits, parents, prefix, create_plates)
 
     def __repr__(self) -> str:
         return handled(type(self).__name__, self.model, **self.relaxation.shown)
@@ -262,13 +367,19 @@ class AutoGumbelSoftmax(SiteLogits):
             self._setup_prototype(*args, **kwargs)
         plates, result = self._create_plates(*args, **kwargs), {}
         terms = self._terms(plates, args, kwargs)
+        is_parent = frozenset().union(*self._parents.values())
+        weights: dict[str, Array] = {}
         for name, dims in self._sites.items():
             site = self.prototype_trace[name]
             initial, event_dim = self._initial_logits[name], site["fn"].event_dim
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                logits = numpyro.param(self._param_name(name), initial, event_dim=event_dim)
+                table = numpyro.param(
+                    self._param_name(name), initial, event_dim=self._event_dim(name)
+                )
+                given = [weights[parent] for parent in self._parents[name]]
+                logits = mixed(table, given, event_dim, has_infinite=self._infinite[name])
                 values = self._values.get(name)
                 make = self.relaxation.law(name, dims, of_values(values) if values else None)
                 law = make(logits=logits)
@@ -276,8 +387,12 @@ class AutoGumbelSoftmax(SiteLogits):
                 if name in terms:
                     stack.enter_context(terms_of(terms[name]))
                     fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
+                seen = stack.enter_context(handlers.trace()) if name in is_parent else None
                 with carry_log_values():
                     result[name] = numpyro.sample(name, fn)
+            if seen is not None:  # after the handlers around, which may make it discrete
+                drawn = innermost(seen[name]["fn"])
+                weights[name] = weights_of(drawn, result[name], values)
         return result
 
 

@@ -1,4 +1,4 @@
-"""An automatic mean-field guide over the discrete latents of a program."""
+"""Automatic guides over the discrete latents of a program."""
 
 import inspect
 import math
@@ -19,6 +19,7 @@ from pyro.ops.tensor_utils import periodic_repeat
 from torch import Size, Tensor
 from torch.distributions import Bernoulli, constraints
 
+from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import (
     Family,
@@ -29,6 +30,7 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.following import check_broadcast, check_continuous
 from gs_ppl._shared.reprs import handled
+from gs_ppl._shared.structure import Parents, check_parents, find_parents, refuse_joined
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro._base import BitWithoutTemperature, WithoutTemperature
@@ -51,6 +53,7 @@ from gs_ppl.pyro.integers import (
     parameters,
     values_of,
 )
+from gs_ppl.pyro.structure import mixed, weights_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
 
@@ -63,9 +66,12 @@ class SiteLogits(Follows):
         model: Callable,
         sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
+        parents: Parents,
         create_plates: Callable | None,
     ) -> None:
         super().__init__(model, create_plates=create_plates)
+        check_parents(parents)
+        self._structure = parents
         self._init_logits = init_logits
         self._wanted = None if sites is None else frozenset(sites)
 
@@ -90,28 +96,55 @@ class SiteLogits(Follows):
             if dims is None:
                 continue
             self._sites[name] = dims
-            event_dim = site["fn"].event_dim
-            full = {
-                frame.dim - event_dim: frame.full_size
-                for frame in site["cond_indep_stack"]
-                if frame.full_size not in (None, frame.size)
-            }
-            logits, whole = self._initial(name, site["value"], full)
-            if not whole:
-                logits = logits + self._sure(name, site, args, kwargs)
-            deep_setattr(
-                self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim)
-            )
         check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._sites})
         if not self._sites:
             raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
+        sites = {name: self.prototype_trace.nodes[name] for name in self._sites}
+        plates = {n: [f.name for f in site["cond_indep_stack"]] for n, site in sites.items()}
+        upstream = partial(self._upstream, args, kwargs)
+        self._parents = find_parents(self._structure, plates, upstream)
+        self._infinite: dict[str, bool] = {}
+        for name, site in sites.items():
+            self._setup_logits(name, site, args, kwargs)
 
-    def _initial(self, name: str, value: Tensor, full: Mapping[int, int]) -> tuple[Tensor, bool]:
+    def _setup_logits(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
+        event_dim = self._event_dim(name)
+        full = {
+            frame.dim - event_dim: frame.full_size
+            for frame in site["cond_indep_stack"]
+            if frame.full_size not in (None, frame.size)
+        }
+        of_parents = [self._classes(name, parent) for parent in self._parents[name]]
+        logits, whole = self._initial(name, site, of_parents, full)
+        if not whole:
+            logits = logits + self._sure(name, site, args, kwargs)
+        self._infinite[name] = bool(logits.isinf().any())
+        deep_setattr(self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim))
+
+    def _event_dim(self, name: str) -> int:
+        """Axes of the logits that are none of the rows: the parents' classes, and the event's."""
+        return len(self._parents[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
+
+    def _classes(self, name: str, parent: str) -> int:
+        fn = self.prototype_trace.nodes[parent]["fn"]
+        if fn.event_dim > self._sites[parent]:
+            refuse_joined(name, parent)
+        return fn.event_shape[-1] if fn.event_dim else 2
+
+    def _upstream(self, args: tuple, kwargs: dict) -> Mapping[str, Collection[str]]:
+        with random_state(), poutine.block():
+            model = poutine.block(self.model, hide_types=["param"])
+            return get_dependencies(model, args, kwargs)["prior_dependencies"]
+
+    def _initial(
+        self, name: str, site: dict[str, Any], of_parents: list[int], full: Mapping[int, int]
+    ) -> tuple[Tensor, bool]:
         """Logits of all rows, which are `full` by axis; whether the user has given them so."""
+        value, fn = site["value"], site["fn"]
         given = self._init_logits
         given = given.get(name, 0.0) if isinstance(given, Mapping) else given
         init = torch.as_tensor(given, dtype=value.dtype, device=value.device)
-        shape, given_shape = list(value.shape), init.shape
+        shape, given_shape = [*fn.batch_shape, *of_parents, *fn.event_shape], init.shape
         for axis, size in full.items():
             if init.dim() >= -axis and init.shape[axis] == shape[axis] != 1:
                 init = periodic_repeat(init, size, axis)
@@ -132,14 +165,13 @@ class SiteLogits(Follows):
             sure = sure.masked_fill(a == always, math.inf)
         if not sure.isinf().any():
             return 0.0
-        with random_state(), poutine.block():
-            model = poutine.block(self.model, hide_types=["param"])
-            upstream = get_dependencies(model, args, kwargs)["prior_dependencies"][name]
-        if set(upstream) - {name}:
+        if set(self._upstream(args, kwargs)[name]) - {name}:
             return 0.0
-        sure = sure.expand(site["fn"].shape())
+        fn = site["fn"]
+        sure = sure.expand(fn.shape())
+        sure = sure.reshape(fn.batch_shape + (1,) * len(self._parents[name]) + fn.event_shape)
         for frame in site["cond_indep_stack"]:
-            axis, full_size = frame.dim - site["fn"].event_dim, frame.full_size or frame.size
+            axis, full_size = frame.dim - self._event_dim(name), frame.full_size or frame.size
             if full_size != frame.size:
                 if (sure != sure.narrow(axis, 0, 1)).any():
                     refuse_sure_rows(name, frame.name)
@@ -159,18 +191,53 @@ class SiteLogits(Follows):
 
     @torch.no_grad()
     def probs(self) -> dict[str, Tensor]:
-        """Class probabilities of each site (of a one, for a bit), all rows of its plates."""
+        """Class probabilities of each site (of a one, for a bit), all rows of its plates.
+
+        Of a site with parents they are its marginal.
+        """
+        logits = self._logits()
+        if any(self._parents.values()):
+            found = structure.marginals(self._laws(logits))
+            return {
+                name: torch.from_numpy(p if self._sites[name] else p[..., 1]).to(logits[name])
+                for name, p in found.items()
+            }
         return {
-            name: a.softmax(-1) if self._sites[name] else a.sigmoid()
-            for name, a in self._logits().items()
+            name: a.softmax(-1) if self._sites[name] else a.sigmoid() for name, a in logits.items()
         }
 
+    @torch.no_grad()
     def mode(self) -> dict[str, Tensor]:
-        """The most probable value of each site: a one-hot vector, a bit, or an integer."""
+        """The most probable value of each site: a one-hot vector, a bit, or an integer.
+
+        With parents the most probable values of all sites together.
+        """
+        logits = self._logits()
+        if any(self._parents.values()):
+            found = structure.maximum(self._laws(logits))
+            return {name: self._of_class(name, i, logits[name]) for name, i in found.items()}
         return {
-            name: self._value(name, F.one_hot_argmax(p)) if self._sites[name] else (p > 0.5).to(p)
-            for name, p in self.probs().items()
+            name: self._value(name, F.one_hot_argmax(a)) if self._sites[name] else (a > 0).to(a)
+            for name, a in logits.items()
         }
+
+    def _laws(self, logits: Mapping[str, Tensor]) -> dict[str, structure.Law]:
+        return {
+            name: structure.Law(
+                a.detach().double().cpu().numpy(),
+                self._parents[name],
+                self.prototype_trace.nodes[name]["fn"].event_dim,
+                not self._sites[name],
+            )
+            for name, a in logits.items()
+        }
+
+    def _of_class(self, name: str, index: Any, like: Tensor) -> Tensor:
+        """What classes are to the program."""
+        at = torch.from_numpy(index).to(like.device)
+        if not self._sites[name]:
+            return at.to(like)
+        return self._value(name, torch.nn.functional.one_hot(at, like.shape[-1]).to(like))
 
     def _value(self, name: str, vector: Tensor) -> Tensor:
         """What a one-hot vector is to the program."""
@@ -190,19 +257,40 @@ class SiteLogits(Follows):
 
     def sample_posterior(self, *, sample_shape: Size = Size()) -> dict[str, Tensor]:
         """Discrete draws of each site: one-hot vectors, bits, integers; all rows of its plates."""
-        return {
-            name: self._value(name, OneHotCategorical(probs=p).sample(sample_shape))
-            if self._sites[name]
-            else Bernoulli(p).sample(sample_shape)
-            for name, p in self.probs().items()
-        }
+        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        for name, table in self._logits().items():
+            event_dim = self.prototype_trace.nodes[name]["fn"].event_dim
+            rows = table.dim() - self._event_dim(name)
+            given = [weights[parent] for parent in self._parents[name]]
+            for i, (w, parent) in enumerate(zip(given, self._parents[name], strict=True)):
+                own = self.prototype_trace.nodes[parent]["fn"].batch_shape
+                between = (1,) * (rows - len(own))
+                given[i] = w.reshape(sample_shape + between + w.shape[len(sample_shape) :])
+            a = mixed(table, given, event_dim, has_infinite=self._infinite[name])
+            shape = Size() if given else sample_shape
+            if self._sites[name]:
+                vector = OneHotCategorical(logits=a).sample(shape)
+                weights[name], found[name] = vector, self._value(name, vector)
+            else:
+                found[name] = bit = Bernoulli(logits=a).sample(shape)
+                weights[name] = torch.stack([1 - bit, bit], -1)
+        return found
 
 
 class AutoGumbelSoftmax(SiteLogits):
-    """Mean-field guide: each discrete latent has its own logits and is drawn from `family`.
+    """Guide in which each discrete latent has its own logits and is drawn from `family`.
 
-    q(z) = prod_i family(tau, logits_i), plates and subsampling included. Continuous latents are
-    left to the other parts of an AutoGuideList (see auto_relaxed).
+    q(z) = prod_i family(tau, sum_k y_k table_ik), y the weights of the parents of i: mean field
+    unless there are `parents`. Plates and subsampling are included. Continuous latents are left to
+    the other parts of an AutoGuideList (see auto_relaxed).
+
+    With parents="model" q can be the exact posterior of chains and trees whose observations depend
+    on one latent and its parents each; not where two causes meet in one effect. At hard samples
+    the rows of the tables are chosen, so that losses of straight-through families are estimates of
+    the discrete ELBO without bias, and gradients have the bias of the family alone. At soft samples
+    the divergence of a site is that of the mixed logits, no mean of the rows' divergences; the
+    objective "relaxed" is a bound with parents too.
 
     Args:
         model: program with discrete latents, relaxed or not.
@@ -212,6 +300,9 @@ class AutoGumbelSoftmax(SiteLogits):
         sites: names of the sites to draw; None: all. Give relax the same.
         objective: "categorical" or "relaxed", as the model's; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
+        parents: "none" is mean field; "model" gives each latent those that its law in the model
+            depends on; or a dict from a site to a list of others. Logits of a site with parents
+            are a table, shape plates + (K of each parent, ...) + (K,), mixed by their weights.
         create_plates: as in Pyro's other automatic guides.
 
     Example:
@@ -234,11 +325,12 @@ class AutoGumbelSoftmax(SiteLogits):
         sites: Collection[str] | None = None,
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
+        parents: Parents = "none",
         create_plates: Callable | None = None,
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, sites, init_logits, create_plates)
+        super().__init__(model, sites, init_logits, parents, create_plates)
 
     def __repr__(self) -> str:
         return handled(type(self).__name__, self.model, **self.relaxation.shown)
@@ -252,6 +344,8 @@ class AutoGumbelSoftmax(SiteLogits):
             self._setup_prototype(*args, **kwargs)
         plates, result = self._create_plates(*args, **kwargs), {}
         terms = self._terms(plates, args, kwargs)
+        is_parent = frozenset().union(*self._parents.values())
+        weights: dict[str, Tensor] = {}
         for name, dims in self._sites.items():
             site = self.prototype_trace.nodes[name]
             with ExitStack() as stack:
@@ -259,12 +353,19 @@ class AutoGumbelSoftmax(SiteLogits):
                     stack.enter_context(plates[frame.name])
                 values = self._values.get(name)
                 make = self.relaxation.law(name, dims, of_values(*values) if values else None)
-                law = make(logits=attrgetter(name)(self.logits))
+                given = [weights[parent] for parent in self._parents[name]]
+                event_dim, infinite = site["fn"].event_dim, self._infinite[name]
+                table = attrgetter(name)(self.logits)
+                law = make(logits=mixed(table, given, event_dim, has_infinite=infinite))
                 fn = law.to_event(site["fn"].event_dim - dims)
                 if name in terms:
                     stack.enter_context(terms_of(terms[name]))
                     fn = rewrap(terms[name]["fn"], partial(_in_place_of, law))
+                seen = stack.enter_context(poutine.trace()) if name in is_parent else None
                 result[name] = pyro.sample(name, fn)
+            if seen is not None:  # after the handlers around, which may make it discrete
+                drawn = innermost(seen.trace.nodes[name]["fn"])
+                weights[name] = weights_of(drawn, result[name], values and values[0])
         return result
 
 
