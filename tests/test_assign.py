@@ -130,6 +130,42 @@ def test_mean_over_the_guide(backend, make):
     np.testing.assert_array_equal(classes["z"], np.eye(3)[posterior(SHIFT).argmax(-1)])
 
 
+@pytest.mark.parametrize("kind", ["one_hot", "integer"])
+@pytest.mark.quick("integer")
+def test_a_fit_in_place_of_tables(backend, kind):
+    """Where no table may be made; the posterior factorizes here. What the guide has is left."""
+    model, x = mixture(backend, kind), backend.array(ROWS)
+    guide = delta(backend, model)
+    given = [backend.array(TRAINED_ON)]
+    probs, classes = backend.assign(model, guide, given, x, num_samples=2, max_entries=2)
+    np.testing.assert_allclose(probs["z"], posterior(SHIFT), atol=0.01)
+    np.testing.assert_array_equal(classes["z"], vectors(kind, posterior(SHIFT).argmax(-1)))
+    exact, _ = backend.assign(model, guide, given, x, num_samples=2)
+    np.testing.assert_allclose(exact["z"], posterior(SHIFT), rtol=1e-5)
+
+
+@pytest.mark.only("pyro")
+def test_a_fit_leaves_the_store(backend):
+    """Of the model's parameters, and of a trained guide with the name of the fitted one."""
+    import pyro
+
+    def model(x):
+        shift = pyro.param("shift", backend.array(SHIFT))
+        with pyro.plate("data", len(x)):
+            z = drawn(backend, "integer", backend.array(PRIOR))
+            pyro.sample("x", backend.native.Normal(backend.array(LOCS)[z] + shift, 1.0), obs=x)
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    backend.gs.discretize(guide)(backend.array(TRAINED_ON))
+    backend.gs.config_enumerate(model)(backend.array(ROWS))
+    before = {name: value.clone() for name, value in pyro.get_param_store().items()}
+    probs, _ = backend.gs.assign(model, guide, backend.array(ROWS), max_entries=2)
+    np.testing.assert_allclose(backend.numpy(probs["z"]), posterior(SHIFT), atol=0.01)
+    after = dict(pyro.get_param_store().items())
+    assert set(after) == set(before) >= {"shift"}
+    assert all((after[name] == before[name]).all() for name in before)
+
+
 @pytest.mark.parametrize("trained_on", [None, TRAINED_ON], ids=["fresh", "trained"])
 def test_plate_of_components(backend, trained_on):
     """Latents in a plate that is not of the data are those of all rows."""
@@ -328,13 +364,13 @@ def too_large(backend):
         (of_its_training, r"does not run on these arguments: give the part of it that draws"),
         (subsampled, r"plate 'data' shows 2 of its 4 rows"),
         (continuous, r"the program has no discrete latents"),
-        (too_large, r"a table over z_0, .* more than max_entries.*train AutoGumbelSoftmax"),
+        (too_large, r"a table over z_0, .* more than max_entries.*give fit_steps="),
     ],
 )
 def test_refused(backend, make, said):
     model, guide = make(backend)
     with pytest.raises(ValueError, match=said):
-        backend.assign(model, guide, None, backend.array(ROWS))
+        backend.assign(model, guide, None, backend.array(ROWS), fit_steps=0)
 
 
 def test_draws_are_counted(backend):

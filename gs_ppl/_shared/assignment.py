@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from gs_ppl._shared.comparison import Program, Session, check_size
 
+FIT_DRAWS = 4  # of RLOO_ELBO a step
+
 
 def check_draws(num_samples: int) -> None:
     if num_samples < 1:
@@ -74,12 +76,15 @@ def check_guide(model: Program, guide: Program) -> None:
             )
 
 
-def check_tables(session: Session, max_entries: int) -> None:
-    """Refuses an enumeration that does not fit."""
+def fits(session: Session, max_entries: int, fit_steps: int) -> bool:
+    """Whether the latents are enumerated; where they are not, refuses that no step may be taken."""
     try:
         check_size(session, "model", max_entries)
     except ValueError as error:
-        raise ValueError(
-            f"assign: the latents are not enumerated: {error}; train AutoGumbelSoftmax on these"
-            " rows, which makes no table"
-        ) from error
+        if fit_steps < 1:
+            raise ValueError(
+                f"assign: the latents are not enumerated: {error}; give fit_steps=, which makes no"
+                " table"
+            ) from error
+        return False
+    return True

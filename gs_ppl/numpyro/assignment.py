@@ -1,4 +1,4 @@
-"""The classes of rows that a guide has not seen, exact given its continuous latents."""
+"""The classes of rows that a guide has not seen: exact given its continuous latents, or fitted."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -10,13 +10,17 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to
-from numpyro.infer import TraceMeanField_ELBO
+from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
+from numpyro.optim import Adam
 
 from gs_ppl._shared import assignment
-from gs_ppl.numpyro.autoguide import SiteLogits
+from gs_ppl._shared.assignment import FIT_DRAWS
+from gs_ppl.numpyro.autoguide import AutoGumbelSoftmax, SiteLogits
 from gs_ppl.numpyro.comparison import Program, SeedBySite, Session
 from gs_ppl.numpyro.enumeration import config_enumerate, unpacked
+from gs_ppl.numpyro.handlers import discretize
+from gs_ppl.numpyro.score_function import RLOO_ELBO
 
 __all__ = ["assign"]
 
@@ -28,6 +32,7 @@ def assign(
     params: Mapping[str, Any],
     num_samples: int = 100,
     max_entries: int = 50_000_000,
+    fit_steps: int = 500,
     rng_key: Array | None = None,
     **kwargs: Any,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -46,6 +51,8 @@ def assign(
         num_samples: draws of the continuous latents; without any, one enumeration is all. The
             median of a guide that has no such method is that of as many draws.
         max_entries: an enumeration that makes a larger table is not tried.
+        fit_steps: where it is not tried, fresh logits are fitted to these rows in so many steps,
+            at the guide's median of w: probs and classes are those of the best factors found.
         rng_key: of the draws; None: jax.random.key(0).
         **kwargs: what the model takes.
 
@@ -55,7 +62,7 @@ def assign(
 
     Raises:
         ValueError: naming the site, for a continuous latent of the new rows, one that the guide
-            does not draw, a subsampled plate, tables that do not fit.
+            does not draw, a subsampled plate, tables that do not fit without a fit.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -80,7 +87,8 @@ def assign(
         drawn.run(params, key)
     assignment.check_guide(program, drawn)
     session = Session(model, draw, args, kwargs, params, TraceMeanField_ELBO(), key)
-    assignment.check_tables(session, max_entries)
+    if not assignment.fits(session, max_entries, fit_steps):
+        return _fit(session, _median(session, guide, num_samples), fit_steps)
     _, marginals = session.marginals("model", num_samples if program.continuous else 1)
     tilts, probs = program.tilts(), {}
     for name, p in marginals.items():
@@ -153,3 +161,15 @@ def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
     decode = infer_discrete(config_enumerate(seen), first, temperature=0)
     found = handlers.seed(decode, session.key)()
     return {name: unpacked(x, sites[name]["fn"].shape()) for name, x in found.items()}
+
+
+def _fit(
+    session: Session, latents: dict[str, Array], steps: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """By a guide of its own; what was trained before stays as it is."""
+    fixed = handlers.condition(handlers.substitute(session.model, data=session.values), latents)
+    model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
+    guide = AutoGumbelSoftmax(model)
+    svi = SVI(model, discretize(guide), Adam(0.1), RLOO_ELBO(FIT_DRAWS))
+    params = svi.run(session.key, steps, progress_bar=False).params
+    return guide.probs(params), guide.mode(params)

@@ -1,4 +1,4 @@
-"""The classes of rows that a guide has not seen, exact given its continuous latents."""
+"""The classes of rows that a guide has not seen: exact given its continuous latents, or fitted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -8,17 +8,20 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceMeanField_ELBO, infer_discrete
+from pyro.infer import SVI, TraceMeanField_ELBO, infer_discrete
 from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList
+from pyro.optim import Adam
 from torch import Tensor
 from torch.distributions import biject_to
 
 from gs_ppl._shared import assignment
-from gs_ppl.pyro.autoguide import SiteLogits
+from gs_ppl._shared.assignment import FIT_DRAWS
+from gs_ppl.pyro.autoguide import AutoGumbelSoftmax, SiteLogits
 from gs_ppl.pyro.comparison import Program, SeedBySite, Session
 from gs_ppl.pyro.enumeration import config_enumerate
-from gs_ppl.pyro.handlers import random_state
+from gs_ppl.pyro.handlers import discretize, random_state
 from gs_ppl.pyro.inference_data import _unpacked
+from gs_ppl.pyro.score_function import RLOO_ELBO
 
 __all__ = ["assign"]
 
@@ -29,6 +32,7 @@ def assign(
     *args: Any,
     num_samples: int = 100,
     max_entries: int = 50_000_000,
+    fit_steps: int = 500,
     **kwargs: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Class probabilities and classes of rows that the guide has not seen.
@@ -46,6 +50,8 @@ def assign(
         num_samples: draws of the continuous latents; without any, one enumeration is all. The
             median of a guide that has no such method is that of as many draws.
         max_entries: an enumeration that makes a larger table is not tried.
+        fit_steps: where it is not tried, fresh logits are fitted to these rows in so many steps,
+            at the guide's median of w: probs and classes are those of the best factors found.
         **kwargs: what the model takes.
 
     Returns:
@@ -54,7 +60,7 @@ def assign(
 
     Raises:
         ValueError: naming the site, for a continuous latent of the new rows, one that the guide
-            does not draw, a subsampled plate, tables that do not fit.
+            does not draw, a subsampled plate, tables that do not fit without a fit.
 
     Example:
         >>> import pyro, torch
@@ -81,7 +87,8 @@ def assign(
             drawn.run()
         assignment.check_guide(program, drawn)
         session = Session(model, draw, args, kwargs, TraceMeanField_ELBO(), 0)
-        assignment.check_tables(session, max_entries)
+        if not assignment.fits(session, max_entries, fit_steps):
+            return _fit(session, _median(session, guide, num_samples, args, kwargs), fit_steps)
         _, marginals = session.marginals("model", num_samples if program.continuous else 1)
         tilts, probs = program.tilts(), {}
         for name, p in marginals.items():
@@ -153,3 +160,25 @@ def _maximum(session: Session, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         name: _unpacked(seen.trace.nodes[name]["value"], sites[name]["fn"].shape())
         for name in session.model.discrete
     }
+
+
+def _fit(
+    session: Session, latents: dict[str, Tensor], steps: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """By a guide of its own; what was trained before stays as it is."""
+    store = pyro.get_param_store()
+    model = poutine.block(poutine.condition(session.model, data=latents), hide_types=["param"])
+    guide = AutoGumbelSoftmax(model)
+    own = f"{type(guide).__name__}."
+    state = {kind: _without(own, known) for kind, known in store.get_state().items()}
+    with store.scope(state):
+        pyro.set_rng_seed(0)
+        svi = SVI(model, discretize(guide), Adam({"lr": 0.1}), RLOO_ELBO(FIT_DRAWS))
+        for _ in range(steps):
+            svi.step()
+        with torch.no_grad():
+            return guide.probs(), guide.mode()
+
+
+def _without(prefix: str, known: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if not name.startswith(prefix)}
