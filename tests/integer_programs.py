@@ -358,7 +358,7 @@ SCANS = {
 # programs that are refused, and the operation that the message names
 REFUSED = {
     "branches": "if|branch|bool",
-    "slices": "Python integer|Python index|static integers",
+    "slices": "a slice that|Python integer",
     "counted_from": "integer parameter total_count",
     "observes": "obs",
     "chooses_rows": "mask as an index|boolean",

@@ -102,6 +102,21 @@ def which_causes() -> str:
     return side_by_side("which_causes", ["average precision", "off Gibbs"], shown)
 
 
+def structure() -> str:
+    """By program and method the share of the best mean field's KL, a column a side."""
+    path = ROOT / "examples" / "results" / "structured_guides" / "report.json"
+    record = json.loads(path.read_text())
+    shares: dict = {}
+    for row in record["rows"]:
+        key = row["program"], f"{row['kl_of_mean_field']:.4f}", row["method"]
+        at = (*key, row["temperature"] or "")
+        shares.setdefault(at, {})[row["backend"]] = f"{row['kl'] / row['kl_of_mean_field']:.1%}"
+    rows = [[*at, *(sides.get(side, "") for side in TITLES)] for at, sides in shares.items()]
+    header = ["program", "best mean field, nats", "guide trained by", "tau", *TITLES.values()]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"{table(header, rows)}\n\n`python {record['command']}`; {versions}."
+
+
 def starting() -> str:
     """Of each mixture and side one record."""
     folder = ROOT / "examples" / "results" / "starting"
@@ -417,6 +432,7 @@ DOCUMENTS = {
     ROOT / "models" / "README.md": PAPER,
     BENCHMARKS / "README.md": BENCH,
     ROOT / "docs" / "howtos" / "starting_well.md": {"starting": starting},
+    ROOT / "docs" / "howtos" / "structured_guides.md": {"structure": structure},
 }
 
 

@@ -86,7 +86,7 @@ def test_misplaced_argument_of_annealed_svi(backend, argument, other):
 
 def test_loss_and_schedule_swapped(backend):
     model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()
-    with pytest.raises(TypeError, match="loss must be an ELBO, got functools"):
+    with pytest.raises(TypeError, match=r"loss must be an ELBO, got constant\("):
         backend.gs.AnnealedSVI(model, model, backend.optimizer(), SCHEDULE, elbo)
 
 

@@ -23,6 +23,7 @@ EXAMPLES = {
     "hidden_markov.py": [],
     "relaxation.py": [],
     "starting.py": [],
+    "structured_guides.py": [],
     "reproduce.py table1": ["--only", "vae_categorical_gumbel-s"],
     "reproduce.py table2": ["--only", "_gumbel-s_numpyro_seed0"],
     "reproduce.py grey": ["--only", "8_x_16_st"],
@@ -54,6 +55,7 @@ LONG = {
     "reproduce.py table2",
     "reproduce.py grey",
     "starting.py",
+    "structured_guides.py",
     "train.py --model semi_supervised",
     "which_causes.py",
 }
