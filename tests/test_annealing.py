@@ -176,6 +176,7 @@ def test_explicit_temperature_wins(backend):
 
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.quick("mixture")
 def test_auto_guide_finds_the_posterior_mode(backend, program, family):
     """Where the sites are independent, the fitted class probabilities are near the marginals."""
     model = plain(backend, program)

@@ -242,6 +242,7 @@ def log_joint_of_chain(*z):
 
 
 @pytest.mark.parametrize("kind", ["one_hot", "integer"])
+@pytest.mark.quick("integer")
 def test_chain(backend, kind):
     """Longer than that of the training; the joint maximum is not that of each step alone."""
     model = chain(backend, kind)
@@ -262,6 +263,7 @@ def test_chain(backend, kind):
 
 
 @pytest.mark.parametrize("name", ["factorial", "nested"])
+@pytest.mark.quick("factorial")
 def test_bits(backend, name):
     program, model = enumerable.by_name(name), enumerable.plain(backend, name)
     probs, classes = backend.assign(model, empty, None)

@@ -284,6 +284,7 @@ def reparameterized():
 
 @pytest.mark.parametrize(("guide", "model", "kind", "elbo"), [*reparameterized()])
 @pytest.mark.quick("GumbelSoftmax", "STGumbelSoftmax", "SoftOneHotCategorical", "STBernoulli")
+@pytest.mark.quick("TraceMeanField_ELBO", "RenyiELBO")
 def test_reparameterized_pairings(backend, guide, model, kind, elbo):
     expected = reference_of(guide, model, kind, elbo)
     if kind == "soft" and elbo != MEAN_FIELD:

@@ -230,6 +230,7 @@ def test_straight_through_has_the_discrete_objective(backend):
     assert first.gradient.size == 9
 
 
+@pytest.mark.long
 def test_estimators_of_the_discrete_program(backend):
     """No bias above four floors, where straight-through has more; and the exact ELBO."""
     gs = backend.gs

@@ -225,6 +225,7 @@ def test_a_continuous_latent_beside(backend, start, steps):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.quick("1")
 def test_a_start_in_the_plate_of_scan(backend, rows):
     """Each row has its own start, which is summed out by row."""
     from numpyro.contrib.control_flow import scan
@@ -691,6 +692,7 @@ def test_sample_shape_in_reports_and_losses(backend):
 
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("guide", ["automatic", "scanned"])
+@pytest.mark.quick("automatic")
 def test_compare_over_scan(backend, guide):
     """The evidence by brute force over all paths; the time axis of a site lies in no plate."""
     from numpyro.contrib.control_flow import scan
@@ -749,6 +751,7 @@ def switched(lax, x):
 
 @pytest.mark.parametrize("integer", [False, True], ids=["one-hot", "integer"])
 @pytest.mark.parametrize("flow", [fori, until, scanned, chosen, switched])
+@pytest.mark.quick("integer")
 def test_flow_of_jax(backend, flow, integer):
     """Three times the location, under each handler and report; JAX has no gradient of a while."""
     from jax import lax

@@ -260,7 +260,7 @@ def test_log_density(backend, family):
 
 
 @pytest.mark.parametrize("family", ["OneHotCategorical", "STGumbelSoftmax"])
-@pytest.mark.quick("STGumbelSoftmax")
+@pytest.mark.long
 def test_nuts_over_the_rest(backend, family):
     """NUTS sums the discrete latents out by enumeration and samples the shift."""
     model = backend.gs.config_enumerate(with_shift(backend, family))

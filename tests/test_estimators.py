@@ -181,6 +181,7 @@ CELLS = [(case, name, runs) for case, cells in RUNS.items() for name, runs in ce
         for cell in CELLS
     ],
 )
+@pytest.mark.quick("bernoulli_net")
 def test_unbiased(backend, case, name, runs):
     """And the loss is that of the discrete program."""
     found = measured(backend, name, case, runs)
@@ -248,6 +249,7 @@ def shifted_elbo(parameters):
     return weights @ terms / np.sqrt(2 * np.pi)
 
 
+@pytest.mark.long
 def test_rloo_beside_continuous_latents(backend):
     """Integer sites that depend on a reparameterized one."""
     size = 4 * ROWS

@@ -49,21 +49,16 @@ def run(name, *arguments):
     )
 
 
-# Of a script with several commands the quick suite runs one; the others' own parts have tests.
-LONG = {
-    "reproduce.py table1",
-    "reproduce.py table2",
-    "reproduce.py grey",
-    "starting.py",
-    "structured_guides.py",
-    "train.py --model semi_supervised",
-    "which_causes.py",
-}
+# The others' own parts have tests in the quick suite.
+QUICK = "relaxation.py", "train.py"
 
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(command, marks=[pytest.mark.long] * (command in LONG)) for command in EXAMPLES],
+    [
+        pytest.param(command, marks=[] if command in QUICK else [pytest.mark.long])
+        for command in EXAMPLES
+    ],
 )
 def test_example(command, tmp_path):
     options = ["--quick", "--backend", "both", "--output", tmp_path]
@@ -236,6 +231,7 @@ def test_noisy_or_model_scores_as_the_references_do(backend, which_causes, small
     assert loss == pytest.approx(-expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_relaxed_bits_come_close_to_the_exact_posterior(backend, which_causes, small):
     """Not exact: the posterior's causes are dependent, the guide's are not."""
     network, exact, mean_field = small
@@ -335,6 +331,7 @@ def test_recorded_hidden_markov(side, record):
 
 
 @pytest.mark.parametrize("side", ["pyro", "numpyro"])
+@pytest.mark.long
 def test_loop_is_the_enumerated_objective(side, monkeypatch):
     """What Figure 5 times against: equal in expectation, |z| < 5 (a failure in 10^6 seeds)."""
     monkeypatch.syspath_prepend(ROOT / "examples")

@@ -62,6 +62,7 @@ KINDS = ["handler", "law", "scale"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.quick("handler")
 def test_masks_and_scales_are_the_models(backend, kind):
     """By straight-through draws: loss and gradient of a guide by hand, for the same noise."""
     gs, program = backend.gs, Masked(backend, kind)

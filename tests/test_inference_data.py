@@ -87,6 +87,7 @@ def guide_data(backend, name):
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.quick("factorial")
 def test_exact_posterior(backend, program):
     """Joint law of all latents; log densities of each draw; the weight is the evidence."""
     data = exact_data(backend, program.name)

@@ -150,6 +150,7 @@ def test_a_count_that_nobody_takes_care_of(backend):
         backend.anneal(backend.gs.relax(model), guide, elbo, lambda step: 0.5, 1)
 
 
+@pytest.mark.long
 def test_a_subsampled_guide(backend):
     """The rows of its logits are those of the plate; the evidence is averaged over them."""
     model = mixture(backend, subsample_size=2)

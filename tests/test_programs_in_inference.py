@@ -78,6 +78,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("program", "elbo", "family"), CASES, ids=map("-".join, CASES))
+@pytest.mark.quick("chain", "subsampled")
 def test_as_with_one_hot_vectors(backend, program, elbo, family):
     name, options, _ = ELBOS[elbo]
     compiled = {"ignore_jit_warnings": True} if hasattr(backend.infer, name) else {}

@@ -117,11 +117,13 @@ def between_vertices_is_the_one_hot_way(backend, name):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.quick("mixture", "hidden_markov", "annotation", "capture_recapture", "change_point")
 def test_vertices(backend, name):
     vertices_are_the_integer_program(backend, name)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.quick("mixture", "hidden_markov", "annotation", "capture_recapture", "change_point")
 def test_between_vertices(backend, name):
     between_vertices_is_the_one_hot_way(backend, name)
 

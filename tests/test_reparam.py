@@ -187,7 +187,7 @@ def test_nuts_reproduces_own_samples(backend, family, kind, tau):
 
 
 @pytest.mark.parametrize("kind", ["transform", "noise"])
-@pytest.mark.quick("noise")
+@pytest.mark.long
 def test_nuts_finds_the_relaxed_posterior(backend, kind):
     """A relaxed bit below an observation, at tau = .3: mean of z by quadrature of its logit."""
     tau, a, x = 0.3, 0.4, 0.2

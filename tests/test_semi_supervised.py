@@ -48,6 +48,7 @@ def make(side, settings):
 
 
 @pytest.mark.parametrize("channels", [None, 2], ids=["mlp", "convolutions"])
+@pytest.mark.quick("mlp")
 def test_two_steps(side, settings, channels):
     settings = dataclasses.replace(settings, channels=channels)
     trainer = make(side, settings)
@@ -57,6 +58,7 @@ def test_two_steps(side, settings, channels):
     assert np.abs(trainer.classify(IMAGES) - before).max() > 1e-3
 
 
+@pytest.mark.quick("STGumbelSoftmax")
 def test_learns_the_classes(side, settings, tmp_path):
     """From one of two starts; a few seeds end in a worse optimum."""
     labelled = IMAGES[:9], LABELS[:9]

@@ -430,6 +430,7 @@ def test_refused_families(backend, family, message):
         backend.trace(model, 0)
 
 
+@pytest.mark.long
 def test_compare_shows_options(backend):
     """And all families have one objective, with the same noise."""
     families = [make(backend, vector, options) for vector, _, options in FAMILIES]
