@@ -152,7 +152,8 @@ def test_what_is_recorded():
     path = Path(__file__).parents[1] / "examples" / "results" / "structured_guides" / "report.json"
     rows = json.loads(path.read_text())["rows"]
     near = [row for row in rows if row["method"] in ("RLOO_ELBO(8)", "TraceEnum_ELBO")]
-    assert len(near) == 2 * 2 * 4
+    assert {row["program"] for row in near} >= {"hidden Markov", "star of 5"}
+    assert len(near) == 2 * 4
     assert all(-1e-6 < row["kl"] <= 0.05 * row["kl_of_mean_field"] for row in near)
 
 

@@ -156,7 +156,7 @@ def _straightened(
     sizes = [params["slice_sizes"][d] for d in rest] + [t.shape[d] for d in straight]
     t, new = t.transpose(*rest, *straight), {d: i for i, d in enumerate([*rest, *straight])}
     if left:
-        batch = np.ndim(tables[0]) - m
+        batch = max(map(np.ndim, tables)) - m
         shape = list(np.broadcast_shapes((1,) * (m + batch), *(np.shape(tables[i]) for i in left)))
         for d, b in batching.items():
             shape[m + b] = t.shape[new[d]]
