@@ -234,7 +234,7 @@ TRAINERS = {"pyro": train_pyro, "numpyro": train_numpyro}
 
 
 def main() -> None:
-    parser = make_parser(__doc__, "results/structured_guides", steps=1500)
+    parser = make_parser(__doc__, "results/structured_guides", steps=3000)
     arguments = parse(parser)
     steps = 20 if arguments.quick else arguments.steps
     trees = list_trees(arguments.seed, arguments.quick)

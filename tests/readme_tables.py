@@ -111,8 +111,10 @@ def structure() -> str:
         key = row["program"], f"{row['kl_of_mean_field']:.4f}", row["method"]
         at = (*key, row["temperature"] or "")
         shares.setdefault(at, {})[row["backend"]] = f"{row['kl'] / row['kl_of_mean_field']:.1%}"
-    rows = [[*at, *(sides.get(side, "") for side in TITLES)] for at, sides in shares.items()]
-    header = ["program", "best mean field, nats", "guide trained by", "tau", *TITLES.values()]
+    backends = [side for side in TITLES if any(side in found for found in shares.values())]
+    rows = [[*at, *(found.get(side, "") for side in backends)] for at, found in shares.items()]
+    header = ["program", "best mean field, nats", "guide trained by", "tau"]
+    header += [TITLES[side] for side in backends]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"{table(header, rows)}\n\n`python {record['command']}`; {versions}."
 
