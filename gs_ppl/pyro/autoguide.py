@@ -308,6 +308,7 @@ class AutoGumbelSoftmax(SiteLogits):
     Example:
         >>> import pyro, torch
         >>> from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical
+        >>> pyro.clear_param_store()
         >>> def model():
         ...     with pyro.plate("data", 4):
         ...         pyro.sample("z", OneHotCategorical(logits=torch.zeros(3)))
