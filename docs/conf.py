@@ -15,14 +15,13 @@ version = release = gs_ppl.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "sphinx_design",
     "myst_nb",
 ]
 exclude_patterns = ["_build"]
-templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"gs_ppl {release}"
 html_static_path = ["_static"]
@@ -32,19 +31,16 @@ html_css_files = ["site.css"]
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parent / "_build" / "jupyter_cache")
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # of a cell, by wall clock on a machine that does other things too
 nb_output_stderr = "remove"  # progress bars, and their complaint that there is no widget
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-autosummary_generate = True
-autosummary_ignore_module_all = False
-autosummary_imported_members = False
 autodoc_inherit_docstrings = False  # the methods that the PPL describes are in its reference
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the Args say it
 autodoc_default_options = {"members": True, "show-inheritance": False}
-toc_object_entries_show_parents = "hide"
+toc_object_entries = False  # the headings are the names
 add_module_names = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -53,38 +49,97 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-def kind(module: object, name: str) -> str:
-    """Under which heading of the reference a public name stands."""
-    value = getattr(module, name)
-    if inspect.ismodule(value):
-        return "Modules"
-    if not inspect.isclass(value):
-        return "Functions and handlers"
-    if name.endswith("_ELBO"):
-        return "Estimators of the gradient"
-    if hasattr(value, "log_prob"):
-        return "Distributions"
-    return "Guides, training, reparameterization"
+# The reference has a page a topic: title, who reads it, modules. A name is on the page of the
+# module that defines it; a module that is in no topic has a page of its own.
+TOPICS = {
+    "distributions": (
+        "Distributions",
+        "The laws, soft and hard. [Which one](../../explanations/density_or_mass.md) is a choice of"
+        " sample and of score.",
+        ["distributions"],
+    ),
+    "straight_through": (
+        "Straight-through families",
+        "One-hot samples, in law categorical, each with another gradient."
+        " [Bias and variance](../../explanations/estimators.md) compares them.",
+        ["straight_through"],
+    ),
+    "handlers": (
+        "Handlers and checks",
+        "Relax a program, make it discrete again, enumerate it, and check that guide and model"
+        " fit.",
+        ["handlers", "enumeration", "checks", "reparam"],
+    ),
+    "guides": (
+        "Guides",
+        "Automatic guides over discrete latents, alone or beside continuous ones, and the classes"
+        " of rows that a guide has not seen.",
+        ["autoguide", "assignment"],
+    ),
+    "training": (
+        "Training",
+        "SVI at an annealed temperature, and where it starts."
+        " [Schedules and what a run returns](../shared.md) are the same on both sides.",
+        ["svi", "starting"],
+    ),
+    "estimators": (
+        "ELBOs",
+        "ELBOs whose gradient comes from the discrete program itself.",
+        ["score_function", "substitution", "trace_enum"],
+    ),
+    "comparison": (
+        "Comparison and ArviZ",
+        "A relaxed program beside its exact enumeration, and draws for ArviZ.",
+        ["comparison", "inference_data"],
+    ),
+}
+SIDES = {"pyro": "Pyro", "numpyro": "NumPyro"}
+
+
+def tabs(bodies: dict[str, list[str]]) -> list[str]:
+    """One tab for each side; a click changes all tabs of the page, and of the next ones."""
+    lines = ["::::{tab-set}", ":sync-group: ppl", ""]
+    for side, body in bodies.items():
+        lines += [f":::{{tab-item}} {SIDES[side]}", f":sync: {side}", "", "```{eval-rst}"]
+        lines += [*body, "```", ":::", ""]
+    return [*lines, "::::", ""]
+
+
+def entry(name: str) -> list[str]:
+    """A public name, as both sides have it."""
+    bodies = {}
+    for side in SIDES:
+        what = "class" if inspect.isclass(getattr(getattr(gs_ppl, side), name)) else "function"
+        bodies[side] = [f".. auto{what}:: gs_ppl.{side}.{name}"]
+    return [f"## {name}", "", *tabs(bodies)]
+
+
+def write(page: str, lines: list[str]) -> None:
+    path = Path(__file__).parent / "reference" / "api" / f"{page}.md"
+    path.parent.mkdir(exist_ok=True)
+    text = "\n".join(lines)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def write_reference() -> None:
-    """One page a side, from its public list: what is public is on it."""
-    for side, shown in (("pyro", "Pyro"), ("numpyro", "NumPyro")):
-        module = getattr(gs_ppl, side)
-        lines = [f"# {shown}: `gs_ppl.{side}`", "", f"    import gs_ppl.{side} as gs", ""]
-        headings: dict[str, list[str]] = {}
-        for name in module.__all__:
-            headings.setdefault(kind(module, name), []).append(name)
-        for heading in sorted(headings):
-            names = "\n".join(sorted(headings[heading], key=str.lower))
-            lines += [f"## {heading}", "", "```{eval-rst}", f".. currentmodule:: gs_ppl.{side}", ""]
-            lines += [".. autosummary::", "   :toctree: api", "   :nosignatures:", ""]
-            lines += [f"   {name}" for name in names.splitlines()]
-            lines += ["```", ""]
-        page = Path(__file__).parent / "reference" / f"{side}_side.md"
-        text = "\n".join(lines)
-        if not page.exists() or page.read_text() != text:
-            page.write_text(text)
+    """From the public lists of the two sides, which mirror each other."""
+    assert gs_ppl.pyro.__all__ == gs_ppl.numpyro.__all__
+    by_module: dict[str, list[str]] = {}
+    for name in gs_ppl.pyro.__all__:
+        value = getattr(gs_ppl.pyro, name)
+        if inspect.ismodule(value):
+            what = [f".. automodule:: gs_ppl.{{side}}.{name}"]
+            bodies = {side: [line.format(side=side) for line in what] for side in SIDES}
+            write(name, [f"# `{name}`", "", *tabs(bodies)])
+        else:
+            by_module.setdefault(value.__module__.rpartition(".")[2], []).append(name)
+    listed = {module for _, _, modules in TOPICS.values() for module in modules}
+    alone = {module: (f"`{module}`", "", [module]) for module in by_module if module not in listed}
+    for page, (title, intro, modules) in {**TOPICS, **alone}.items():
+        names = sorted((name for m in modules for name in by_module[m]), key=str.lower)
+        entries = (line for name in names for line in entry(name))
+        write(page, [f"# {title}", "", intro, "", *entries])
 
 
 write_reference()  # before Sphinx looks for pages
