@@ -1,4 +1,4 @@
-"""The tables of the READMEs, made from recorded results; run as a program, it fills them in."""
+"""The tables of READMEs and site, made from recorded results; as a program, it fills them in."""
 
 import json
 import re
@@ -391,9 +391,49 @@ def show(figures: list[float], unit: str) -> str:
     return f"{' to '.join(shown)} times {unit}"
 
 
-def speed_in_short() -> str:
-    rows = [[what, beside, show(x, unit)] for what, beside, _, unit, x in find_goals() if x]
-    return f"{table(['what', 'beside', 'here'], rows)}\n\n{read_bench('speed')[1]}"
+def find_cell(row: str, column: str) -> dict:
+    """Of the paper's Table 1, as NumPyro trained it."""
+    cells = read_cells("table1")
+    at = [x for x in cells if (x["row"], x["column"], x["backend"]) == (row, column, "numpyro")]
+    return at[0]
+
+
+def in_short() -> str:
+    """Five rows for the README; each has its record in the tables of the site."""
+    demo_rows = json.loads((ROOT / "examples" / "results" / "comparison.json").read_text())["rows"]
+    gaps = {
+        TITLES[row["backend"]]: f"{row['gap_percent']:+.1f} %"
+        for row in demo_rows
+        if (row["method"], row["temperature"]) == ("GumbelSoftmax", "1 → 0.5")
+    }
+    cells = json.loads((ROOT / "tests" / "long" / "peers.json").read_text())["results"]
+    ours, theirs = cells["GumbelSoftmax"], cells["torch RelaxedOneHotCategorical"]
+    vae = find_cell("VAE, categorical, 150,000 steps", "Gumbel-S.")
+    times = {(what, beside): show(x, unit) for what, beside, _, unit, x in find_goals() if x}
+    rows = [
+        [
+            "mixture of 1,797 digits: negative log evidence",
+            "exact enumeration",
+            ", ".join(f"{gap} ({side})" for side, gap in gaps.items()),
+        ],
+        [
+            "the paper's categorical VAE on MNIST, nats",
+            f"the paper: {vae['paper']:.1f}",
+            f"{vae['test']['nats']:.1f}",
+        ],
+        [
+            "cells of tau × classes × scale that are not finite in float32",
+            f"torch: {theirs['not finite']} of {theirs['cells']}",
+            f"{ours['not finite']} of {ours['cells']}",
+        ],
+        [
+            f"{DRAW}, backward at K = 10",
+            "torch RelaxedOneHotCategorical",
+            times[f"Pyro: {DRAW}, backward, K = 10", "RelaxedOneHotCategorical"],
+        ],
+        ["SVI step in NumPyro", "loop in JAX by hand", times["NumPyro: SVI step", "jitted loop"]],
+    ]
+    return table(["what", "beside", "here"], rows)
 
 
 def goals() -> str:
@@ -418,23 +458,24 @@ BENCH = {
 
 
 PAPER = {"table1": table1, "table2": table2, "grey": grey, "figure5": figure5}
-TABLES = {
+EXAMPLES = {
     "demo": demo,
-    "peers": peers,
     "two_components": two_components,
     "hidden_markov": hidden_markov,
     "which_causes": which_causes,
-    "estimators": estimators,
-    "speed": speed_in_short,
 }
+SITE = ROOT / "docs"
 
 
 DOCUMENTS = {
-    ROOT / "README.md": TABLES,
+    ROOT / "README.md": {"in_short": in_short},
+    ROOT / "examples" / "README.md": EXAMPLES,
     ROOT / "models" / "README.md": PAPER,
     BENCHMARKS / "README.md": BENCH,
-    ROOT / "docs" / "howtos" / "starting_well.md": {"starting": starting},
-    ROOT / "docs" / "howtos" / "structured_guides.md": {"structure": structure},
+    SITE / "explanations" / "estimators.md": {"estimators": estimators},
+    SITE / "howtos" / "starting_well.md": {"starting": starting},
+    SITE / "howtos" / "structured_guides.md": {"structure": structure},
+    SITE / "results" / "peers.md": {"peers": peers},
 }
 
 
