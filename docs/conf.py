@@ -33,7 +33,7 @@ nb_execution_cache_path = str(Path(__file__).parent / "_build" / "jupyter_cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # of a cell, by wall clock on a machine that does other things too
 nb_output_stderr = "remove"  # progress bars, and their complaint that there is no widget
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_inherit_docstrings = False  # the methods that the PPL describes are in its reference
