@@ -227,7 +227,7 @@ def smooth(parameters: dict[str, np.ndarray], text: np.ndarray) -> np.ndarray:
 
 
 def compute_separation(parameters: dict[str, np.ndarray], text: np.ndarray) -> float:
-    """Share of the letters that are in the state of their kind, by the exact posterior.
+    """Share of the letters assigned to the state of their kind, by the exact posterior.
 
     The kinds are vowels with the space, and the other letters; a guess would have 1/2 or more.
     """
@@ -293,8 +293,8 @@ def make_table(fits: list[Fit], alone: float) -> Table:
     table.caption = (
         "nats: exact negative log evidence of the fitted parameters, per letter, lower is better;"
         f" gain: over letters by themselves ({alone:.4f}), as a share of what enumeration gains;"
-        " apart: letters in the state of their kind (vowels and space, or consonants), by the exact"
-        " posterior; s: seconds all in all, with compilation"
+        " apart: letters assigned to the state of their kind (vowels and space, or consonants), by"
+        " the exact posterior; s: seconds all in all, with compilation"
     )
     return table
 

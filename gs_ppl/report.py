@@ -46,7 +46,7 @@ class Gradient:
     """An estimator of the gradient in one parameter beside the enumerated gradient.
 
     `bias` is the norm of (mean - exact), relative to the norm of exact; `floor` what it would be
-    from Monte Carlo noise alone: a bias below some two floors is none that was seen. `variance` is
+    from Monte Carlo noise alone: a bias below two floors was not seen. `variance` is
     summed over coordinates, `snr` the norm of the mean over its square root, `cosine` that of the
     angle between mean and exact. NaN where the exact gradient is missing, or zero.
     """
@@ -262,7 +262,7 @@ class Comparison:
 
 
 class Sheet(NamedTuple):
-    """A table, however it is shown; `words` are the columns that are no numbers."""
+    """A table, however it is shown; `words` are the columns that hold text."""
 
     title: str
     columns: list[str]

@@ -1,4 +1,4 @@
-"""What a run of AnnealedSVI was like: losses, temperatures, ELBOs, and a picture of them."""
+"""The record of a run of AnnealedSVI: losses, temperatures, ELBOs, and a picture of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Training:
     """Arrays of a run.
 
     Attributes:
-        losses: by step; at a temperature above 0 they bound nothing.
+        losses: by step; no bounds on the evidence, at temperatures above 0.
         temperatures: by step.
         evaluation_steps: those after which the discrete programs were evaluated.
         elbos: what they gave, the ELBO of the discretized pair.
@@ -123,7 +123,7 @@ class Watch:
 
 
 def refuse_nan(step: int, loss: float, sites: dict[str, float]) -> None:
-    """Names the sites whose log-probability is no number, the first of the program first."""
+    """Names the sites whose log-probability is NaN, in the order of the program."""
     bad = [name for name, score in sites.items() if np.isnan(score)]
     where = f", first at site {bad[0]!r}" if bad else ""
     raise ValueError(

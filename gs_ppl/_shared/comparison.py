@@ -106,7 +106,7 @@ class Session:
     def logits(self) -> Collection[str]:
         """The guide's parameters that the law of a discrete latent takes.
 
-        Other latents are held: a parameter that reaches it by way of their values is none.
+        Other latents are held: a parameter that reaches it through their values does not count.
         """
         raise NotImplementedError
 
@@ -380,9 +380,9 @@ def _joined(gradients: Gradients, names: Sequence[str]) -> np.ndarray:
 def squared_error(draws: np.ndarray, exact: np.ndarray, share: float) -> Value | None:
     """bias^2 + share x variance of an estimator, over the square of the exact gradient.
 
-    The bias is without what noise adds to it, so that an unbiased estimator has 0 on average. The
-    standard error is that of a U-statistic, of both orders: at no bias the second is all, and noise
-    makes the estimate of the first twice as large as it.
+    What noise adds to the bias is subtracted, so that an unbiased estimator has 0 on average. The
+    standard error is that of a U-statistic, of both orders: without bias only the second counts,
+    and noise makes the estimate of the first twice as large as it is.
 
     Args:
         draws: shape (n, size).

@@ -25,7 +25,7 @@ class Site:
     event_dims: int | None = None  # 1 for a one-hot vector, 0 for a bit
 
     def indices(self, values: np.ndarray) -> np.ndarray:
-        """Class indices for one-hot vectors, integers for bits; at soft data values stay soft."""
+        """Class indices for one-hot vectors, integers for bits; soft data are left unchanged."""
         if self.event_dims is None or not np.isin(self.value, (0, 1)).all():
             return values
         return values.argmax(-1) if self.event_dims else values.astype(np.int64)

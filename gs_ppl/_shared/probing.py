@@ -163,7 +163,7 @@ def vertices(finite: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarra
 
 
 def weights(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """Of the terms, at random, lest the jumps of rows cancel in their sum."""
+    """Of the terms, at random, so that the jumps of rows do not cancel in their sum."""
     rng = np.random.default_rng(0)
     return [rng.uniform(0.5, 1.5, shape) for shape in shapes]
 

@@ -310,8 +310,8 @@ class AutoGumbelSoftmax(SiteLogits):
     on one latent and its parents each; not where two causes meet in one effect. At hard samples
     the rows of the tables are chosen, so that losses of straight-through families are estimates of
     the discrete ELBO without bias, and gradients have the bias of the family alone. At soft samples
-    the divergence of a site is that of the mixed logits, no mean of the rows' divergences; the
-    objective "relaxed" is a bound with parents too.
+    the divergence of a site is that of the mixed logits, not the mean of the rows' divergences.
+    The objective "relaxed" is a bound with parents too.
 
     Args:
         model: program with discrete latents, relaxed or not.
@@ -445,14 +445,14 @@ def auto_relaxed(
     init_logits: float | Mapping[str, Any] = 0.0,
     create_plates: Callable | None = None,
 ) -> AutoGuideList:
-    """An AutoGuideList of two parts: `continuous` for all but the discrete latents of a program,
-    AutoGumbelSoftmax for these.
+    """An AutoGuideList of two parts: AutoGumbelSoftmax for the discrete latents of
+    a program, `continuous` for all others.
 
     Args:
         model: program, relaxed or not.
         continuous: the automatic guide of the others, a class or a partial of one; its options
-            such as init_loc_fn go by partial. None that needs the density of the whole program,
-            such as AutoLaplaceApproximation.
+            such as init_loc_fn go by partial. Not one that needs the density of the whole
+            program, such as AutoLaplaceApproximation.
         temperature: as AutoGumbelSoftmax.
         family: as AutoGumbelSoftmax.
         objective: as AutoGumbelSoftmax.

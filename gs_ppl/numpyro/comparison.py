@@ -78,14 +78,14 @@ def compare(
         families: classes to relax by; and ELBOs that have a gradient for the discrete program, such
             as RLOO_ELBO(), which has no temperature. One that keeps state in the guide (wrap)
             adds it by itself.
-        objectives: of the soft families, see relax; straight-through ones have but one.
+        objectives: of the soft families, see relax; straight-through ones have one alone.
         temperatures: tau > 0, of each family.
         temperature: one temperature in place of several.
         loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
         num_samples: draws for each method.
         adaptation_steps: by which the state that an ELBO keeps adapts to the program first.
-        budget: what one has to spend on a gradient, in estimates by STGumbelSoftmax: the last line
-            names what has the least bias^2 + variance x cost / budget there (`best`).
+        budget: CPU time to spend on a gradient, in estimates by STGumbelSoftmax. The last line
+            names the family with the least bias^2 + variance x cost / budget (`best`).
         cost: CPU time of one estimate by family, as {"RLOO_ELBO(2)": 2.0}, over STGumbelSoftmax's
             (or the cheapest family's, without it); None: measured, to half an octave.
         relabel: sites of which the guide's classes are matched to the model's.

@@ -276,7 +276,7 @@ def noise_residue(noise: Array, finite: Array | None = None) -> Array:
 def exp_gumbel_softmax_own_log_prob(
     temperature: Temperature, log_value: Array, residue: Array, finite: Array | None = None
 ) -> Array:
-    """Log density of an own sample l from the residue of its noise; l itself gives but its shape.
+    """Log density of an own sample l from the residue of its noise; only the shape of l is used.
 
     log p(l) = lgamma(K) - K log K + (K - 1) log tau + residue.
     """

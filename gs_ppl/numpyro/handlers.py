@@ -290,7 +290,7 @@ def relax(
     gets a soft index, so that table[z] is the mean of the table under the weights.
 
     Model and guide are relaxed alike. Observed sites, continuous ones and those that are relaxed
-    already stay as they are; a program without discrete latents stays as it is altogether.
+    already stay as they are; a program without discrete latents is not changed at all.
 
     Args:
         fn: program; without one, the handler is a context manager, for one-hot sites and bits.
@@ -301,12 +301,13 @@ def relax(
         sites: names of the sites to relax; None: all. The others are enumerated as marked.
         truncate: largest count by site name, for laws of counts without end (Poisson), which stand
             for 0..largest then, renormalised.
-        max_tail: of the probability above the largest count; check refuses more, in any row, and
-            AnnealedSVI.run at its end.
+        max_tail: largest probability, in any row, of counts above the largest; check refuses
+            more, and so does AnnealedSVI.run at its end.
         objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
-            value, with exact KL under TraceMeanField_ELBO (the paper's objective; it tends to the
-            discrete ELBO as tau -> 0, and is no bound above). "relaxed": by densities, a bound on
-            the evidence of the relaxed program, whose optimum is not the discrete posterior.
+            value, with exact KL under TraceMeanField_ELBO: the paper's objective. It converges to
+            the discrete ELBO as tau -> 0, and is not a bound at tau > 0. "relaxed": by densities,
+            a bound on the evidence of the relaxed program, whose optimum is not the discrete
+            posterior.
             Straight-through families are scored by the mass in either case.
 
     A bit of probability 0 or 1 is that value, without gradient, under each objective. So

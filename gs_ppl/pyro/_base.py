@@ -29,7 +29,7 @@ from gs_ppl.pyro.functional import Temperature
 def read(*scalars: Tensor) -> list[float] | None:
     """Values as Python numbers; None where they cannot be read: vmap, compiling.
 
-    A tracer keeps what follows from them as it was: whether categories are masked, for one.
+    Under tracing, decisions based on them are frozen, such as whether categories are masked.
     """
     if torch.compiler.is_compiling():
         return None

@@ -200,7 +200,8 @@ class SoftOneHotCategorical(Soft, CategoricalScored):
     """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
 
     The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
-    categorical KL. Categorical in law as tau -> 0; not a density, hence no bound above.
+    categorical KL. Its law converges to the categorical as tau -> 0. It is not a density, so that
+    the loss is not a bound at tau > 0.
 
     Args, Shapes, Raises: as GumbelSoftmax.
 
@@ -223,10 +224,10 @@ class SoftOneHotCategorical(Soft, CategoricalScored):
 
 
 class DensityScored(Soft):
-    """Relaxed in law: scored as a density; own samples from their noise, others from their log."""
+    """Relaxed in law: scored as a density; an own sample from its noise, any other from its log."""
 
     scored_as = "density"
-    has_enumerate_support = False  # with True, NUTS would drop the site without a word
+    has_enumerate_support = False  # with True, NUTS would drop the site silently
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         with torch.no_grad():
@@ -256,12 +257,12 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
 
     x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
-    measure on (0, 1). Samples lie inside (0, 1) and are scored from their logit; any other value
-    must lie inside too: a rounded sigmoid reaches 0 and 1 by itself. An integer 0 or 1, which is
-    what `enumerate_support` gives, is a class and scored by its mass.
+    measure on (0, 1). Samples lie inside (0, 1); log_prob of an own sample is computed from its
+    logit. Any other value must lie inside too: a rounded sigmoid can be exactly 0 or 1. An integer
+    0 or 1, as `enumerate_support` gives it, is a class and scored by its mass.
 
     A bit of probability 0 or 1 is that value, with log_prob 0 there, -inf elsewhere, and no
-    gradient, like a vector of one category. KL is inf where one of two bits alone is certain.
+    gradient, like a vector of one category. KL is inf if only one of the two bits is certain.
 
     Args:
         temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.
@@ -367,10 +368,16 @@ class ExpGumbelSoftmax(DensityScored):
 class GumbelSoftmax(DensityScored, TransformedDistribution):
     """Gumbel-Softmax (Concrete): y = softmax((a + g) / tau), g standard Gumbel noise.
 
-    log p(y) = log p(l) - sum(l) with l = log y and the density of ExpGumbelSoftmax, with respect
-    to Lebesgue measure on the first K - 1 coordinates. Samples lie inside the open simplex and are
-    scored from their l; a value without one is scored at the nearest point inside. An exact vertex
-    lies outside and is scored by its log mass log pi_k; `enumerate_support` gives the vertices.
+    log p(y) = lgamma(K) + (K - 1) log tau + sum(a - (tau + 1) l) - K logsumexp(a - tau l)
+
+    with l = log y, with respect to Lebesgue measure on the first K - 1 of the K coordinates. At low
+    temperature samples are close to one-hot, at high temperature close to uniform; argmax y has the
+    probabilities pi = softmax(a) at any.
+
+    Samples lie inside the open simplex. log_prob of a sample that this object has just drawn is
+    computed from its Gumbel noise, which is exact at any temperature; a clone, slice or copy of it
+    is scored at the nearest point inside, like any value. An exact vertex lies outside and is
+    scored by its log mass log pi_k; `enumerate_support` gives the vertices.
 
     Args:
         temperature: tau > 0; a number, or a tensor that broadcasts against the batch shape.

@@ -20,8 +20,9 @@ class GumbelSoftmaxReparam(Reparam):
 
     z = softmax((a + g) / tau), with K independent standard Gumbel variables g at the site
     "{name}_gumbel" (for a bit z = sigmoid((a + L) / tau), one standard logistic variable L at the
-    site "{name}_logistic"); z itself becomes deterministic. At low temperature z crowds into the
-    corners of the simplex, while g stays as wide as its prior. For latent sites with a soft law.
+    site "{name}_logistic"); z itself becomes deterministic. At low temperature z concentrates
+    near the vertices of the simplex, while g stays as wide as its prior. For latent sites with a
+    soft law.
     (TransformReparam takes the log of z, or the logit of a bit, instead.)
 
     `inverse(law, z)` is the noise that gives z, to which an initial value is taken:
