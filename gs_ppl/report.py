@@ -464,7 +464,7 @@ STYLES = {"categorical": "-", "relaxed": "--", "discrete": "-"}
 
 def to_figure(comparison: Comparison) -> Figure:
     """ELBOs, bias and noise of the gradient over temperature; marginals below."""
-    Figure = require("matplotlib.figure").Figure
+    Figure = require("gs_ppl._figure").Figure
     sites = list(comparison.marginals)[:4]
     figure = Figure(figsize=(13, 4.2 + (3.4 if sites else 0)), layout="constrained")
     parts = figure.subfigures(

@@ -54,7 +54,7 @@ def plot_training(training: Any) -> Figure:
         >>> len(plot_training(run).axes)
         2
     """
-    figure = require("matplotlib.figure").Figure(figsize=(8, 3.5), layout="constrained")
+    figure = require("gs_ppl._figure").Figure(figsize=(8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = np.arange(len(training.losses))
     left.plot(steps, -np.asarray(training.losses), lw=0.8, label="ELBO as trained")

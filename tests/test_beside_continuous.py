@@ -44,6 +44,9 @@ def check_fit(backend, guide, model, family):
     median = backend.guide_median(guide, params)
     np.testing.assert_array_equal(median["z"].argmax(-1), CLASSES)
     assert median["shift"] == pytest.approx(mean_of_shift(), abs=0.15)
+    (mode,) = backend.guide_mode(guide, params).values()  # of the discrete latents alone
+    np.testing.assert_array_equal(mode, median["z"])
+    np.testing.assert_array_equal(backend.guide_probs(guide, params)["z"].round(), mode)
     drawn = backend.trace(backend.gs.discretize(guide), 0)
     assert drawn["z"].shape == (6, 2)
     return params

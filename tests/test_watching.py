@@ -32,7 +32,9 @@ def test_arrays_and_callback(backend):
     plain_run, *_ = factorial_run(backend, 12, progress_bar=False)
     np.testing.assert_allclose(plain_run.losses, run.losses, rtol=1e-6)  # watching draws nothing
     assert plain_run.elbos.shape == (0,)
-    left, right = plot_training(run).axes
+    picture = plot_training(run)
+    assert picture._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    left, right = picture.axes
     assert [len(line.get_xdata()) for line in left.get_lines()] == [12, 2]
     np.testing.assert_allclose(right.get_lines()[0].get_ydata(), run.temperatures)
 

@@ -434,6 +434,16 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
                 result.update(part(*args, **kwargs))
         return result
 
+    def probs(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Class probabilities of the discrete latents, as AutoGumbelSoftmax.probs."""
+        parts = (part for part in self if isinstance(part, AutoGumbelSoftmax))
+        return {name: p for part in parts for name, p in part.probs(params).items()}
+
+    def mode(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Most probable values of the discrete latents, as AutoGumbelSoftmax.mode."""
+        parts = (part for part in self if isinstance(part, AutoGumbelSoftmax))
+        return {name: z for part in parts for name, z in part.mode(params).items()}
+
 
 def auto_relaxed(
     model: Callable,

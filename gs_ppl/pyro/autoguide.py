@@ -385,6 +385,16 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
         parts = (repr(part) if isinstance(part, Follows) else type(part).__name__ for part in self)
         return f"AutoGuideList({', '.join(parts)})"
 
+    def probs(self) -> dict[str, Tensor]:
+        """Class probabilities of the discrete latents, as AutoGumbelSoftmax.probs."""
+        parts = (part for part in self if isinstance(part, AutoGumbelSoftmax))
+        return {name: p for part in parts for name, p in part.probs().items()}
+
+    def mode(self) -> dict[str, Tensor]:
+        """Most probable values of the discrete latents, as AutoGumbelSoftmax.mode."""
+        parts = (part for part in self if isinstance(part, AutoGumbelSoftmax))
+        return {name: z for part in parts for name, z in part.mode().items()}
+
 
 def auto_relaxed(
     model: Callable,
