@@ -1,14 +1,25 @@
-"""Pictures; imported where one is drawn, since matplotlib is an extra."""
+"""Pictures that a notebook shows."""
 
+from __future__ import annotations
+
+from functools import partial
 from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import figure
+from gs_ppl._extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-class Figure(figure.Figure):
-    """matplotlib's, which a notebook shows though pyplot was never imported."""
+def make_figure(**options: Any) -> Figure:
+    """A figure of matplotlib that shows itself, though pyplot was never imported."""
+    figure = require("matplotlib.figure").Figure(**options)
+    figure._repr_png_ = partial(_to_png, figure)
+    return figure
 
-    def _repr_png_(self) -> bytes:
-        file = BytesIO()
-        self.savefig(file, format="png")
-        return file.getvalue()
+
+def _to_png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gs_ppl._extras import require
+from gs_ppl._figure import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -464,9 +465,8 @@ STYLES = {"categorical": "-", "relaxed": "--", "discrete": "-"}
 
 def to_figure(comparison: Comparison) -> Figure:
     """ELBOs, bias and noise of the gradient over temperature; marginals below."""
-    Figure = require("gs_ppl._figure").Figure
     sites = list(comparison.marginals)[:4]
-    figure = Figure(figsize=(13, 4.2 + (3.4 if sites else 0)), layout="constrained")
+    figure = make_figure(figsize=(13, 4.2 + (3.4 if sites else 0)), layout="constrained")
     parts = figure.subfigures(
         2 if sites else 1, 1, squeeze=False, height_ratios=[4.2, 3.4][: 1 + bool(sites)]
     )[:, 0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from gs_ppl._extras import require
+from gs_ppl._figure import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def plot_training(training: Any) -> Figure:
         >>> len(plot_training(run).axes)
         2
     """
-    figure = require("gs_ppl._figure").Figure(figsize=(8, 3.5), layout="constrained")
+    figure = make_figure(figsize=(8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = np.arange(len(training.losses))
     left.plot(steps, -np.asarray(training.losses), lw=0.8, label="ELBO as trained")
