@@ -61,7 +61,8 @@ def draw_figure(samples: dict[float | None, np.ndarray], title: str, path: Path)
     axes[0, 0].set_ylabel("expectation")
     for i in range(SHOWN):
         axes[1 + i, 0].set_ylabel(f"sample {i + 1}")
-    figure.supxlabel(f"category ({title})")
+    figure.suptitle(f"Gumbel-Softmax, drawn by {title}")
+    figure.supxlabel("category")
     figure.savefig(path, dpi=110)
 
 

@@ -466,9 +466,9 @@ STYLES = {"categorical": "-", "relaxed": "--", "discrete": "-"}
 def to_figure(comparison: Comparison) -> Figure:
     """ELBOs, bias and noise of the gradient over temperature; marginals below."""
     sites = list(comparison.marginals)[:4]
-    figure = make_figure(figsize=(13, 4.2 + (3.4 if sites else 0)), layout="constrained")
+    figure = make_figure(figsize=(13, 4.8 + (3.4 if sites else 0)), layout="constrained")
     parts = figure.subfigures(
-        2 if sites else 1, 1, squeeze=False, height_ratios=[4.2, 3.4][: 1 + bool(sites)]
+        2 if sites else 1, 1, squeeze=False, height_ratios=[4.8, 3.4][: 1 + bool(sites)]
     )[:, 0]
     curves = parts[0].subplots(1, 3)
     _draw_elbos(curves[0], comparison)
@@ -476,6 +476,9 @@ def to_figure(comparison: Comparison) -> Figure:
     of = "logits' gradient" if several else "gradient"
     _draw_gradients(curves[1], comparison, "bias", f"relative bias of the {of}")
     _draw_gradients(curves[2], comparison, "variance", f"variance of the {of}")
+    handles, labels = curves[0].get_legend_handles_labels()  # of all three
+    options = {"fontsize": 9, "frameon": False, "ncols": min(len(labels), 5) or 1}
+    parts[0].legend(handles, labels, loc="outside lower center", **options)
     if sites:
         panels = parts[1].subplots(1, len(sites), squeeze=False)[0]
         for ax, site in zip(panels, sites, strict=True):
@@ -528,8 +531,8 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
             ls=STYLES[objective],
             **style,
         )
-    ax.set(title="ELBO, two standard errors", xlabel="temperature", ylabel="nats", xscale="log")
-    _finish(ax)
+    ax.set(title="ELBO, ± two standard errors", xlabel="temperature", ylabel="nats", xscale="log")
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> None:
@@ -553,7 +556,8 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
         ax.set_xlabel("temperature (shaded: Monte Carlo floor)")
     else:
         ax.set_yscale("log")
-    _finish(ax)
+    ax.set_ylabel("relative to the exact gradient" if what == "bias" else "sum over coordinates")
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_marginal(ax: Axes, site: str, marginal: Marginal) -> None:
@@ -580,9 +584,3 @@ def _draw_marginal(ax: Axes, site: str, marginal: Marginal) -> None:
     distance = np.nanmax(marginal.distance) if len(sides) == 2 else math.nan
     ax.set_title(f"{site}: largest distance {distance:.3f}" if len(sides) == 2 else site)
     ax.legend(fontsize=8, frameon=False)
-
-
-def _finish(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, frameon=False)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 SHAPES = [(100, 30, 10), (1024, 30, 10), (100, 20, 2), (128, 1, 1000), (1, 1, 1_000_000)]
 ELEMENTS = 2**16
+TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
 SWEEPS = {
     "classes": [(ELEMENTS // 2**k, 2**k) for k in range(1, 17, 2)],
     "batch": [(4**k, 10) for k in range(8)],
@@ -53,15 +54,16 @@ def measure(side: str, options: Namespace) -> dict:
 def draw(record: dict, path: Path) -> None:
     """Cost against the number of classes, and against the size of the batch."""
     figure = Figure(figsize=(10, 7), layout="constrained")
-    panels = [(side, name) for side in record["sides"].values() for name in SWEEPS]
-    for ax, (side, name) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    panels = [(ppl, name) for ppl in record["sides"] for name in SWEEPS]
+    for ax, (ppl, name) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        side = record["sides"][ppl]
         rows, by_class = side["sweeps"][name], name == "classes"
         x = [row["shape"][-1 if by_class else 0] for row in rows]
         for contender in rows[0]["us"]:
             y = [row["us"][contender] * (1e3 / ELEMENTS if by_class else 1) for row in rows]
             width = 2 if contender == side["ours"] else 1
             ax.loglog(x, y, "o-", markersize=4, linewidth=width, label=contender)
-        ax.set_title(rows[0]["extent"])
+        ax.set_title(f"{TITLES[ppl]}: {rows[0]['extent']}")
         ax.set_xlabel(f"classes K, {ELEMENTS} elements" if by_class else "batch, K = 10")
         ax.set_ylabel("ns an element" if by_class else "µs a call")
         ax.grid(alpha=0.3)
