@@ -1,9 +1,11 @@
 """Runs the cells of the paper's tables on MNIST, and puts the results beside the paper's figures.
 
+    python examples/reproduce.py tune --data-dir MNIST
     python examples/reproduce.py table1 --data-dir MNIST
     python examples/reproduce.py table2 --data-dir MNIST
     python examples/reproduce.py figure5
 
+`tune` searches for the settings of each estimator of Table 1, which then has the long runs at them.
 A cell that has its result in models/results is not run again, one that broke off goes on from its
 checkpoint in the output folder; `--only` selects cells by their name. `--quick` runs a few steps of
 each on the bundled digits: does it work?
@@ -13,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -22,13 +25,21 @@ from typing import Any
 import numpy as np
 from _report import TITLES, find_versions, in_words, make_parser, parse, write_report
 from _step_cost import draw_step_cost, measure_step_cost
+from _tuning import HELD_OUT, choose, in_short, next_trial
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from gs_ppl.models.data import binarize, load_digits, load_mnist, split_labels
-from gs_ppl.models.training import RunError, SemiSupervisedSettings, Settings, augment, fit
+from gs_ppl.models.training import (
+    RunError,
+    SemiSupervisedSettings,
+    Settings,
+    Trainer,
+    augment,
+    fit,
+)
 
 RESULTS = Path(__file__).parents[1] / "models" / "results"
 Data = dict[str, np.ndarray]
@@ -59,7 +70,7 @@ BITS = {"variables": 200, "steps": 60_000}
 LINEAR = {"learning_rate": 1e-2, "weight_decay": 0.03}
 LONGER = {"steps": 150_000, "learning_rate": 2e-2, "minimum": 0.3}
 SBN = {"model": "structured_output", "rate": 0.0}  # temperature 1 throughout, as in the paper
-COLUMNS = {  # the paper's, in its order, and three more
+COLUMNS = {  # the paper's, in its order, and others
     "SF": {"family": "NVIL_ELBO", "baseline": 200, "learning_rate": 3e-3},
     "DARN": {"family": "DARN_ELBO", "learning_rate": 3e-3},
     "MuProp": {"family": "MuProp_ELBO"},
@@ -88,7 +99,6 @@ PAPER = {
     "VAE, categorical": (110.6, 128.8, 107.0, 110.9, 107.8, 101.5, 107.8),
 }
 
-
 COLUMNS_OF = {  # the rows that the paper does not have
     "VAE, bits, 150,000 steps": ("Gumbel-S.",),
     "VAE, categorical, 150,000 steps": ("Gumbel-S.",),
@@ -106,6 +116,55 @@ def list_table1() -> list[Cell]:
             COLUMNS.items(), PAPER[", ".join(row.split(", ")[:2])]
         )
         if column in COLUMNS_OF.get(row, COLUMNS)
+    ]
+
+
+# --- Table 1, each estimator with its own settings ------------------------------------------------
+
+LONG = {"vae": 200_000, "structured_output": 100_000}  # steps
+RATES = (1e-4, 1e-5)  # of the temperature, the paper's
+MORE_COLUMNS = {
+    "GappedST": {"family": "GappedST"},
+    "REBAR": {"family": "REBAR_ELBO"},
+    "DisARM": {"family": "DisARM_ELBO"},
+}
+TUNED_SEEDS = {"Gumbel-S.": (0, 1, 2), "ST Gumbel-S.": (0, 1, 2)}  # the others have one
+
+
+def list_searches() -> list[Cell]:
+    """The cells that are tuned, as they are before it; on one side: its choice serves both."""
+    return [
+        Cell(row, column, figure, settings, "numpyro")
+        for row, figures in PAPER.items()
+        for (column, changes), figure in zip_longest({**COLUMNS, **MORE_COLUMNS}.items(), figures)
+        if column != "DisARM" or ROWS[row].classes is None
+        for settings in [replace(ROWS[row], **changes)]
+        for settings in [replace(settings, steps=LONG[settings.model])]
+    ]
+
+
+def rates_of(settings: Settings) -> tuple[float, ...]:
+    """Of the temperature, those to choose from."""
+    scheduled = settings.rate > 0 and "rate" not in settings.without_effect
+    return RATES if scheduled else (settings.rate,)
+
+
+def read_search(search: Cell, results: Path) -> dict[str, Any]:
+    """The trials so far, and the choice, None until they are complete."""
+    path = results / "tuning" / f"{search.name('tune')}.json"
+    return json.loads(path.read_text()) if path.exists() else {"trials": [], "choice": None}
+
+
+def list_tuned(results: Path) -> list[Cell]:
+    """The long runs of which the settings are found."""
+    return [
+        replace(search, row=f"{search.row}, tuned", backend=backend, settings=settings)
+        for backend in TITLES
+        for search in list_searches()
+        for choice in [read_search(search, results)["choice"]]
+        if choice is not None
+        for seed in TUNED_SEEDS.get(search.column, (0,))
+        for settings in [replace(search.settings, **choice, seed=seed)]
     ]
 
 
@@ -178,6 +237,7 @@ def list_grey() -> list[Cell]:
 
 
 TABLES: dict[str, Callable[[], list[Cell]]] = {
+    "tune": list_searches,
     "table1": list_table1,
     "table2": list_table2,
     "grey": list_grey,
@@ -209,6 +269,38 @@ def load(arguments: argparse.Namespace) -> Data:
     }
 
 
+def select_cells(arguments: argparse.Namespace, results: Path) -> list[Cell]:
+    """Those of the table that were asked for."""
+    table = arguments.table
+    cells = TABLES[table]() + (list_tuned(results) if table == "table1" else [])
+    cells = [cell for cell in cells if cell.backend in arguments.backends]
+    cells = [cell for cell in cells if arguments.only in cell.name(table)]
+    if not cells:
+        raise RunError(f"no cell of {table} has {arguments.only!r} in its name")
+    return cells
+
+
+def run_cells(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
+    """The results of the cells that were asked for, made where there are none yet."""
+    found, data = [], None
+    for cell in select_cells(arguments, results):
+        name = cell.name(arguments.table)
+        path = results / f"{name}.json"
+        if not path.exists():
+            data = load(arguments) if data is None else data
+            folder = arguments.output / "checkpoints" / name
+            result = run(cell, data, folder, arguments.quick)
+            write_record(
+                path, {"name": name, "command": command_of(arguments.table, name), **result}
+            )
+        found.append(json.loads(path.read_text()))
+    return found
+
+
+def command_of(table: str, name: str) -> str:
+    return f"python examples/reproduce.py {table} --only {name}"
+
+
 def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
     """Trains and evaluates one cell; the result, with what it takes to run it again."""
     settings = cell.settings
@@ -230,7 +322,7 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
     if not settings.grey:  # each pixel is drawn once
         images, test = binarize(images, seed=0), binarize(test, seed=1)
     with tqdm(total=settings.steps, unit="step", desc=f"{cell.row}: {cell.column}") as bar:
-        _, result = fit(cell.backend, settings, images, test, folder, bar=bar, **options)
+        trainer, result = fit(cell.backend, settings, images, test, folder, bar=bar, **options)
     every = max(1, len(result["losses"]) // 50)
     return {
         **{key: value for key, value in vars(cell).items() if key != "settings"},
@@ -239,29 +331,80 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
         "versions": find_versions([cell.backend]),
         **({"train": {"nats": result["losses"][-1][1]}} if settings.grey else {}),
         "test": result["test"],
+        "ms": step_cost(trainer, options["chunk"]),
         "evaluations": result["evaluations"],
         "losses": result["losses"][::-every][::-1],
     }
 
 
-def run_cells(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
-    """The results of the table's cells that were asked for, made where there are none yet."""
+def run_searches(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
+    """The searches that were asked for, each taken up after the last trial of its record."""
     found, data = [], None
-    for cell in TABLES[arguments.table]():
-        name = cell.name(arguments.table)
-        if cell.backend not in arguments.backends or arguments.only not in name:
-            continue
-        path = results / f"{name}.json"
-        if not path.exists():
+    for cell in select_cells(arguments, results):
+        name = cell.name("tune")
+        path = results / "tuning" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        search, rates = read_search(cell, results), rates_of(cell.settings)
+        while (settings := next_trial(search["trials"], rates)) is not None:
             data = load(arguments) if data is None else data
-            folder = arguments.output / "checkpoints" / name
-            result = run(cell, data, folder, arguments.quick)
-            command = f"python examples/reproduce.py {arguments.table} --only {name}"
-            write_record(path, {"name": name, "command": command, **result})
-        found.append(json.loads(path.read_text()))
-    if not found:
-        raise RunError(f"no cell of {arguments.table} has {arguments.only!r} in its name")
+            trial = dict(zip(("learning_rate", "rate"), settings, strict=True))
+            folder = arguments.output / "checkpoints" / f"{name}_{'_'.join(map(str, settings))}"
+            trial |= run_trial(cell, trial, data, folder, arguments.quick)
+            trials = [*search["trials"], trial]
+            done = next_trial(trials, rates) is None
+            search = {
+                "name": name,
+                "command": command_of("tune", name),
+                **{part: getattr(cell, part) for part in ("row", "column", "backend")},
+                "seed": cell.settings.seed,
+                "settings": dataclasses.asdict(cell.settings),
+                "versions": find_versions([cell.backend]),
+                "trials": trials,
+                "choice": choose(trials) if done else None,
+            }
+            write_record(path, search)
+        found.append(search)
     return found
+
+
+def run_trial(
+    cell: Cell, trial: dict[str, float], data: Data, folder: Path, quick: bool
+) -> dict[str, Any]:
+    """Trains in short; the bound of the last training images, which are held out."""
+    settings = in_short(replace(cell.settings, **trial))
+    samples, chunk = 50, 500
+    if quick:
+        settings, samples, chunk = replace(settings, steps=20, batch=10), 5, 10
+    images = binarize(data["grey"], seed=0)
+    count = len(images) // HELD_OUT
+    train, held_out = images[:-count], images[-count:]
+    with tqdm(total=settings.steps, unit="step", desc=describe(cell, trial)) as bar:
+        try:
+            trainer, result = fit(
+                cell.backend,
+                settings,
+                train,
+                held_out,
+                folder,
+                bar=bar,
+                samples=samples,
+                chunk=chunk,
+            )
+        except FloatingPointError as error:
+            return {"nats": None, "diverged": str(error).split(";")[0]}
+    found = result["test"]
+    return {**found, "steps": settings.steps, "ms": step_cost(trainer, chunk)}
+
+
+def describe(cell: Cell, trial: dict[str, float]) -> str:
+    return f"{cell.row}: {cell.column}, {', '.join(f'{k} {v:g}' for k, v in trial.items())}"
+
+
+def step_cost(trainer: Trainer, steps: int) -> float:
+    """CPU time of a step, ms, after the run's last one: all is compiled."""
+    began = time.process_time()
+    trainer.advance(steps)
+    return round((time.process_time() - began) / steps * 1e3, 2)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
@@ -290,6 +433,24 @@ def show_table(results: list[dict[str, Any]]) -> Table:
             f"{train['nats']:.1f}" if train else f"{test['nats']:.1f} ± {test['error']:.1f}",
             f"{test['accuracy']:.1%}" if "accuracy" in test else "",
         )
+    return table
+
+
+def show_searches(searches: list[dict[str, Any]]) -> Table:
+    table = Table(title="Bound of held-out images, nats")
+    for column in ("model", "column", "learning rate", "tau's rate", "nats", "ms a step", "chosen"):
+        table.add_column(column, justify="left" if column in ("model", "column") else "right")
+    for search in searches:
+        for trial in search["trials"]:
+            settings = trial["learning_rate"], trial["rate"]
+            chosen = search["choice"] and settings == tuple(search["choice"].values())
+            diverged = trial["nats"] is None
+            table.add_row(
+                *(search["row"], search["column"], *(f"{x:g}" for x in settings)),
+                "diverged" if diverged else f"{trial['nats']:.1f}",
+                "" if diverged else f"{trial['ms']:.1f}",
+                "*" if chosen else "",
+            )
     return table
 
 
@@ -338,13 +499,17 @@ def reproduce(arguments: argparse.Namespace) -> None:
         arguments.json = arguments.json or results / "figure5.json"
         found = measure_step_cost(arguments.backends, quick=arguments.quick, seed=arguments.seed)
         shown = draw_step_cost(found, picture)
+    elif arguments.table == "tune":
+        found = run_searches(arguments, results)
+        shown, picture = show_searches(found), None
     else:
         found = run_cells(arguments, results)
         shown = show_table(found)
         draw_curves(found, picture)
-    target = write_report(arguments, [picture], found)
+    pictures = [picture] if picture else []
+    target = write_report(arguments, pictures, found)
     Console().print(shown)
-    Console().print(picture, target, sep="\n")
+    Console().print(*pictures, target, sep="\n")
 
 
 if __name__ == "__main__":
