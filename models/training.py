@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
 from gs_ppl import temperature
@@ -300,7 +301,7 @@ def fit(
         test_images: likewise, to evaluate on.
         folder: of the checkpoints; that of another run is refused.
         labelled: for the semi-supervised model, images with a label and their classes, integers.
-        test_labels: classes of the test images, whose accuracy is then evaluated too.
+        test_labels: classes of the test images, for their accuracy.
         samples: of the importance-weighted bound at the end.
         evaluate_every: steps between evaluations with a single sample, for the curve.
         checkpoint_every: steps between checkpoints, at the ends of chunks.
@@ -309,7 +310,9 @@ def fit(
 
     Returns:
         The trainer, and {"test": evaluation, "losses": curve, "evaluations": curve}, curves as
-        [step, nats per image].
+        [step, nats per image]. With test_labels the evaluation has the accuracy and the confusion,
+        by true class how many images were taken for each; and a curve "right" has
+        [step, share of each class that is right].
 
     Raises:
         FloatingPointError: at a loss that is not finite, with the step and the last checkpoint.
@@ -343,6 +346,10 @@ def fit(
         if evaluate_every and crosses(began, trainer.step, evaluate_every):
             nats = trainer.bound(test_images, 1, seed=0).mean()
             curves["evaluations"].append([trainer.step, float(nats)])
+            if test_labels is not None:
+                found = confusion(trainer.classify(test_images), test_labels)
+                shares = found.diagonal() / np.maximum(found.sum(1), 1)
+                curves.setdefault("right", []).append([trainer.step, *shares.tolist()])
         if crosses(began, trainer.step, checkpoint_every) or trainer.step == settings.steps:
             save_checkpoint(trainer, curves, folder)
         if bar is not None:
@@ -350,7 +357,9 @@ def fit(
             bar.set_postfix(loss=f"{losses.mean():.2f}", refresh=False)
     test = evaluate(trainer, test_images, samples)
     if test_labels is not None:
-        test["accuracy"] = accuracy(trainer.classify(test_images), test_labels)
+        probs = trainer.classify(test_images)
+        test["accuracy"] = accuracy(probs, test_labels)
+        test["confusion"] = confusion(probs, test_labels).tolist()
     return trainer, {"test": test, **curves}
 
 
@@ -441,6 +450,16 @@ def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
         0.5
     """
     return float((probs.argmax(-1) == labels).mean())
+
+
+def confusion(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many images of each class (row) have each most probable class (column).
+
+    Example:
+        >>> confusion(np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 1])).tolist()
+        [[1, 0], [1, 0]]
+    """
+    return confusion_matrix(labels, probs.argmax(-1), labels=range(probs.shape[-1]))
 
 
 def evaluate(

@@ -4,6 +4,8 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from statistics import mean as mean_of
+from statistics import stdev
 
 ROOT = Path(__file__).parents[1]
 TITLES = {"pyro": "Pyro", "numpyro": "NumPyro"}
@@ -189,27 +191,90 @@ def versions_of(cells: list[dict]) -> str:
     return ", ".join(sorted(found)) + "."
 
 
-ESTIMATORS = "SF, DARN, MuProp, ST, Annealed ST, Gumbel-S., ST Gumbel-S., ReinMax, Gumbel-Rao, RLOO"
+ESTIMATORS = (
+    *("SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."),  # the paper's
+    *("ReinMax", "Gumbel-Rao", "GappedST", "RLOO", "REBAR", "DisARM"),
+)
+TUNED = ", tuned"  # ends the row of a cell with the estimator's own settings
+
+
+def over_seeds(nats: list[float], paper: float | None) -> str:
+    """The mean, and the standard deviation where there are several."""
+    mean = in_bold(mean_of(nats), paper)
+    return mean if len(nats) == 1 else f"{mean} ± {stdev(nats):.1f}"
 
 
 def table1() -> str:
     """One line for the paper's figures of a model, and one for those of each side."""
     cells = read_cells("table1")
+    papers: dict = {}
     lines: dict = {}
     for cell in cells:
-        paper = "" if cell["paper"] is None else f"{cell['paper']:.1f}"
-        lines.setdefault((cell["row"], "paper"), {})[cell["column"]] = paper
-        shown = in_bold(cell["test"]["nats"], cell["paper"])
-        lines.setdefault((cell["row"], TITLES[cell["backend"]]), {})[cell["column"]] = shown
-    columns = ESTIMATORS.split(", ")
-    order = ["paper", *reversed(TITLES.values())]
-    shown = [
-        [*key, *(line.get(column, "") for column in columns)]
-        for key, line in sorted(lines.items(), key=lambda x: (x[0][0], order.index(x[0][1])))
-    ]
+        row, side = cell["row"].removesuffix(TUNED), TITLES[cell["backend"]]
+        side += TUNED if cell["row"].endswith(TUNED) else ""
+        papers.setdefault(row, {})[cell["column"]] = cell["paper"]
+        found = lines.setdefault((row, side), {}).setdefault(cell["column"], [])
+        found.append(cell["test"]["nats"])
+    columns = [name for name in ESTIMATORS if any(name in line for line in lines.values())]
+    order = [f"{side}{ending}" for side in ("NumPyro", "Pyro") for ending in (TUNED, "")]
+    shown = []
+    for row, paper in sorted(papers.items()):
+        figures = [f"{paper[name]:.1f}" if paper.get(name) else "" for name in columns]
+        shown.append([row, "paper", *figures])
+        for side in order:
+            line = lines.get((row, side), {})
+            texts = [
+                over_seeds(line[name], paper[name]) if name in line else "" for name in columns
+            ]
+            shown += [[row, side, *texts]] if line else []
     errors = [cell["test"]["error"] for cell in cells]
     source = f"Standard errors {min(errors):.1f} to {max(errors):.1f}. {versions_of(cells)}"
     return f"{table(['model', '', *columns], shown)}\n\n{source}"
+
+
+def one_sample() -> str:
+    """The last point of each curve of NumPyro's, in bold the least of a model."""
+    lines: dict = {}
+    for cell in read_cells("table1"):
+        if cell["backend"] == "numpyro":
+            lines.setdefault(cell["row"], {}).setdefault(cell["column"], []).append(
+                cell["evaluations"][-1][1]
+            )
+    columns = [name for name in ESTIMATORS if any(name in line for line in lines.values())]
+    shown = []
+    for row, line in sorted(lines.items()):
+        least = min(map(mean_of, line.values()))
+        texts = [over_seeds(line[name], least) if name in line else "" for name in columns]
+        shown.append([row, *texts])
+    return table(["model", *columns], shown)
+
+
+def searches() -> str:
+    """By learning rate the nats of the trials at each of tau's rates, the chosen one in bold."""
+    records = [json.loads(p.read_text()) for p in sorted((MODELS / "tuning").glob("*.json"))]
+    tried = {trial["learning_rate"] for record in records for trial in record["trials"]}
+    shown = []
+    for record in records:
+        for rate in dict.fromkeys(trial["rate"] for trial in record["trials"]):
+            chosen, texts = record["choice"], {}
+            for trial in (trial for trial in record["trials"] if trial["rate"] == rate):
+                text = "diverged" if trial["nats"] is None else f"{trial['nats']:.1f}"
+                best = chosen == {name: trial[name] for name in ("learning_rate", "rate")}
+                texts[trial["learning_rate"]] = f"**{text}**" if best else text
+            scheduled = record["settings"]["rate"] > 0 and not record["settings"][
+                "family"
+            ].endswith("ELBO")
+            shown.append(
+                [
+                    record["row"],
+                    record["column"],
+                    f"{rate:g}" if scheduled else "",
+                    *(texts.get(step, "") for step in sorted(tried)),
+                    "" if chosen else "goes on",
+                ]
+            )
+    header = ["model", "estimator", "tau's rate", *(f"{step:g}" for step in sorted(tried)), ""]
+    return f"{table(header, shown)}\n\n{versions_of(records)}"
 
 
 def table2() -> str:
@@ -457,7 +522,14 @@ BENCH = {
 }
 
 
-PAPER = {"table1": table1, "table2": table2, "grey": grey, "figure5": figure5}
+PAPER = {
+    "table1": table1,
+    "one_sample": one_sample,
+    "searches": searches,
+    "table2": table2,
+    "grey": grey,
+    "figure5": figure5,
+}
 EXAMPLES = {
     "demo": demo,
     "two_components": two_components,

@@ -25,6 +25,7 @@ EXAMPLES = {
     "relaxation.py": [],
     "starting.py": [],
     "structured_guides.py": [],
+    "reproduce.py tune": ["--only", "vae_bits_muprop"],
     "reproduce.py table1": ["--only", "vae_categorical_gumbel-s"],
     "reproduce.py table2": ["--only", "_gumbel-s_numpyro_seed0"],
     "reproduce.py grey": ["--only", "8_x_16_st"],
@@ -375,12 +376,16 @@ def reproduce(monkeypatch):
 
 @pytest.mark.parametrize("table", ["table1", "table2", "grey"])
 def test_recorded_cells(reproduce, table):
-    """All of NumPyro's, and some of Pyro's; each with the settings it would have now."""
+    """All of NumPyro's, and some of Pyro's; each with the settings it would have now.
+
+    Of those whose settings the searches chose, those that have been run.
+    """
     cells = {cell.name(table): cell for cell in reproduce.TABLES[table]()}
     found = {p.stem: json.loads(p.read_text()) for p in RESULTS.glob(f"{table}_*.json")}
+    tuned = {cell.name(table): cell for cell in reproduce.list_tuned(RESULTS)}
     assert {name for name, cell in cells.items() if cell.backend == "numpyro"} <= found.keys()
     for name, record in found.items():
-        settings = cells[name].settings
+        settings = (cells | tuned)[name].settings
         defaults = vars(type(settings)())  # of settings that came after the record
         assert defaults | record["settings"] == json.loads(json.dumps(vars(settings)))
         assert record["test"]["images"] == 10_000

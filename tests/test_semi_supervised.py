@@ -63,6 +63,7 @@ def test_learns_the_classes(side, settings, tmp_path):
     """From one of two starts; a few seeds end in a worse optimum."""
     labelled = IMAGES[:9], LABELS[:9]
     options = {"labelled": labelled, "test_labels": LABELS, "samples": 5, "chunk": 100}
+    options["evaluate_every"] = 100
     for seed in (0, 1):
         start = dataclasses.replace(settings, seed=seed)
         trainer, result = fit(side, start, IMAGES, IMAGES, tmp_path / str(seed), **options)
@@ -70,7 +71,14 @@ def test_learns_the_classes(side, settings, tmp_path):
         assert last < first
         if result["test"]["accuracy"] > 0.9:
             break
-    assert result["test"]["accuracy"] > 0.9
+    right = result["test"]["accuracy"]
+    assert right > 0.9
+    confusion = np.array(result["test"]["confusion"])
+    np.testing.assert_array_equal(confusion.sum(1), np.bincount(LABELS, minlength=CLASSES))
+    assert confusion.trace() == pytest.approx(right * len(IMAGES))
+    step, *shares = result["right"][-1]
+    assert step == settings.steps
+    assert shares @ confusion.sum(1) == pytest.approx(confusion.trace())
     probs = trainer.classify(IMAGES[:4])
     assert probs.shape == (4, CLASSES)
     assert probs.sum(-1) == pytest.approx(1, abs=1e-5)
