@@ -142,7 +142,8 @@ class STBernoulli(BitEstimator):
 class StraightThrough(OneHotEstimator):
     """Straight-through: one_hot(k), k from pi, with the gradient of softmax(a / tau).
 
-    Plain at tau = 1. Annealing tau downwards is slope annealing, of slope 1 / tau. Law and score
+    Plain at tau = 1, where the surrogate is the sample's mean. Annealing tau downwards is slope
+    annealing, of slope 1 / tau, made for a step function; beside a draw it adds bias. Law and score
     are those of STGumbelSoftmax; there is no noise in the gradient but that of the sample.
 
     Args, Shapes, Raises: as GumbelSoftmax.
