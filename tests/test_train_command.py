@@ -118,6 +118,8 @@ def test_corrupt_data_are_refused(train, monkeypatch):
 REFUSED_CELLS = {
     ("table1", "--quick", "--only", "gan"): "no cell of table1 has 'gan' in its name",
     ("table1", "--only", "vae_bits_st", "--data-dir", "nowhere"): "train-images-idx3-ubyte: no su",
+    ("tune", "--recorded"): "nothing of tune is recorded in here",
+    ("figure5", "--recorded"): "nothing of figure5 is recorded in here",
     ("figure5", "--only", "vae"): "--only and --data-dir have no effect with figure5",
     ("figure5", "--data-dir", "."): "--only and --data-dir have no effect with figure5",
 }
