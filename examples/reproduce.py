@@ -106,6 +106,7 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
     if settings.grey:
         options = {"samples": 1, "chunk": EPOCH}  # the last loss: the mean over the last epoch
     options["evaluate_every"] = settings.steps // 10
+    options["checkpoint_every"] = min(10_000, settings.steps // 10)
     if quick:
         settings = replace(settings, steps=20, batch=10)
         options = {"samples": 5, "chunk": 10}
@@ -173,27 +174,19 @@ def run_trial(
 ) -> dict[str, Any]:
     """Trains in short; the bound of the last training images, which are held out."""
     settings = in_short(replace(cell.settings, **trial))
-    samples, chunk = 50, 500
+    options = {"samples": 50, "chunk": 500}
     if quick:
-        settings, samples, chunk = replace(settings, steps=20, batch=10), 5, 10
+        settings, options = replace(settings, steps=20, batch=10), {"samples": 5, "chunk": 10}
     images = binarize(data["grey"], seed=0)
     count = len(images) // HELD_OUT
-    train, held_out = images[:-count], images[-count:]
+    parts = images[:-count], images[-count:]
     with tqdm(total=settings.steps, unit="step", desc=describe(cell, trial)) as bar:
         try:
-            trainer, result = fit(
-                cell.backend,
-                settings,
-                train,
-                held_out,
-                folder,
-                bar=bar,
-                samples=samples,
-                chunk=chunk,
-            )
+            trainer, result = fit(cell.backend, settings, *parts, folder, bar=bar, **options)
         except FloatingPointError as error:
             return {"nats": None, "diverged": str(error).split(";")[0]}
-    return {**result["test"], "steps": settings.steps, "ms": step_cost(trainer, chunk)}
+    ms = step_cost(trainer, options["chunk"])
+    return {**result["test"], "steps": settings.steps, "ms": ms}
 
 
 def describe(cell: Cell, trial: dict[str, float]) -> str:
@@ -208,9 +201,10 @@ def step_cost(trainer: Trainer, steps: int) -> float:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """As JSON, a point of a curve on a line."""
+    """As JSON, a list of numbers on a line."""
     text = json.dumps(record, indent=1)
-    path.write_text(re.sub(r"\[\s+(\S+),\s+(\S+)\s+\]", r"[\1, \2]", text) + "\n")
+    flat = re.sub(r"\[\s+([-+.,\de\s]*\d)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    path.write_text(flat + "\n")
 
 
 # --- what is shown --------------------------------------------------------------------------------

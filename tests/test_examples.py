@@ -378,12 +378,13 @@ def reproduce(monkeypatch):
 def test_recorded_cells(reproduce, table):
     """All of NumPyro's, and some of Pyro's; each with the settings it would have now.
 
-    Of those whose settings the searches chose, those that have been run.
+    Of those whose settings the searches chose, those that have been run; of the first three seeds.
     """
     cells = {cell.name(table): cell for cell in reproduce.TABLES[table]()}
     found = {p.stem: json.loads(p.read_text()) for p in RESULTS.glob(f"{table}_*.json")}
     tuned = {cell.name(table): cell for cell in reproduce.list_tuned(RESULTS)}
-    assert {name for name, cell in cells.items() if cell.backend == "numpyro"} <= found.keys()
+    due = [c for c in cells.values() if c.backend == "numpyro" and c.settings.seed < 3]
+    assert {cell.name(table) for cell in due} <= found.keys()
     for name, record in found.items():
         settings = (cells | tuned)[name].settings
         defaults = vars(type(settings)())  # of settings that came after the record

@@ -140,3 +140,16 @@ def test_recorded_searches(tuning, cells):
             assert trial["nats"] is None or trial["images"] == 10_000
         done = tuning.next_trial(trials, rates) is None
         assert record["choice"] == (tuning.choose(trials) if done else None)
+
+
+def test_record_has_a_list_of_numbers_on_a_line(reproduce, tmp_path):
+    record = {
+        "curve": [[1, -2.5e-07], [30, 4.0]],
+        "words": ["a", "b"],
+        "none": [],
+        "row": [3, 4, 5],
+    }
+    reproduce.write_record(tmp_path / "record.json", record)
+    text = (tmp_path / "record.json").read_text()
+    assert json.loads(text) == record
+    assert {"  [1, -2.5e-07],", ' "row": [3, 4, 5]'} <= set(text.splitlines())
