@@ -531,6 +531,19 @@ class NumPyroBackend:
             state, _ = update(state, batch)
         return svi.get_params(state)
 
+    def trained_by_adam(self, model, guide, elbo, schedule, batches, rate) -> tuple:
+        """Logits of the site z, and the other parameters by name, after a step on each batch."""
+        svi = self.gs.AnnealedSVI(model, guide, self.adam(rate), elbo, schedule)
+        state = svi.init(self.jax.random.key(0), batches[0])
+        update = self.jax.jit(svi.update, donate_argnums=0)
+        for batch in batches:
+            state, _ = update(state, batch)
+        found = {name: self.numpy(value) for name, value in svi.get_params(state).items()}
+        return found.pop(self.auto_logits("z")), found
+
+    def adam(self, rate: float) -> Any:
+        return self.ppl.optim.Adam(rate)
+
     def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
         """By AnnealedSVI.run."""
         svi = self._annealed(model, guide, elbo, schedule, rate)

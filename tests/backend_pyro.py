@@ -532,6 +532,19 @@ class PyroBackend:
         """Parameters after a step on each batch."""
         self.train_on(model, guide, elbo, schedule, batches)
 
+    def trained_by_adam(self, model, guide, elbo, schedule, batches, rate) -> tuple:
+        """Logits of the site z, and the other parameters by name, after a step on each batch."""
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(0)
+        svi = self.gs.AnnealedSVI(model, guide, self.adam(rate), elbo, schedule)
+        for batch in batches:
+            svi.step(batch)
+        found = {name: self.numpy(value) for name, value in self.ppl.get_param_store().items()}
+        return found.pop(self.auto_logits("z")), found
+
+    def adam(self, rate: float) -> Any:
+        return self.ppl.optim.Adam({"lr": rate})
+
     def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
         """By AnnealedSVI.run."""
         return self._annealed(model, guide, elbo, schedule, rate).run(steps, **options)

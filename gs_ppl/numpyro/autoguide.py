@@ -29,6 +29,7 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.following import check_broadcast, check_continuous
 from gs_ppl._shared.reprs import handled
+from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import (
     Parents,
     check_parents,
@@ -50,6 +51,7 @@ from gs_ppl.numpyro.handlers import (
     parameters,
 )
 from gs_ppl.numpyro.integers import classes, event_dims, is_integer, of_values, values_of
+from gs_ppl.numpyro.sparse import rows_of_table
 from gs_ppl.numpyro.structure import mixed, weights_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
@@ -64,10 +66,12 @@ class SiteLogits(Follows):
         sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
         parents: Parents,
+        sparse: bool,
         prefix: str,
         create_plates: Callable | None,
     ) -> None:
         check_parents(parents)
+        self.sparse = sparse
         self._structure = parents
         self._init_logits = init_logits
         self._wanted = None if sites is None else frozenset(sites)
@@ -93,8 +97,27 @@ class SiteLogits(Follows):
         plates = {n: [f.name for f in site["cond_indep_stack"]] for n, site in sites.items()}
         upstream = partial(self._upstream, args, kwargs)
         self._parents = find_parents(self._structure, plates, upstream)
+        self._row_plates = self._plates_of_rows(sites, args, kwargs) if self.sparse else {}
         for name, site in sites.items():
             self._setup_logits(name, site, args, kwargs)
+
+    def _plates_of_rows(self, sites: Mapping, args: tuple, kwargs: dict) -> dict[str, str]:
+        """By site, of those that are in a plate."""
+        _, given, _ = self._known(args, kwargs)
+        found = {}
+        for name, site in sites.items():
+            if frames := site["cond_indep_stack"]:
+                plates = {frame.dim: frame.name for frame in frames}
+                sizes = self._prototype_frame_full_sizes
+                some = {f.name for f in frames if f.name in given or sizes[f.name] != f.size}
+                axes = jnp.ndim(site["value"]) - site["fn"].event_dim
+                found[name] = plate_of_rows(name, plates, some, axes)
+        return found or refuse_without_rows()
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """The plate of each parameter that is a table of sparse rows."""
+        return {self._param_name(name): plate for name, plate in self._row_plates.items()}
 
     def _is_wanted(self, name: str, site: dict[str, Any]) -> bool:
         wanted = self._wanted is None or name in self._wanted
@@ -324,6 +347,8 @@ class AutoGumbelSoftmax(SiteLogits):
         parents: "none" is mean field; "model" gives each latent those that its law in the model
             depends on; or a dict from a site to a list of others. Logits of a site with parents
             are a table, shape plates + (K of each parent, ...) + (K,), mixed by their weights.
+        sparse: in AnnealedSVI each row of the first plate takes a step of its own optimizer where
+            it is in the minibatch, and none elsewhere; the cost does not depend on their number.
         prefix, create_plates: as in NumPyro's other automatic guides.
 
     Example:
@@ -348,12 +373,13 @@ class AutoGumbelSoftmax(SiteLogits):
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         parents: Parents = "none",
+        sparse: bool = False,
         prefix: str = "auto",
         create_plates: Callable | None = None,
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, sites, init_logits, parents, prefix, create_plates)
+        super().__init__(model, sites, init_logits, parents, sparse, prefix, create_plates)
 
     def __repr__(self) -> str:
         return handled(type(self).__name__, self.model, **self.relaxation.shown)
@@ -375,9 +401,11 @@ class AutoGumbelSoftmax(SiteLogits):
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
-                table = numpyro.param(
-                    self._param_name(name), initial, event_dim=self._event_dim(name)
-                )
+                own_rows = {} if name in self._row_plates else {"event_dim": self._event_dim(name)}
+                table = numpyro.param(self._param_name(name), initial, **own_rows)
+                if name in self._row_plates:
+                    rows = rows_of(plates)[self._row_plates[name]]
+                    table = rows_of_table(self._param_name(name), table, rows)
                 given = [weights[parent] for parent in self._parents[name]]
                 logits = mixed(table, given, event_dim, has_infinite=self._infinite[name])
                 values = self._values.get(name)
@@ -453,6 +481,7 @@ def auto_relaxed(
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     objective: str = "categorical",
     init_logits: float | Mapping[str, Any] = 0.0,
+    sparse: bool = False,
     create_plates: Callable | None = None,
 ) -> AutoGuideList:
     """An AutoGuideList of two parts: AutoGumbelSoftmax for the discrete latents of
@@ -467,6 +496,7 @@ def auto_relaxed(
         family: as AutoGumbelSoftmax.
         objective: as AutoGumbelSoftmax.
         init_logits: as AutoGumbelSoftmax.
+        sparse: as AutoGumbelSoftmax; of the discrete latents' logits alone.
         create_plates: as AutoGumbelSoftmax.
 
     Example:
@@ -487,7 +517,7 @@ def auto_relaxed(
     guide.append(part)
     discrete = handlers.block(plain, hide_fn=_is_continuous)
     options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
-    guide.append(AutoGumbelSoftmax(discrete, temperature, **options))
+    guide.append(AutoGumbelSoftmax(discrete, temperature, sparse=sparse, **options))
     return guide
 
 

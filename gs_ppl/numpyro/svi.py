@@ -1,6 +1,7 @@
 """SVI with an annealed temperature."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import call, program_name
 from gs_ppl.numpyro.checks import check, check_tails
 from gs_ppl.numpyro.handlers import discretize
+from gs_ppl.numpyro.sparse import ByRow, automatic, rows_of_step, tables_of
 from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
 
 __all__ = ["AnnealedSVI"]
@@ -64,6 +66,8 @@ class AnnealedSVI(SVI):
         Array([0., 1.], dtype=float32)
     """
 
+    optim: Any
+
     def __init__(
         self,
         model: Callable,
@@ -83,6 +87,9 @@ class AnnealedSVI(SVI):
         check_argument("schedule", is_schedule, SCHEDULE, schedule)
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
+        self._sparse = automatic(guide)
+        if self._sparse is not None:
+            self.optim = ByRow(self.optim, partial(tables_of, self._sparse))
         self._shown = [*map(program_name, (model, guide)), type(loss).__name__, repr(schedule)]
         self._truncates = _truncates(model)
         self._checked: set[Any] = set()
@@ -172,7 +179,11 @@ class AnnealedSVI(SVI):
         self, step: Callable, state: Any, watch: Watch, args: tuple, kwargs: dict
     ) -> tuple[Any, Array]:
         """The same steps one by one."""
-        step, losses = jax.jit(step), []
+        losses: list[Array] = []
+        if self._sparse is None:
+            step = jax.jit(step)
+        else:  # in place; the caller keeps the state that it has given
+            step, state = jax.jit(step, donate_argnums=0), jax.tree.map(jnp.copy, state)
         evaluate = jax.jit(lambda state: self._discrete_elbo(state, *args, **kwargs))
         for done in range(1, watch.num_steps + 1):
             temperature = self.temperature(state)
@@ -205,16 +216,24 @@ class AnnealedSVI(SVI):
         sites = [s for trace in traces for s in trace.values() if s["type"] == "sample"]
         return {s["name"]: float(jnp.sum(s["fn"].log_prob(s["value"]))) for s in sites}
 
+    def _rows(self, svi_state: Any, args: tuple, kwargs: dict) -> AbstractContextManager:
+        """Of a sparse guide, those of this step."""
+        if self._sparse is None:
+            return nullcontext()
+        key = jax.random.fold_in(svi_state.rng_key, 2)
+        for_programs = {k: v for k, v in kwargs.items() if k not in OPTIONS} | self.static_kwargs
+        return rows_of_step(self._sparse, key, args, for_programs)
+
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
         self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
-        with missing_site_named("numpyro"):
+        with missing_site_named("numpyro"), self._rows(svi_state, args, kwargs):
             return super().update(svi_state, temperature, *args, **kwargs)
 
     def stable_update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
         self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
-        with missing_site_named("numpyro"):
+        with missing_site_named("numpyro"), self._rows(svi_state, args, kwargs):
             return super().stable_update(svi_state, temperature, *args, **kwargs)
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Array:

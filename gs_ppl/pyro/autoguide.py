@@ -30,6 +30,7 @@ from gs_ppl._shared.families import (
 )
 from gs_ppl._shared.following import check_broadcast, check_continuous
 from gs_ppl._shared.reprs import handled
+from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import Parents, check_parents, find_parents, refuse_joined
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
@@ -53,6 +54,7 @@ from gs_ppl.pyro.integers import (
     parameters,
     values_of,
 )
+from gs_ppl.pyro.sparse import rows_of_table
 from gs_ppl.pyro.structure import mixed, weights_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
@@ -67,10 +69,12 @@ class SiteLogits(Follows):
         sites: Collection[str] | None,
         init_logits: float | Mapping[str, Any],
         parents: Parents,
+        sparse: bool,
         create_plates: Callable | None,
     ) -> None:
         super().__init__(model, create_plates=create_plates)
         check_parents(parents)
+        self.sparse = sparse
         self._structure = parents
         self._init_logits = init_logits
         self._wanted = None if sites is None else frozenset(sites)
@@ -103,9 +107,24 @@ class SiteLogits(Follows):
         plates = {n: [f.name for f in site["cond_indep_stack"]] for n, site in sites.items()}
         upstream = partial(self._upstream, args, kwargs)
         self._parents = find_parents(self._structure, plates, upstream)
+        self._row_plates = self._plates_of_rows(sites, args, kwargs) if self.sparse else {}
         self._infinite: dict[str, bool] = {}
         for name, site in sites.items():
             self._setup_logits(name, site, args, kwargs)
+
+    def _plates_of_rows(self, sites: Mapping, args: tuple, kwargs: dict) -> dict[str, str]:
+        """By site, of those that are in a plate."""
+        _, given, _ = self._known(args, kwargs)
+        found = {}
+        for name, site in sites.items():
+            frames = site["cond_indep_stack"]
+            if frames:
+                plates = {frame.dim: frame.name for frame in frames}
+                some = {
+                    f.name for f in frames if f.name in given or f.full_size not in (None, f.size)
+                }
+                found[name] = plate_of_rows(name, plates, some, len(site["fn"].batch_shape))
+        return found or refuse_without_rows()
 
     def _setup_logits(self, name: str, site: dict[str, Any], args: tuple, kwargs: dict) -> None:
         event_dim = self._event_dim(name)
@@ -119,7 +138,8 @@ class SiteLogits(Follows):
         if not whole:
             logits = logits + self._sure(name, site, args, kwargs)
         self._infinite[name] = bool(logits.isinf().any())
-        deep_setattr(self.logits, name, PyroParam(logits.contiguous(), constraints.real, event_dim))
+        own_rows = None if name in self._row_plates else event_dim  # None: no plate picks rows
+        deep_setattr(self.logits, name, PyroParam(logits.contiguous(), constraints.real, own_rows))
 
     def _event_dim(self, name: str) -> int:
         """Axes of the logits that are none of the rows: the parents' classes, and the event's."""
@@ -303,6 +323,8 @@ class AutoGumbelSoftmax(SiteLogits):
         parents: "none" is mean field; "model" gives each latent those that its law in the model
             depends on; or a dict from a site to a list of others. Logits of a site with parents
             are a table, shape plates + (K of each parent, ...) + (K,), mixed by their weights.
+        sparse: in AnnealedSVI each row of the first plate takes a step of its own optimizer where
+            it is in the minibatch, and none elsewhere; the cost does not depend on their number.
         create_plates: as in Pyro's other automatic guides.
 
     Example:
@@ -327,11 +349,12 @@ class AutoGumbelSoftmax(SiteLogits):
         objective: str = "categorical",
         init_logits: float | Mapping[str, Any] = 0.0,
         parents: Parents = "none",
+        sparse: bool = False,
         create_plates: Callable | None = None,
     ) -> None:
         laws = BitWithoutTemperature, WithoutTemperature
         self.relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
-        super().__init__(model, sites, init_logits, parents, create_plates)
+        super().__init__(model, sites, init_logits, parents, sparse, create_plates)
 
     def __repr__(self) -> str:
         return handled(type(self).__name__, self.model, **self.relaxation.shown)
@@ -357,6 +380,8 @@ class AutoGumbelSoftmax(SiteLogits):
                 given = [weights[parent] for parent in self._parents[name]]
                 event_dim, infinite = site["fn"].event_dim, self._infinite[name]
                 table = attrgetter(name)(self.logits)
+                if name in self._row_plates:
+                    table = rows_of_table(table, plates[self._row_plates[name]].indices)
                 law = make(logits=mixed(table, given, event_dim, has_infinite=infinite))
                 fn = law.to_event(site["fn"].event_dim - dims)
                 if name in terms:
@@ -404,6 +429,7 @@ def auto_relaxed(
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     objective: str = "categorical",
     init_logits: float | Mapping[str, Any] = 0.0,
+    sparse: bool = False,
     create_plates: Callable | None = None,
 ) -> AutoGuideList:
     """An AutoGuideList of two parts: AutoGumbelSoftmax for the discrete latents of
@@ -418,6 +444,7 @@ def auto_relaxed(
         family: as AutoGumbelSoftmax.
         objective: as AutoGumbelSoftmax.
         init_logits: as AutoGumbelSoftmax.
+        sparse: as AutoGumbelSoftmax; of the discrete latents' logits alone.
         create_plates: as AutoGumbelSoftmax.
 
     Example:
@@ -438,7 +465,7 @@ def auto_relaxed(
     guide.append(part)
     discrete = poutine.block(plain, hide_fn=_is_continuous)
     options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
-    guide.append(AutoGumbelSoftmax(discrete, temperature, **options))
+    guide.append(AutoGumbelSoftmax(discrete, temperature, sparse=sparse, **options))
     return guide
 
 

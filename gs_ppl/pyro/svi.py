@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import ShownELBO, call, program_name
 from gs_ppl.pyro.checks import check, check_tails
 from gs_ppl.pyro.handlers import annealed, discretize, program_inside, random_state
+from gs_ppl.pyro.sparse import ByRow, gradients_by_row, has_sparse
 from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
 
 __all__ = ["AnnealedSVI"]  # the rest is what only torch needs
@@ -64,6 +65,13 @@ class TorchOptim(PyroOptim):
             self.optimizer.add_param_group({"params": list(new.values())})
         self.optimizer.step()
         self.optimizer.zero_grad()  # to None: SVI would write zeros, and backward add to them
+
+    def _get_optim(self, param: Any) -> Optimizer:
+        """The one that a parameter has, or would have."""
+        if self.make is not None:
+            return self.make([param])
+        assert self.optimizer is not None  # the caller's own
+        return self.optimizer
 
     def _start(self, params: Iterable[Tensor]) -> Optimizer:
         """A new optimizer, or the saved one."""
@@ -202,6 +210,8 @@ class AnnealedSVI(SVI):
         is_schedule = not isinstance(schedule, infer.ELBO | PyroOptim | Optimizer)
         check_argument("schedule", is_schedule and takes(schedule, 1), SCHEDULE, schedule)
         optim = optim if isinstance(optim, PyroOptim) else TorchOptim(optim)
+        self._sparse = has_sparse(guide)
+        optim = ByRow(optim) if self._sparse else optim
         super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self._shown = [*map(program_name, (model, guide)), type(loss).__name__, repr(schedule)]
@@ -225,7 +235,8 @@ class AnnealedSVI(SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         self._check(self.temperature(), *args, **kwargs)
-        with missing_site_named("pyro"):
+        by_row = gradients_by_row() if self._sparse else nullcontext()
+        with missing_site_named("pyro"), by_row:
             loss = super().step(self.temperature(), *args, **kwargs)
         self.num_steps += 1
         return loss

@@ -1,0 +1,122 @@
+"""Rows of logits that are trained one by one: a step costs the same however many there are."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.optim import _NumPyroOptim
+
+from gs_ppl._shared.sparse import refuse_optimizer
+from gs_ppl.numpyro.follow import Follows, SameRows, rows_of
+
+__all__: list[str] = []
+
+_rows: ContextVar[Mapping[str, Array] | None] = ContextVar("rows", default=None)  # by table
+
+
+def rows_of_table(name: str, table: Array, rows: Array) -> Array:
+    """Within a step of ByRow the table is these rows already; elsewhere it is whole."""
+    return jnp.asarray(table)[rows] if _rows.get() is None else table
+
+
+def automatic(guide: Any) -> Follows | None:
+    """The automatic guide inside of handlers, if it is, or has for a part, one of sparse rows."""
+    while not isinstance(guide, Follows):
+        guide = getattr(guide, "fn", None)
+        if guide is None:
+            return None
+    return guide if any(getattr(part, "sparse", False) for part in parts_of(guide)) else None
+
+
+def parts_of(guide: Any) -> list[Any]:
+    return getattr(guide, "_guides", [guide])
+
+
+def tables_of(guide: Any) -> dict[str, str]:
+    """The plate of each parameter that is a table of sparse rows."""
+    return {t: p for part in parts_of(guide) for t, p in getattr(part, "tables", {}).items()}
+
+
+@contextmanager
+def rows_of_step(guide: Follows, key: Array, args: tuple, kwargs: dict) -> Iterator[None]:
+    """Within it guide, model and all particles have the same rows."""
+    with handlers.block(), handlers.seed(rng_seed=key):
+        rows = rows_of(guide._create_plates(*args, **kwargs))
+    token = _rows.set({table: rows[plate] for table, plate in tables_of(guide).items()})
+    try:
+        with SameRows(None, rows):
+            yield
+    finally:
+        _rows.reset(token)
+
+
+class ByRow(_NumPyroOptim):
+    """Each row of a table runs the optimizer alone, which takes a step where the row is visited.
+
+    The loss is differentiated by the rows of a step alone. Their states are written in place where
+    the state is donated, jax.jit(svi.update, donate_argnums=0), and in scan.
+
+    Args:
+        optim: for the rows, and for all other parameters together.
+        tables: names of the parameters that are tables.
+    """
+
+    def __init__(self, optim: _NumPyroOptim, tables: Callable[[], Mapping[str, str]]) -> None:
+        if type(optim).eval_and_update is not _NumPyroOptim.eval_and_update:
+            refuse_optimizer(type(optim).__name__, "it evaluates the loss more than once")
+        self.optim, self.tables = optim, tables
+        super().__init__(lambda: (self._init, self._update, self._params), update_with_value=True)
+
+    def _init(self, params: dict[str, Array]) -> tuple[Any, dict[str, Any]]:
+        rows = {name: jax.vmap(self.optim.init)(params[name]) for name in self.tables()}
+        return self.optim.init({n: p for n, p in params.items() if n not in rows}), rows
+
+    def _update(self, i: Array, grads: dict[str, Array], state: tuple, value: Array) -> tuple:
+        rest, rows = state
+        update = partial(self.optim.update, value=value)
+        rows = {name: jax.vmap(update)(grads[name], state) for name, state in rows.items()}
+        return update({n: g for n, g in grads.items() if n not in rows}, rest), rows
+
+    def _params(self, state: tuple) -> dict[str, Array]:
+        rest, rows = state
+        tables = {name: jax.vmap(self.optim.get_params)(state) for name, state in rows.items()}
+        return self.optim.get_params(rest) | tables
+
+    def eval_and_update(self, fn: Callable, state: tuple, *args: Any, **kwargs: Any) -> tuple:
+        return self._at_rows(super().eval_and_update, fn, state, *args, **kwargs)
+
+    def eval_and_stable_update(
+        self, fn: Callable, state: tuple, *args: Any, **kwargs: Any
+    ) -> tuple:
+        return self._at_rows(super().eval_and_stable_update, fn, state, *args, **kwargs)
+
+    def _at_rows(
+        self, step: Callable, fn: Callable, state: tuple, *args: Any, **kwargs: Any
+    ) -> tuple:
+        """The same step on a small state, of the rows that are there."""
+        i, (rest, tables) = state
+        seen, place, few = {}, {}, {}
+        for name, rows in (_rows.get() or {}).items():  # rows that are there twice are one visit
+            end = len(jax.tree.leaves(tables[name])[0])
+            at, place[name] = jnp.unique(rows, return_inverse=True, size=len(rows), fill_value=end)
+            few[name] = jax.tree.map(lambda s, at=at: s.at[at].get(mode="clip"), tables[name])
+            seen[name] = at
+
+        def of_rows(params: dict[str, Array]) -> tuple:
+            return fn({n: p[place[n]] if n in place else p for n, p in params.items()})
+
+        result, (i, (rest, few)) = step(of_rows, (i, (rest, few)), *args, **kwargs)
+        for name, at in seen.items():
+            put = partial(_put, at)
+            tables = tables | {name: jax.tree.map(put, tables[name], few[name])}
+        return result, (i, (rest, tables))
+
+
+def _put(at: Array, whole: Array, rows: Array) -> Array:
+    return whole.at[at].set(rows, mode="drop")
