@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long doctest lint docs wheel-test newer-test bench clean
+.PHONY: demo test test-long doctest lint docs wheel-test matrix-test bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
@@ -43,8 +43,12 @@ docs: $(INSTALLED)
 wheel-test: $(INSTALLED)
 	tests/wheel/run.sh $(BIN)/python
 
-newer-test:
-	tests/newer/run.sh
+# The suite on another Python, with other versions: make matrix-test PYTHON=python3.13
+# CONSTRAINTS=constraints-lowest.txt SIDE=numpyro TESTS=tests/test_densities.py
+CONSTRAINTS ?= constraints.txt
+SIDE ?= both
+matrix-test:
+	tests/matrix/run.sh $(PYTHON) $(CONSTRAINTS) $(SIDE) $(TESTS)
 
 # On a machine that does nothing else; each program writes its section of one record.
 bench: $(VENV)/.bench

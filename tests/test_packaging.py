@@ -82,6 +82,30 @@ def test_constraints_name_every_dependency():
     assert requirement_names((ROOT / "constraints.txt").read_text().splitlines()) == wanted
 
 
+def test_classifiers_are_the_pythons_of_the_matrix():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    matrix = re.findall(r'"([\d.]+)"', re.search(r"python: \[(.*)\]", workflow)[1])
+    prefix = "Programming Language :: Python :: 3."
+    classifiers = [c for c in PYPROJECT["project"]["classifiers"] if c.startswith(prefix)]
+    assert [c.rpartition(" ")[2] for c in classifiers] == matrix
+    assert PYPROJECT["project"]["requires-python"] == f">={matrix[0]}"
+
+
+def test_lowest_versions_are_those_that_are_claimed():
+    """Of all that users and tests need; jaxlib's is that of jax."""
+    project = PYPROJECT["project"]
+    extras = [project["optional-dependencies"][n] for n in (*SIDES, "compare", "models", "test")]
+    claimed = {
+        re.sub(r"\[.*?\]", "", line).replace(">=", "==")
+        for line in sum(extras, project["dependencies"])
+    }
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = {re.sub(r"(\.0)+$", "", line) for line in lines if "==" in line}
+    assert pinned - {line for line in pinned if line.startswith("jaxlib==")} == {
+        re.sub(r"(\.0)+$", "", line) for line in claimed
+    }
+
+
 DISTRIBUTIONS = {"pyro": "pyro-ppl", "sklearn": "scikit-learn"}
 
 

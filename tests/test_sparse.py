@@ -78,7 +78,7 @@ def test_each_row_runs_adam_on_its_own_visits(backend):
 
 
 def structured(backend):
-    """A bit below a class, and data below both; all rows in each batch, in some order."""
+    """A bit below a class, and data below both."""
     locs, on = backend.array([-1.0, 0.0, 2.0]), backend.array([-1.0, 0.5, 1.0])
     x = backend.array(np.linspace(-1, 2, ROWS))
 
@@ -102,9 +102,10 @@ def inner_plate(backend):
     return model
 
 
-WHOLE = [RNG.permutation(ROWS) for _ in range(4)]
+WHOLE = [np.arange(ROWS)] * 4
 
 
+@pytest.mark.quick("pyro", "inner_plate")
 @pytest.mark.parametrize("make", [structured, inner_plate])
 def test_with_all_rows_in_each_batch_it_is_the_dense_guide(backend, make):
     """Tables with parents, bits, whole plates beside that of the rows; equal noise."""
@@ -146,9 +147,9 @@ def test_rows_that_the_plate_draws(backend):
     guide.append(backend.infer.autoguide.AutoNormal(backend.bare_block(model, hide=["z"])))
     guide.append(part)
     elbo = backend.infer.TraceMeanField_ELBO(num_particles=2)
-    watching = {"callback": lambda *at: seen.append(at), "callback_every": 50}
+    watching = {"callback": lambda *at: seen.append(at), "callback_every": 30}
     result = backend.run(
-        gs.relax(model), guide, elbo, SCHEDULE, 150, RATE, **watching, progress_bar=False
+        gs.relax(model), guide, elbo, SCHEDULE, 90, RATE, **watching, progress_bar=False
     )
     assert len(seen) == 3
     params = getattr(result, "params", None)
@@ -159,6 +160,7 @@ def test_rows_that_the_plate_draws(backend):
     )
 
 
+@pytest.mark.quick("pyro")
 def test_compare_takes_gradients_of_all_rows(backend):
     model, logits = of_rows(backend, shared=False), {"z": backend.array(START)}
     rows, found = backend.array(np.arange(ROWS), "int64"), []
@@ -226,7 +228,7 @@ def test_optimizers_that_rows_cannot_have(backend):
         guide = backend.gs.AutoGumbelSoftmax(model, sparse=True)
         programs, elbo = (backend.gs.relax(model), guide), backend.infer.TraceMeanField_ELBO()
         optim = make(backend.ppl.optim)
-        with pytest.raises(ValueError, match=f"sparse=True cannot take {message}"):
+        with pytest.raises(ValueError, match=f"sparse=True cannot take .*{message}"):
             backend.gs.AnnealedSVI(*programs, optim, elbo, SCHEDULE).step(rows)
 
 

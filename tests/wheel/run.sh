@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the wheel and uses it in clean environments that have only Pyro or only NumPyro, from a
-# folder that is not the checkout.
-# Usage: tests/wheel/run.sh PYTHON   (an interpreter with the package `build`)
+# Builds sdist and wheel, and uses both in clean environments, from a folder that is not the
+# checkout: the wheel with only Pyro, the sdist with only NumPyro.
+# Usage: tests/wheel/run.sh PYTHON   (an interpreter with the packages `build` and `twine`)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1
@@ -14,24 +14,26 @@ trap 'rm -rf "$scratch"' EXIT
     cat "$scratch/build.log"
     exit 1
 }
+"$python" -m twine check --strict "$scratch"/dist/*
 wheel=$(echo "$scratch"/dist/*.whl)
+sdist=$(echo "$scratch"/dist/*.tar.gz)
 cp constraints.txt tests/wheel/check_*.py "$scratch"
 
 check() {
-    local ppl=$1
+    local ppl=$1 package=$2
     "$python" -m venv "$scratch/$ppl"
     "$scratch/$ppl/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -c "$scratch/constraints.txt" "${wheel}[$ppl]"
+        -c "$scratch/constraints.txt" "${package}[$ppl]"
     # -I: neither the current folder, nor the script's, nor PYTHONPATH is searched.
     cd "$scratch"
     "$ppl/bin/python" -I -W error "check_$ppl.py"
-    echo "$(basename "$wheel")[$ppl] in a clean environment: done"
+    echo "$(basename "$package")[$ppl] in a clean environment: done"
 }
 
 # Side by side: most of the time is pip's, on one core.
-check pyro &
+check pyro "$wheel" &
 pyro=$!
-check numpyro &
+check numpyro "$sdist" &
 numpyro=$!
 failed=0
 wait $pyro || failed=1

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Tests on one Python with one set of versions, in an environment of its own that is removed again.
+# Usage: tests/matrix/run.sh PYTHON CONSTRAINTS [pyro|numpyro|both] [TEST...]
+# Without a side and tests: the whole suite of both. One side alone installs that PPL alone.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=$1 constraints=$2 side=${3:-both}
+tests=("${@:4}")
+
+extras=$side
+if [ "$side" = both ]; then extras=pyro,numpyro; fi
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$python" -m venv "$scratch/venv"
+"$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -c "$constraints" -e ".[$extras,compare,models,test]"
+echo "$("$scratch/venv/bin/python" --version), $constraints, $side:" \
+    "$("$scratch/venv/bin/python" -m pip list 2>/dev/null |
+        grep -iE '^(arviz|jax|numpy|numpyro|pyro-ppl|torch) ' | tr -s '\n ' ' ')"
+OMP_NUM_THREADS=1 "$scratch/venv/bin/pytest" -n 2 --dist loadfile -p no:cacheprovider \
+    --backend "$side" "${tests[@]}"
