@@ -121,6 +121,22 @@ def structure() -> str:
     return f"{table(header, rows)}\n\n`python {record['command']}`; {versions}."
 
 
+def many_rows() -> str:
+    """Milliseconds of a step by number of rows."""
+    path = ROOT / "examples" / "results" / "many_rows" / "report.json"
+    record = json.loads(path.read_text())
+    sizes = sorted({row["rows"] for row in record["rows"]})
+    lines: dict = {}
+    for row in record["rows"]:
+        line = lines.setdefault((TITLES[row["backend"]], row["method"]), {})
+        line[row["rows"]] = f"{row['ms']:.1f}"
+        line["bytes"] = f"{row['bytes_a_row']:.0f}"
+    rows = [[*key, *(line.get(n, "") for n in (*sizes, "bytes"))] for key, line in lines.items()]
+    header = ["PPL", "rows", *(f"ms, {n:,} rows" for n in sizes), "bytes a row"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"{table(header, rows)}\n\n`python {record['command']}`; {versions}."
+
+
 def starting() -> str:
     """Of each mixture and side one record."""
     folder = ROOT / "examples" / "results" / "starting"
@@ -545,6 +561,7 @@ DOCUMENTS = {
     ROOT / "models" / "README.md": PAPER,
     BENCHMARKS / "README.md": BENCH,
     SITE / "explanations" / "estimators.md": {"estimators": estimators},
+    SITE / "howtos" / "many_rows.md": {"many_rows": many_rows},
     SITE / "howtos" / "starting_well.md": {"starting": starting},
     SITE / "howtos" / "structured_guides.md": {"structure": structure},
     SITE / "results" / "peers.md": {"peers": peers},

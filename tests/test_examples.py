@@ -22,6 +22,7 @@ EXAMPLES = {
     "compare_inference.py": [],
     "estimators.py": [],
     "hidden_markov.py": [],
+    "many_rows.py": [],
     "relaxation.py": [],
     "starting.py": [],
     "structured_guides.py": [],

@@ -268,6 +268,19 @@ def test_torch_optimizers(backend, kind):
         np.testing.assert_allclose(found[1][name], value, atol=1e-9, rtol=0)
 
 
+@pytest.mark.only("pyro")
+def test_compiled(backend):
+    from gs_ppl.pyro.svi import JitTraceMeanField_ELBO
+
+    model, start = of_rows(backend), {"z": backend.array(START)}
+    guide = backend.gs.AutoGumbelSoftmax(model, init_logits=start, sparse=True)
+    elbo = JitTraceMeanField_ELBO(ignore_jit_warnings=True)
+    batches = [backend.array(batch, "int64") for batch in BATCHES]
+    programs = backend.gs.relax(model), guide
+    logits, _ = backend.trained_by_adam(*programs, elbo, SCHEDULE, batches, RATE)
+    np.testing.assert_allclose(logits, by_hand()[0], atol=1e-9, rtol=0)
+
+
 @pytest.mark.only("numpyro")
 def test_optax(backend):
     """Its own counts and schedules go by row; steps that are not finite leave all as it was."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.optim import _NumPyroOptim
@@ -17,6 +18,7 @@ from gs_ppl.numpyro.follow import Follows, SameRows, rows_of
 
 __all__: list[str] = []
 
+PAST_THE_END = np.iinfo(np.int32).max  # a row that no table has
 _rows: ContextVar[Mapping[str, Array] | None] = ContextVar("rows", default=None)  # by table
 
 
@@ -99,24 +101,27 @@ class ByRow(_NumPyroOptim):
     def _at_rows(
         self, step: Callable, fn: Callable, state: tuple, *args: Any, **kwargs: Any
     ) -> tuple:
-        """The same step on a small state, of the rows that are there."""
+        """The same step on a small state, of the rows that are there; rows seen twice are one."""
         i, (rest, tables) = state
-        seen, place, few = {}, {}, {}
-        for name, rows in (_rows.get() or {}).items():  # rows that are there twice are one visit
-            end = len(jax.tree.leaves(tables[name])[0])
-            at, place[name] = jnp.unique(rows, return_inverse=True, size=len(rows), fill_value=end)
-            few[name] = jax.tree.map(lambda s, at=at: s.at[at].get(mode="clip"), tables[name])
-            seen[name] = at
+        at = {
+            name: jnp.unique(rows, return_inverse=True, size=len(rows), fill_value=PAST_THE_END)
+            for name, rows in (_rows.get() or {}).items()
+        }
+        few = {n: jax.tree.map(partial(_get, rows), tables[n]) for n, (rows, _) in at.items()}
 
         def of_rows(params: dict[str, Array]) -> tuple:
-            return fn({n: p[place[n]] if n in place else p for n, p in params.items()})
+            return fn({n: p[at[n][1]] if n in at else p for n, p in params.items()})
 
         result, (i, (rest, few)) = step(of_rows, (i, (rest, few)), *args, **kwargs)
-        for name, at in seen.items():
-            put = partial(_put, at)
-            tables = tables | {name: jax.tree.map(put, tables[name], few[name])}
-        return result, (i, (rest, tables))
+        put = {
+            n: jax.tree.map(partial(_put, rows), tables[n], few[n]) for n, (rows, _) in at.items()
+        }
+        return result, (i, (rest, put))
 
 
-def _put(at: Array, whole: Array, rows: Array) -> Array:
-    return whole.at[at].set(rows, mode="drop")
+def _get(at: Array, table: Array) -> Array:
+    return table.at[at].get(mode="clip")
+
+
+def _put(at: Array, table: Array, rows: Array) -> Array:
+    return table.at[at].set(rows, mode="drop")
