@@ -122,19 +122,22 @@ def structure() -> str:
 
 
 def many_rows() -> str:
-    """Milliseconds of a step by number of rows."""
-    path = ROOT / "examples" / "results" / "many_rows" / "report.json"
-    record = json.loads(path.read_text())
-    sizes = sorted({row["rows"] for row in record["rows"]})
+    """Milliseconds of a step by number of rows; of each side one record."""
+    folder = ROOT / "examples" / "results" / "many_rows"
+    records = [json.loads((folder / f"{side}.json").read_text()) for side in TITLES]
     lines: dict = {}
-    for row in record["rows"]:
+    for row in (row for record in records for row in record["rows"]):
         line = lines.setdefault((TITLES[row["backend"]], row["method"]), {})
         line[row["rows"]] = f"{row['ms']:.1f}"
         line["bytes"] = f"{row['bytes_a_row']:.0f}"
+    sizes = sorted({row["rows"] for record in records for row in record["rows"]})
     rows = [[*key, *(line.get(n, "") for n in (*sizes, "bytes"))] for key, line in lines.items()]
-    header = ["PPL", "rows", *(f"ms, {n:,} rows" for n in sizes), "bytes a row"]
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"{table(header, rows)}\n\n`python {record['command']}`; {versions}."
+    header = ["PPL", "guide", *(f"ms, {n:,} rows" for n in sizes), "bytes a row"]
+    versions = dict.fromkeys(
+        f"{n} {v}" for record in records for n, v in record["versions"].items()
+    )
+    commands = "\n".join(f"`python {record['command']}`" for record in records)
+    return f"{table(header, rows)}\n\n{', '.join(versions)}.\n\n{commands}"
 
 
 def starting() -> str:
