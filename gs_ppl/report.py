@@ -194,7 +194,7 @@ class Comparison:
         marginals: by discrete site; given the guide's draws of continuous latents.
         notes: what could not be done, and why: the tables' size, or what the PPL or the program
             itself refuses under enumeration alone. What fails in any case is raised.
-        budget: what one has to spend on a gradient, in estimates by the unit.
+        budget: CPU time to spend on a gradient, in estimates by the unit.
         unit: the family whose estimate costs 1: STGumbelSoftmax, or the cheapest where it is not
             compared.
     """

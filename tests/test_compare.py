@@ -254,7 +254,7 @@ def test_estimators_of_the_discrete_program(backend):
     assert "KL gap" not in str(report)
     labels = report.plot().axes[1].get_legend_handles_labels()[1]
     assert set(names) < set(labels)
-    with pytest.raises(TypeError, match=r"an ELBO goes as an object: RLOO_ELBO\(\)"):
+    with pytest.raises(TypeError, match=r"pass ELBOs as objects: RLOO_ELBO\(\)"):
         backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), families=[gs.RLOO_ELBO])
 
 

@@ -42,7 +42,7 @@ def test_no_family(backend, make, got, take):
 def test_no_family_in_compare(backend, name):
     make, got = NO_FAMILY[name]
     model, gs = plain(backend, by_name("factorial")), backend.gs
-    elbo = "RLOO_ELBO is no family; an ELBO goes as an object"
+    elbo = "RLOO_ELBO is not a family; pass ELBOs as objects"
     wanted = elbo if name == "ELBO class" else f"each must be a class that relaxes.* got .*{got}"
     families = [gs.GumbelSoftmax, make(gs, backend.array)]
     with pytest.raises(TypeError, match=rf"^families: {wanted}"):

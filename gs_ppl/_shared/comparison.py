@@ -188,7 +188,7 @@ class Options:
 def list_rows(
     families: Sequence[Family | Any], objectives: Sequence[str], temperatures: Sequence[float]
 ) -> list[tuple[Family | Any, str, float]]:
-    """Family, objective and temperature of each estimate; an ELBO is no family."""
+    """Family, objective and temperature of each estimate; an ELBO is not a family."""
     rows: list[tuple[Family | Any, str, float]] = []
     for family in families:
         if hasattr(family, "num_particles") and not isinstance(family, type):
@@ -196,7 +196,7 @@ def list_rows(
             continue
         if isinstance(family, type) and hasattr(family, "loss"):
             name = family.__name__
-            raise TypeError(f"families: {name} is no family; an ELBO goes as an object: {name}()")
+            raise TypeError(f"families: {name} is not a family; pass ELBOs as objects: {name}()")
         check_family("families: each", family)
         own = ["discrete"] if bare(family).is_hard else objectives
         rows += [(family, objective, tau) for objective in own for tau in temperatures]

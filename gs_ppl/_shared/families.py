@@ -24,7 +24,7 @@ def is_family(family: Any) -> bool:
 
 
 def check_family(argument: str, family: Any) -> None:
-    """Refuses what is no family: a name, a distribution, a discrete law, an ELBO."""
+    """Refuses what is not a family: a name, a distribution, a discrete law, an ELBO."""
     if not is_family(family):
         is_class = isinstance(family, type | partial) and isinstance(bare(family), type)
         got = f"the class {bare(family).__name__}" if is_class else repr(family)
@@ -125,7 +125,7 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
         family = family.binary
     if family.event_dims != event_dims:
         kind = "one-hot vector" if event_dims else "bit"
-        raise ValueError(f"site {site!r} is a {kind}, for which {family.__name__} is no family")
+        raise ValueError(f"site {site!r} is a {kind}, which {family.__name__} does not relax")
     if objective == "categorical" and family.scored_as == "density":
         if family.mass_scored is None:
             raise ValueError(

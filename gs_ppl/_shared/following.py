@@ -74,7 +74,7 @@ def check_same_sites(marked: Collection[str], now: Collection[str], known: Colle
 
 @contextmanager
 def missing_site_named(ppl: str) -> Iterator[None]:
-    """A PPL's ELBO looks up what the guide has not drawn, and dies of a KeyError."""
+    """A PPL's ELBO looks up what the guide has not drawn, and fails with a KeyError."""
     try:
         yield
     except KeyError as error:

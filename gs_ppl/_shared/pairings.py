@@ -260,7 +260,7 @@ def check_order(
 
 
 def shapes(value: Any) -> Any:
-    """The shapes of all arrays in arguments, hashable; what is no array does not count."""
+    """The shapes of all arrays in arguments, hashable; other values do not count."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
     if isinstance(value, Mapping):

@@ -114,7 +114,7 @@ class LogitsTree(Distribution):
     event_dims: ClassVar[int] = 1
     temperature: Any  # a Temperature, or None
     logits: Array
-    _temperature_is_leaf = False  # where it is no array, but what stands for one, such as an axis
+    _temperature_is_leaf = False  # where a placeholder, such as an axis, stands for the array
     _batch_shape: tuple[int, ...]
     _validate_args: bool
 

@@ -48,11 +48,11 @@ def assign(
             outside of the plates of data are those of all rows.
         *args: what the model takes: the new rows.
         params: of model and guide, as SVI gives them.
-        num_samples: draws of the continuous latents; without any, one enumeration is all. The
-            median of a guide that has no such method is that of as many draws.
+        num_samples: number of draws of the continuous latents; without such latents one enumeration
+            is enough. For a guide that has no method `median` it is the median of these draws.
         max_entries: an enumeration that makes a larger table is not tried.
-        fit_steps: where it is not tried, fresh logits are fitted to these rows in so many steps,
-            at the guide's median of w: probs and classes are those of the best factors found.
+        fit_steps: where enumeration is not tried, number of steps in which fresh logits are fitted
+            to these rows, at the guide's median of w; probs and classes come from the best.
         rng_key: of the draws; None: jax.random.key(0).
         **kwargs: what the model takes.
 

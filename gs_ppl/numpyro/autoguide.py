@@ -226,9 +226,9 @@ class SiteLogits(Follows):
         return {name: params[self._param_name(name)] for name in self._sites}
 
     def probs(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Class probabilities of each site (of a one, for a bit), all rows of its plates.
+        """Class probabilities of each site, for all rows of its plates; for a bit those of 1.
 
-        Of a site with parents they are its marginal.
+        For a site with parents they are its marginal.
         """
         logits = self._logits(params)
         if any(self._parents.values()):
@@ -245,7 +245,7 @@ class SiteLogits(Follows):
     def mode(self, params: dict[str, Array]) -> dict[str, Array]:
         """The most probable value of each site: a one-hot vector, a bit, or an integer.
 
-        With parents the most probable values of all sites together.
+        With parents: the values that are the most probable together.
         """
         logits = self._logits(params)
         if any(self._parents.values()):
@@ -286,7 +286,7 @@ class SiteLogits(Follows):
         return {}
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:
-        """The mode, which is what AutoGuideList asks its parts for."""
+        """The mode. AutoGuideList calls it."""
         return self.mode(params)
 
     def sample_posterior(

@@ -98,8 +98,8 @@ class config_enumerate(Messenger):
 
     One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
     with the same parameters (class indices in traces and samples), the program its one-hot vector.
-    Condition and substitute accept indices and one-hot vectors alike; inside of plates vectors
-    are for handlers within: config_enumerate(condition(model, ...)).
+    Condition and substitute accept indices and one-hot vectors alike. In plates, vectors need the
+    handler inside: config_enumerate(condition(model, ...)).
 
     Inside of scan, where TraceEnum_ELBO is wrong by itself, the latents that the guide leaves out
     are summed out step by step, and inference sees the factor `{site}_summed` in their place. A

@@ -338,7 +338,10 @@ def relax(
 class discretize(Messenger):
     """The reverse of relax: relaxed and straight-through latents become the discrete ones.
 
-    What a trained guide is worth on the true discrete program is measured through it.
+    Use it to evaluate a trained guide on the discrete program.
+
+    Args:
+        fn: program; without one, the handler is a context manager.
 
     Example:
         >>> import jax.numpy as jnp, numpyro

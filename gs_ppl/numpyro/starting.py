@@ -25,7 +25,7 @@ def init_to_rows(
 ) -> Any:
     """A start, for init_loc_fn, at rows of the data: components are apart from the first step.
 
-    The first row is drawn uniformly, each other one with probability in proportion to its squared
+    The first row is drawn uniformly, each next one with probability in proportion to its squared
     distance to the nearest of those before it.
 
     Args:
@@ -79,7 +79,7 @@ def best_start(
     num_steps: int = 20,
     **kwargs: Any,
 ) -> tuple[Run, Any]:
-    """The best of several starts, each trained for a few steps: the least mean loss of their half.
+    """The best of several starts: that of the least mean loss, over the second half of a few steps.
 
     All starts run side by side, in one jitted scan.
 

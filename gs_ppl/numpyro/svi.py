@@ -41,8 +41,8 @@ def _truncates(program: Any) -> bool:
 class AnnealedSVI(SVI):
     """SVI whose step t runs at the temperature schedule(t).
 
-    The temperature reaches what relax and AutoGumbelSoftmax made without one of their own, and a
-    model or guide that declares an argument `temperature`; nothing else sees it. The step is the
+    Handlers and guides (relax, AutoGumbelSoftmax) that have no temperature of their own take it;
+    so do programs that declare an argument `temperature`. No others see it. The step is the
     optimizer's, so that run, update in jit or scan, and restored states anneal without recompiling.
 
     Args:
@@ -134,8 +134,8 @@ class AnnealedSVI(SVI):
             *args: what the programs take.
             progress_bar: whether to show one, with loss and temperature.
             callback: called with step, loss and temperature.
-            callback_every: once in so many steps.
-            evaluate_every: once in so many steps the discrete ELBO is taken, of ten draws.
+            callback_every: number of steps from one call to the next.
+            evaluate_every: number of steps between evaluations of the discrete ELBO, by ten draws.
             **kwargs: what the programs take, and NumPyro's options of run.
 
         Raises:

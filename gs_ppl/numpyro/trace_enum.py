@@ -27,8 +27,8 @@ def _analytic(site: dict[str, Any]) -> dict[str, Any]:
 class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
     """NumPyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has.
 
-    So that a program may have enumerated and soft sites side by side. Soft values are scored by a
-    mass, and log q - log p of them would have its optimum elsewhere than at q = p.
+    A program may have enumerated and soft sites side by side. Soft values are scored by masses:
+    an estimate by log q - log p would not have its optimum at q = p.
 
     Raises:
         ValueError: naming the soft site, where its law depends on one that the model enumerates.

@@ -211,9 +211,9 @@ class SiteLogits(Follows):
 
     @torch.no_grad()
     def probs(self) -> dict[str, Tensor]:
-        """Class probabilities of each site (of a one, for a bit), all rows of its plates.
+        """Class probabilities of each site, for all rows of its plates; for a bit those of 1.
 
-        Of a site with parents they are its marginal.
+        For a site with parents they are its marginal.
         """
         logits = self._logits()
         if any(self._parents.values()):
@@ -230,7 +230,7 @@ class SiteLogits(Follows):
     def mode(self) -> dict[str, Tensor]:
         """The most probable value of each site: a one-hot vector, a bit, or an integer.
 
-        With parents the most probable values of all sites together.
+        With parents: the values that are the most probable together.
         """
         logits = self._logits()
         if any(self._parents.values()):
@@ -272,7 +272,7 @@ class SiteLogits(Follows):
         return {}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The mode, which is what AutoGuideList asks its parts for."""
+        """The mode. AutoGuideList calls it."""
         return self.mode()
 
     def sample_posterior(self, *, sample_shape: Size = Size()) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def init_to_rows(
 ) -> Any:
     """A start, for init_loc_fn, at rows of the data: components are apart from the first step.
 
-    The first row is drawn uniformly, each other one with probability in proportion to its squared
+    The first row is drawn uniformly, each next one with probability in proportion to its squared
     distance to the nearest of those before it.
 
     Args:
@@ -76,7 +76,7 @@ def init_to_rows(
 def best_start(
     make: Callable[[], Run], *args: Any, num_starts: int = 10, num_steps: int = 20, **kwargs: Any
 ) -> Run:
-    """The best of several starts, each trained for a few steps: the least mean loss of their half.
+    """The best of several starts: that of the least mean loss, over the second half of a few steps.
 
     Clears the parameter store at each start, and leaves in it the parameters of the best one.
 
