@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--one", nargs=2, metavar=("BACKEND", "METHOD"), help="print this, and stop"
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     arguments = parse(parser)
     if arguments.quick:
         arguments.rows, arguments.steps = [40, 80], 2
@@ -168,7 +169,7 @@ def main() -> None:
         (backend, size, method)
         for backend in arguments.backends
         for size in arguments.rows
-        for method in METHODS
+        for method in arguments.methods
         if method == "sparse" or size <= LARGEST
     ]
     rows = []

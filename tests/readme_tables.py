@@ -122,9 +122,9 @@ def structure() -> str:
 
 
 def many_rows() -> str:
-    """Milliseconds of a step by number of rows; of each side one record."""
+    """Milliseconds of a step by number of rows; of some records."""
     folder = ROOT / "examples" / "results" / "many_rows"
-    records = [json.loads((folder / f"{side}.json").read_text()) for side in TITLES]
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     lines: dict = {}
     for row in (row for record in records for row in record["rows"]):
         line = lines.setdefault((TITLES[row["backend"]], row["method"]), {})
