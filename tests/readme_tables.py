@@ -564,6 +564,7 @@ DOCUMENTS = {
     ROOT / "models" / "README.md": PAPER,
     BENCHMARKS / "README.md": BENCH,
     SITE / "explanations" / "estimators.md": {"estimators": estimators},
+    SITE / "howtos" / "many_rows.md": {"many_rows": many_rows},
     SITE / "howtos" / "starting_well.md": {"starting": starting},
     SITE / "howtos" / "structured_guides.md": {"structure": structure},
     SITE / "results" / "peers.md": {"peers": peers},
