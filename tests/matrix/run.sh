@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests on one Python with one set of versions, in an environment of its own that is removed again.
 # Usage: tests/matrix/run.sh PYTHON CONSTRAINTS [pyro|numpyro|both] [TEST...]
-# Without a side and tests: the whole suite of both. One side alone installs that PPL alone.
+# Without a side and tests: the whole suite of both. One side alone installs that PPL alone; tests
+# that are named do without the packages of the paper's models.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1 constraints=$2 side=${3:-both}
@@ -9,12 +10,13 @@ tests=("${@:4}")
 
 extras=$side
 if [ "$side" = both ]; then extras=pyro,numpyro; fi
+if [ ${#tests[@]} -eq 0 ]; then extras+=,models; fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$python" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -c "$constraints" -e ".[$extras,compare,models,test]"
+    -c "$constraints" -e ".[$extras,compare,test]"
 echo "$("$scratch/venv/bin/python" --version), $constraints, $side:" \
     "$("$scratch/venv/bin/python" -m pip list 2>/dev/null |
         grep -iE '^(arviz|jax|numpy|numpyro|pyro-ppl|torch) ' | tr -s '\n ' ' ')"
