@@ -39,7 +39,7 @@ myst_heading_anchors = 3
 autodoc_inherit_docstrings = False  # the methods that the PPL describes are in its reference
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the Args say it
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 toc_object_entries = False  # the headings are the names
 add_module_names = False
 napoleon_google_docstring = True
@@ -94,6 +94,7 @@ TOPICS = {
     ),
 }
 SIDES = {"pyro": "Pyro", "numpyro": "NumPyro"}
+FIRST = {"GumbelSoftmax", "STGumbelSoftmax", "relax", "AutoGumbelSoftmax", "AnnealedSVI", "compare"}
 
 
 def tabs(bodies: dict[str, list[str]]) -> list[str]:
@@ -137,7 +138,8 @@ def write_reference() -> None:
     listed = {module for _, _, modules in TOPICS.values() for module in modules}
     alone = {module: (f"`{module}`", "", [module]) for module in by_module if module not in listed}
     for page, (title, intro, modules) in {**TOPICS, **alone}.items():
-        names = sorted((name for m in modules for name in by_module[m]), key=str.lower)
+        names = [name for m in modules for name in by_module[m]]
+        names.sort(key=lambda name: (name not in FIRST, name.lower()))
         entries = (line for name in names for line in entry(name))
         write(page, [f"# {title}", "", intro, "", *entries])
 

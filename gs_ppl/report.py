@@ -477,7 +477,7 @@ def to_figure(comparison: Comparison) -> Figure:
     _draw_gradients(curves[1], comparison, "bias", f"relative bias of the {of}")
     _draw_gradients(curves[2], comparison, "variance", f"variance of the {of}")
     handles, labels = curves[0].get_legend_handles_labels()  # of all three
-    options = {"fontsize": 9, "frameon": False, "ncols": min(len(labels), 5) or 1}
+    options: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": min(len(labels), 5) or 1}
     parts[0].legend(handles, labels, loc="outside lower center", **options)
     if sites:
         panels = parts[1].subplots(1, len(sites), squeeze=False)[0]
