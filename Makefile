@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long doctest lint docs wheel-test matrix-test bench clean
+.PHONY: demo test test-long doctest lint docs docs-full wheel-test matrix-test bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
@@ -36,9 +36,15 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-# Tutorials are executed; what was executed is kept in docs/_build.
+# Tutorials are executed in their short form, where compiling costs most; what was executed is kept in
+# docs/_build. `make docs-full PAGES=mixture` writes the record of one long form, without PAGES of all.
 docs: $(INSTALLED)
-	JAX_PLATFORMS=cpu $(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+docs-full: $(INSTALLED)
+	JAX_PLATFORMS=cpu $(BIN)/python docs/tutorials/_record.py $(PAGES)
+	rm -rf docs/_build/jupyter_cache # the pages show the records
+	$(MAKE) docs
 
 wheel-test: $(INSTALLED)
 	tests/wheel/run.sh $(BIN)/python

@@ -1,0 +1,107 @@
+"""A tutorial in two forms: short, when the site is built; long, when its record is written.
+
+`steps(short, long)` is how long a page trains. What only the long form does stands below
+`if LONG:`, and ends in `keep`, which writes results/PAGE.json; both forms show what `read` finds
+there. `make docs` runs the short form. `make docs-full` is this file as a program: it runs the long
+form of all pages, or of those that are named:
+
+    python docs/tutorials/_record.py mixture hidden_markov
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+LONG = os.environ.get("GS_PPL_DOCS") == "full"
+PACKAGES = ["gs-ppl", "numpy", "scikit-learn", "torch", "pyro-ppl", "jax", "numpyro"]
+
+
+def steps(short: int, long: int) -> int:
+    """How many, in the form that runs now."""
+    return long if LONG else short
+
+
+def keep(page: str, seed: int = 0, also: tuple[str, ...] = (), **figures: Any) -> None:
+    """Writes what the long form of a page found, with the versions of what it ran on."""
+    kept = {
+        "command": f"python docs/tutorials/_record.py {page}",
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in (*PACKAGES, *also)},
+        },
+        **_plain(figures),
+    }
+    _path(page).write_text(json.dumps(kept) + "\n")
+
+
+def read(page: str) -> dict[str, Any]:
+    """The record of a page."""
+    return json.loads(_path(page).read_text())
+
+
+def source(found: dict[str, Any]) -> Any:
+    """Where a record comes from, in a line below what is shown of it."""
+    from IPython.display import Markdown
+
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return Markdown(f"*Long form: `{found['command']}`, seed {found['seed']}; {versions}.*")
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    """A table of the page; the columns are the keys of the rows."""
+    from IPython.display import Markdown
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
+    return Markdown("\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines))
+
+
+def _path(page: str) -> Path:
+    return HERE / "results" / f"{page}.json"
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, numbers with five digits."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, list | tuple) or np.ndim(value):
+        return [_plain(part) for part in value]
+    number = np.asarray(value).item()
+    return float(f"{number:.5g}") if isinstance(number, float) else number
+
+
+def run(page: str) -> None:
+    """Executes a page, as the site does."""
+    import jupytext
+    from nbclient import NotebookClient
+
+    notebook = jupytext.read(HERE / f"{page}.md")
+    began = time.perf_counter()
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(HERE)}}).execute()
+    print(f"{page}: {time.perf_counter() - began:.0f} s")
+
+
+def main() -> None:
+    names = sorted(path.stem for path in HERE.glob("*.md") if "keep(" in path.read_text())
+    parser = argparse.ArgumentParser(description="Runs the long form of tutorials.")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(names)}")
+    pages = parser.parse_args().pages or names
+    if unknown := {*pages} - {*names}:
+        parser.error(f"no such tutorials: {', '.join(sorted(unknown))}")
+    os.environ["GS_PPL_DOCS"] = "full"
+    for page in pages:
+        run(page)
+
+
+if __name__ == "__main__":
+    main()
