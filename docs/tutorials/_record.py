@@ -13,6 +13,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,11 +59,19 @@ def source(found: dict[str, Any]) -> Any:
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
-    """A table of the page; the columns are the keys of the rows."""
-    from IPython.display import Markdown
+    """A table of the page, in HTML: the site reads no Markdown tables in outputs.
 
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([*row.values()] for row in rows)]
-    return Markdown("\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines))
+    Args:
+        rows: the columns are their keys.
+    """
+    from IPython.display import HTML
+
+    def line(tag: str, cells: Iterable) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
+
+    head, body = line("th", rows[0]), "".join(line("td", row.values()) for row in rows)
+    whole = f"<table class='docutils'><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return HTML(f"<div class='table-wrapper'>{whole}</div>")
 
 
 def _path(page: str) -> Path:
