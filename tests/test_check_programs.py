@@ -69,6 +69,7 @@ VECTOR_READERS = {  # loc of z, whether it follows z with a gradient: its table 
     "half": (lambda b, z: 0.3 * z @ b.array(TABLE) + b.array(TABLE)[z.argmax(-1)], True),
     "mean compared": (lambda b, z: (z @ b.array(TABLE) > 0.3) * 4.0 - 2, False),
     "mean rounded": (lambda b, z: (z @ b.array(TABLE)).round(), False),
+    "mean divided": (lambda b, z: z @ b.array(TABLE) // 0.5, False),  # in torch a RuntimeError
     "mean halved": (lambda b, z: z @ b.array(TABLE) * 0.3 + (z @ b.array(TABLE) > 0.3), False),
 }
 
@@ -84,6 +85,32 @@ def test_vector_is_read(backend, name, family):
         return
     with pytest.raises(ValueError, match=NO_GRADIENT):
         check(backend, model, family=family)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_derivative_backward_alone(backend, follows):
+    """JAX has none forward of a custom_vjp, whose own is taken at its word or not."""
+    import jax
+
+    square = jax.custom_vjp(lambda x: x**2)
+    square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g if follows else 0 * g,))
+    model = reader(backend, lambda b, z: square(z @ b.array(TABLE)))
+    if follows:
+        check(backend, model)
+        return
+    with pytest.raises(ValueError, match=NO_GRADIENT):
+        check(backend, model)
+
+
+@pytest.mark.only("numpyro")
+def test_no_derivative_at_all(backend):
+    """JAX names the function."""
+    import jax.numpy as jnp
+
+    model = reader(backend, lambda b, z: jnp.nextafter(z @ b.array(TABLE), 0.0))
+    with pytest.raises(ValueError, match=NO_GRADIENT + ".*Differentiation rule for 'nextafter'"):
+        check(backend, model)
 
 
 @pytest.mark.parametrize("logits", [(14.0, 7.0), (-14.0, -7.0)], ids=["of 0", "of 1"])

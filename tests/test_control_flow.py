@@ -348,6 +348,45 @@ def test_what_is_not_enumerated_in_scan(backend):
         backend.enumerated_loss(plate_like, lambda: None, 0)
 
 
+@pytest.mark.parametrize("history", [0, 1])
+def test_a_guide_in_scan_under_enumeration(backend, history):
+    """Whole with history=0 within config_enumerate; NumPyro's own dies of the first, loses the
+    second."""
+    from numpyro import distributions as dist
+    from numpyro.contrib.control_flow import scan
+
+    ppl, gs, jnp, y = backend.ppl, backend.gs, backend.jnp, np.array([0.3, -0.4, 0.9, 0.1])
+
+    def model():
+        def body(carry, x):
+            y = ppl.sample("y", dist.Normal(0.0, 1.0))
+            z = ppl.sample("z", gs.OneHotCategorical(probs=jnp.asarray(TRANSITION[0])))
+            ppl.sample("x", dist.Normal(z @ jnp.asarray(LOCS) + y, 1.0), obs=x)
+            return carry, None
+
+        scan(body, 0.0, jnp.asarray(DATA))
+
+    def guide():
+        def body(carry, y):
+            ppl.sample("y", dist.Delta(y))
+            return carry, None
+
+        scan(body, 0.0, jnp.asarray(y), history=history)
+
+    model, elbo = gs.config_enumerate(model), backend.infer.TraceEnum_ELBO(max_plate_nesting=0)
+    with pytest.raises(ValueError, match=r"site 'y': .* taken apart in a guide.* history=0 and"):
+        gs.check(model, guide, elbo)
+    whole = gs.config_enumerate(guide)
+    if history:
+        with pytest.raises(ValueError, match="site 'y': .* taken apart in a guide"):
+            backend.elbo_loss(elbo, model, whole)
+        return
+    gs.check(model, whole, elbo)
+    fit = (TRANSITION[0] * stats.norm(LOCS + y[:, None]).pdf(DATA[:, None])).sum(-1)
+    expected = np.log(fit).sum() + stats.norm.logpdf(y).sum()
+    assert -backend.elbo_loss(elbo, model, whole) == pytest.approx(expected, rel=1e-10)
+
+
 def drawn(backend, model, temperature, draws=1):
     """Paths by infer_discrete, at which NumPyro itself dies inside of scan."""
     import jax

@@ -36,6 +36,10 @@ class SitesChange(Exception):
     """The program has other sites at another value."""
 
 
+class NoDerivative(Exception):
+    """The backend has no derivative of what the program computes, and says of which function."""
+
+
 @dataclass(order=True)
 class Interval:
     """A part of an edge, with the change of the terms and the integral of their derivative.
@@ -220,6 +224,8 @@ def _mismatch(
         found = Edge(lambda t: read(moved, t), lambda t: read(back, t)).mismatch()
     except SitesChange:
         return "the program has other sites at one class than at another"
+    except NoDerivative as error:
+        return str(error).rstrip(".")
     if found is None:
         return None
     change, integral = found

@@ -35,7 +35,9 @@ from gs_ppl._shared.starting import are_equal, warn_of_equal
 from gs_ppl._shared.wrappers import innermost, is_masked, is_wrapper
 from gs_ppl.numpyro import trace_enum
 from gs_ppl.numpyro._base import LogitsDistribution, read
+from gs_ppl.numpyro.control_flow import is_scan
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
+from gs_ppl.numpyro.enumeration import refuse_taken_apart, runs_whole
 from gs_ppl.numpyro.handlers import is_latent
 from gs_ppl.numpyro.integers import is_integer, tail
 from gs_ppl.numpyro.probe import Probe
@@ -107,6 +109,16 @@ class _GivenRows(Messenger):
             size, subsample_size = msg["args"]
             if subsample_size not in (None, size):
                 self.rows[msg["name"]] = msg["value"]
+
+
+class _TakenApart(Messenger):
+    """Sees the scans that TraceEnum_ELBO takes apart."""
+
+    found = False
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow" and is_scan(msg) and not runs_whole(msg):
+            self.found = True
 
 
 def _parents(
@@ -242,7 +254,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ...
         ValueError: site 'z': GumbelSoftmax in the guide over OneHotCategorical in the model ...
     """
-    guide_trace, model_trace, given = _run(model, guide, args, kwargs)
+    scans = _TakenApart(guide)
+    guide_trace, model_trace, given = _run(model, scans, args, kwargs)
     for plate, rows in given.items():
         own = read(guide_trace[plate]["value"]) if plate in guide_trace else None
         wanted = read(rows)
@@ -250,6 +263,9 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             check_rows(plate, own, wanted)
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
+    if isinstance(loss, TraceEnum_ELBO) and scans.found:
+        for name in in_guide.keys() & _in_scan(guide_trace):
+            refuse_taken_apart(name)
     for name, site in [*in_guide.items(), *in_model.items()]:
         check_tail(name, site, tail(site.law))
         if site.enumerated and isinstance(site.law, LogitsDistribution):

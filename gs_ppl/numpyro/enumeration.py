@@ -241,7 +241,7 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     names = [n for n in _enumerated(sites) if not _is_conditioned(sites[n], stack)]
     for name in sites:
         if any(f"_PREV_{name}" in trace for trace in guides):  # what NumPyro has made of its scan
-            _refuse_in_scan(name, " are taken apart in a guide, by TraceEnum_ELBO:")
+            refuse_taken_apart(name)
     for name in names:
         if name in drawn and drawn[name]["infer"].get("enumerate") == "parallel":
             _refuse_in_scan(name, " are not enumerated in a guide: leave it to the model, or")
@@ -273,6 +273,18 @@ def _refuse_in_scan(site: str, why: str) -> NoReturn:
         f"site {site!r}: sites inside of scan{why} write a Python loop over"
         " numpyro.contrib.funsor.markov(range(n))"
     )
+
+
+def refuse_taken_apart(site: str) -> NoReturn:
+    """What TraceEnum_ELBO makes of a guide's scan is none of the model's sites."""
+    cure = "give scan history=0 and take config_enumerate(guide), or"
+    _refuse_in_scan(site, f" are taken apart in a guide, by TraceEnum_ELBO: {cure}")
+
+
+def runs_whole(msg: dict[str, Any]) -> bool:
+    """Whether a scan stays one under TraceEnum_ELBO, when config_enumerate has seen it."""
+    seen = isinstance(msg["fn"], partial) and msg["fn"].func is _scan
+    return seen and msg["kwargs"]["history"] == 0
 
 
 def _without_confusion(output: tuple) -> tuple:

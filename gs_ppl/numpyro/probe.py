@@ -1,6 +1,7 @@
 """The probe along edges, of programs in NumPyro: see gs_ppl._shared.probing."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions.util import scale_and_mask
 
-from gs_ppl._shared.probing import Reading, probe, vertices, weights
+from gs_ppl._shared.probing import NoDerivative, Reading, probe, vertices, weights
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
 
@@ -50,23 +51,34 @@ class Probe:
         return [jnp.asarray(v, value.dtype) for v in vertices(a > -np.inf, rng)]
 
     def read(self, moved: dict[str, tuple[Array, Array]], t: float) -> Reading:
-        names = tuple(moved)
-        if names not in self.compiled:
-            self.compiled[names] = jax.jit(self._values_and_slopes)
         point = moved, jnp.asarray(t, jnp.result_type(float))
-        try:
-            values, slopes = self.compiled[names](*point)
-        except NEEDS_VALUES:
-            values, slopes = self._values_and_slopes(*point)
-        random = weights([x.shape for x in values])
-        flat = [(w * np.asarray(x)).ravel() for w, x in zip(random, values, strict=True)]
+        run = self.compiled.get(tuple(moved))
+        values, slopes = self._first(*point) if run is None else run(*point)
+        flat = [np.asarray(x, np.float64).ravel() for x in values]
         with np.errstate(invalid="ignore"):  # slopes of both infinities: nothing can be known
-            slope = sum(
-                float((w * np.asarray(x)).sum()) for w, x in zip(random, slopes, strict=True)
-            )
+            slope = sum(float(np.asarray(x, np.float64).sum()) for x in slopes)
         return Reading(np.concatenate([np.zeros(1), *flat]), slope, self.sites)
 
-    def _values_and_slopes(self, moved: dict[str, tuple[Array, Array]], t: Array) -> tuple:
+    def _first(self, *point: Any) -> tuple:
+        """By the way of differentiation that there is: a custom_vjp has none forward."""
+        for differentiate in (_forward, _backward):
+            slopes = partial(self._values_and_slopes, differentiate)
+            for run in (jax.jit(slopes), slopes):
+                try:
+                    found = run(*point)
+                except NEEDS_VALUES as error:
+                    cause: Exception = error
+                except (TypeError, NotImplementedError) as error:
+                    cause = error
+                    break
+                else:
+                    self.compiled[tuple(point[0])] = run
+                    return found
+        raise NoDerivative(str(cause)) from cause
+
+    def _values_and_slopes(
+        self, differentiate: Callable, moved: dict[str, tuple[Array, Array]], t: Array
+    ) -> tuple:
         def terms(t: Array) -> list[Array]:
             leaves = {}
             for name, (start, end) in moved.items():
@@ -75,9 +87,10 @@ class Probe:
                 leaves[name] = jnp.log(jnp.maximum(value, TINY)) if in_logs else value
             sites, values = self._terms(leaves)
             self.sites = frozenset(sites)
-            return values
+            random = weights([x.shape for x in values])
+            return [jnp.asarray(w, x.dtype) * x for w, x in zip(random, values, strict=True)]
 
-        return jax.jvp(terms, (t,), (jnp.ones_like(t),))
+        return differentiate(terms, t)
 
     def _terms(self, leaves: dict[str, Array]) -> tuple[set[str], list[Array]]:
         fixed = {
@@ -97,6 +110,15 @@ class Probe:
             if law is not None and getattr(law, "scored_as", "mass") == "mass":
                 terms.append(_linear_score(law, value))
         return sites, terms
+
+
+def _forward(terms: Callable, t: Array) -> tuple:
+    return jax.jvp(terms, (t,), (jnp.ones_like(t),))
+
+
+def _backward(terms: Callable, t: Array) -> tuple:
+    values, pull = jax.vjp(terms, t)
+    return values, pull([jnp.ones_like(x) for x in values])
 
 
 def _score(site: dict[str, Any]) -> Array:

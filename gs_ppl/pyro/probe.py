@@ -10,7 +10,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from gs_ppl._shared.probing import Reading, probe, vertices, weights
+from gs_ppl._shared.probing import NoDerivative, Reading, probe, vertices, weights
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 
@@ -59,7 +59,10 @@ class Probe:
         terms = [x.double() * w.to(x.device) for x, w in zip(terms, random, strict=True)]
         total, slope = sum(x.sum() for x in terms), 0.0
         if isinstance(total, Tensor) and total.requires_grad:
-            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            except RuntimeError as error:
+                raise NoDerivative(str(error)) from error
             for gradient, direction in zip(gradients, directions.values(), strict=True):
                 slope += 0.0 if gradient is None else float((gradient * direction).sum())
         flat = [x.detach().flatten().numpy(force=True) for x in terms]
