@@ -281,6 +281,70 @@ def test_a_masked_step_is_worth_one(backend):
     assert enumerated(backend, lambda: ragged(4)) == pytest.approx(enumerated(backend, model))
 
 
+def test_a_scaled_scan(backend):
+    """What is summed out and what is seen have one scale, as the evidence then has."""
+    from numpyro.contrib.control_flow import scan
+
+    ppl, gs, jnp, scale = backend.ppl, backend.gs, backend.jnp, backend.ppl.handlers.scale
+
+    def model(of_data):
+        def body(z, x):
+            with scale(scale=2.5):
+                z = ppl.sample("z", gs.OneHotCategorical(probs=z @ jnp.asarray(TRANSITION)))
+            with scale(scale=of_data):
+                ppl.sample("x", backend.native.Normal(z @ jnp.asarray(LOCS), 1.0), obs=x)
+            return z, None
+
+        scan(body, jnp.eye(3)[0], jnp.asarray(DATA))
+
+    alpha = np.eye(3)[0]
+    for x in DATA:
+        alpha = (alpha @ TRANSITION) * stats.norm(LOCS).pdf(x)
+    expected = pytest.approx(2.5 * np.log(alpha.sum()), rel=1e-10)
+    assert enumerated(backend, lambda: model(2.5)) == expected
+    with pytest.raises(ValueError, match="site 'z' is summed out inside of scan, where all sites"):
+        enumerated(backend, lambda: model(1.0))
+
+
+def test_values_by_a_function_of_time(backend):
+    """A condition that reads the step, in what is summed out and in what is drawn from it."""
+    import jax
+    from numpyro import distributions as dist
+    from numpyro.contrib.control_flow import scan
+    from numpyro.contrib.funsor import infer_discrete
+
+    ppl, gs, jnp = backend.ppl, backend.gs, backend.jnp
+    y = np.array([2.0, -1.5, 0.3, 1.0])
+
+    def program():
+        def body(z, x):
+            y = ppl.sample("y", dist.Normal(0.0, 1.0))
+            z = ppl.sample("z", gs.OneHotCategorical(probs=z @ jnp.asarray(TRANSITION)))
+            ppl.sample("x", dist.Normal(z @ jnp.asarray(LOCS) + y, 1.0), obs=x)
+            return z, None
+
+        scan(body, jnp.eye(3)[0], jnp.asarray(DATA))
+
+    def given(site):
+        value = jnp.asarray(y)[site["infer"]["_scan_current_index"]]
+        return value if site["name"] == "y" else None
+
+    def log_joint(path):
+        prior = np.log(TRANSITION[[0, *path[:-1]], path]).sum()
+        return prior + stats.norm(LOCS[list(path)] + y).logpdf(DATA).sum()
+
+    paths = list(itertools.product(range(3), repeat=4))
+    values = np.array([log_joint(path) for path in paths])
+    model = ppl.handlers.condition(program, condition_fn=given)
+    expected = np.logaddexp.reduce(values) + stats.norm.logpdf(y).sum()
+    assert enumerated(backend, model) == pytest.approx(expected, rel=1e-10)
+    key = jax.random.key(0)
+    decode = infer_discrete(gs.config_enumerate(model), -1, temperature=0, rng_key=key)
+    trace = ppl.handlers.trace(ppl.handlers.seed(decode, key)).get_trace()
+    best = np.asarray(trace["z"]["value"]).astype(int)
+    np.testing.assert_array_equal(best, paths[values.argmax()])
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_a_factor_in_scan(backend, weight):
     """Data that come in by a factor, in the ELBO and in log_density."""

@@ -99,6 +99,20 @@ def test_baseline_in_a_plate_of_one_row(backend):
     assert np.abs(wanted + gradient["a"]).min() < 1e-9
 
 
+@pytest.mark.parametrize("given", [{"use_decaying_avg_baseline": True}, {"nn_baseline": abs}, abs])
+def test_another_baseline_is_refused(backend, given):
+    """Pyro's TraceGraph_ELBO takes these."""
+
+    def program(**options):
+        p = backend.array(0.5)
+        backend.ppl.sample("z", backend.native.Bernoulli(probs=p), **options)
+
+    elbo = backend.gs.NVIL_ELBO()
+    guide = elbo.wrap(lambda: program(infer={"baseline": given}))
+    with pytest.raises(ValueError, match=r"site 'z': NVIL_ELBO takes infer=.*, and keeps a runn"):
+        backend.gradients(elbo, program, guide, [0])
+
+
 UNMASKED = np.array([True, False, True])
 MASKS = {  # one upon the other, and the rows whose score is left
     "none, then rows": ([False, UNMASKED], np.zeros(3, bool)),

@@ -462,7 +462,6 @@ def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) 
     if left := [name for name in evidence.inputs if name not in dims]:
         _refuse_in_scan(names[0], f" depend on {left[0]!r} in a way that is not summed out here:")
     evidence = funsor.to_data(evidence, name_to_dim={n: dims[n] for n in evidence.inputs})
-    evidence = evidence.reshape((1,) * (depth - jnp.ndim(evidence)) + jnp.shape(evidence))
     with handlers.block():  # the program has them already
         plates = [numpyro.plate(frame.name, frame.size, dim=frame.dim) for frame in frames]
     with ExitStack() as context:

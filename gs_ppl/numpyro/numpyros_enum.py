@@ -1,4 +1,4 @@
-"""NumPyro's own enumeration over our classes, which comes out wrong: refused by the site's name."""
+"""NumPyro's own enumeration and Gibbs sampler over our classes, which come out wrong: refused."""
 
 import sys
 from types import FrameType
@@ -15,6 +15,13 @@ def refuse_support(law: str) -> None:
     """
     if _is_enumerating():
         _refuse(law, _site_at_work(), "NumPyro's enumeration hands it class indices")
+    if (caller := _sampler_at_work()) is not None:
+        name = caller.f_locals.get("name")
+        where = "" if name is None else f"site {name!r}: "
+        raise ValueError(
+            f"{where}NumPyro's Gibbs sampler draws class indices in the place of {law}'s values:"
+            " sum it out, by NUTS over gs_ppl.numpyro.config_enumerate(program)"
+        )
 
 
 def refuse_draw(law: str) -> None:
@@ -31,6 +38,17 @@ def refuse_draw(law: str) -> None:
 def _is_enumerating() -> bool:
     messengers = sys.modules.get("numpyro.contrib.funsor.enum_messenger")  # funsor is optional
     return messengers is not None and any(isinstance(h, messengers.enum) for h in _PYRO_STACK)
+
+
+def _sampler_at_work() -> FrameType | None:
+    """The function of NumPyro's samplers that asks for a support, if it is they who ask."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(("gs_ppl.", "numpyro.distributions.")):
+            return frame if module.startswith("numpyro.infer.") else None
+        frame = frame.f_back
+    return None
 
 
 def _site_at_work() -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from numpyro.primitives import mutable
 from numpyro.util import check_model_guide_match
 
 from gs_ppl._shared.reprs import ShownELBO
+from gs_ppl._shared.score_function import check_baseline
 from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, is_scored, samples, with_state
 from gs_ppl.numpyro.distributions import SoftBernoulli
@@ -228,6 +229,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         baseline = site["infer"].get("baseline")
         if baseline is None:
             return 0.0
+        check_baseline(site["name"], baseline)
         return baseline["nn_baseline"](stop_gradient(baseline["nn_baseline_input"]))
 
     def center(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:

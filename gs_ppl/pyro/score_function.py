@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from gs_ppl._shared.score_function import check_baseline
 from gs_ppl._shared.wrappers import is_masked, unmasked
 from gs_ppl.pyro._elbo import (
     SameRows,
@@ -220,6 +221,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         baseline = site["infer"].get("baseline")
         if baseline is None:
             return 0.0
+        check_baseline(site["name"], baseline)
         return baseline["nn_baseline"](baseline["nn_baseline_input"].detach())
 
     def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
