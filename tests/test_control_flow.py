@@ -326,8 +326,7 @@ def test_values_by_a_function_of_time(backend):
         scan(body, jnp.eye(3)[0], jnp.asarray(DATA))
 
     def given(site):
-        value = jnp.asarray(y)[site["infer"]["_scan_current_index"]]
-        return value if site["name"] == "y" else None
+        return jnp.asarray(y)[site["infer"]["_scan_current_index"]] if site["name"] == "y" else None
 
     def log_joint(path):
         prior = np.log(TRANSITION[[0, *path[:-1]], path]).sum()
@@ -442,7 +441,7 @@ def test_a_guide_in_scan_under_enumeration(backend, history):
         gs.check(model, guide, elbo)
     whole = gs.config_enumerate(guide)
     if history:
-        with pytest.raises(ValueError, match="site 'y': .* taken apart in a guide"):
+        with pytest.raises(ValueError, match=r"site 'y': .* taken apart in a guide"):
             backend.elbo_loss(elbo, model, whole)
         return
     gs.check(model, whole, elbo)
