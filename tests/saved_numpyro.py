@@ -1,4 +1,7 @@
-"""A guide that is trained, saved, and read in another process: `python saved_numpyro.py FILE`."""
+"""A guide that is trained, saved, and read in another process.
+
+`python saved_numpyro.py FILE...` reads a file for each of PARENTS.
+"""
 
 import json
 import sys
@@ -7,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from numpyro.distributions import Normal, constraints
+from numpyro.distributions import Bernoulli, Normal, constraints
 from numpyro.infer import Predictive, TraceMeanField_ELBO
 
 from gs_ppl import temperature
@@ -21,18 +24,21 @@ from gs_ppl.numpyro import (
 )
 
 X = jnp.array([-2.1, -1.9, 2.2])
+TABLE = jnp.array([[0.6, 0.3], [0.4, 0.7]])  # class of a row, bit of all
+PARENTS = "none", "model"
 
 
 def model(x, rows):
     locs = numpyro.param("locs", jnp.array([-1.0, 1.0]))
     scale = numpyro.param("scale", jnp.array(1.0), constraint=constraints.positive)
+    bit = numpyro.sample("bit", Bernoulli(0.5))
     with numpyro.plate("data", rows):
-        z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
+        z = numpyro.sample("z", OneHotCategorical(probs=select(TABLE, bit, binary=True)))
         numpyro.sample("x", Normal(select(locs, z), scale), obs=x)
 
 
-def train(path):
-    guide = AutoGumbelSoftmax(model)
+def train(path, parents):
+    guide = AutoGumbelSoftmax(model, parents=parents)
     schedule = temperature.exponential(rate=1e-2, minimum=0.3)
     optim, elbo = numpyro.optim.Adam(0.1), TraceMeanField_ELBO()
     svi = AnnealedSVI(relax(model), guide, optim, elbo, schedule)
@@ -42,8 +48,8 @@ def train(path):
     return shown(guide, params)
 
 
-def load(path):
-    guide = AutoGumbelSoftmax(model)
+def load(path, parents):
+    guide = AutoGumbelSoftmax(model, parents=parents)
     with np.load(path) as saved:
         return guide, dict(saved)
 
@@ -57,7 +63,10 @@ def shown(guide, params):
 
 
 if __name__ == "__main__":
-    guide, params = load(sys.argv[1])
-    predictive = Predictive(model, guide=discretize(guide), params=params, num_samples=200)
-    draws = predictive(jax.random.key(0), None, 3)
-    print(json.dumps(shown(guide, params) | {"predicted": draws["x"].mean(0).tolist()}))
+    found = []
+    for path, parents in zip(sys.argv[1:], PARENTS, strict=True):
+        guide, params = load(path, parents)
+        predictive = Predictive(model, guide=discretize(guide), params=params, num_samples=200)
+        draws = predictive(jax.random.key(0), None, 3)
+        found.append(shown(guide, params) | {"predicted": draws["x"].mean(0).tolist()})
+    print(json.dumps(found))

@@ -139,12 +139,15 @@ def test_first_run_by_predictive(backend):
 
 
 def test_two_processes(backend, tmp_path):
-    """Saved as the page on it says, and read in a process of its own."""
+    """Saved as the page on it says, and read in a process of its own; with parents, too."""
     script = backend.saved_script
-    expected = script.train(tmp_path / "saved")
-    command = [sys.executable, "-W", "ignore", script.__file__, tmp_path / "saved"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    np.testing.assert_allclose(found["probs"], expected["probs"], rtol=1e-6)
-    assert found["loc"] == pytest.approx(expected["loc"], rel=1e-6)
-    assert found["mode"] == np.eye(2)[np.argmax(expected["probs"], -1)].tolist()
-    assert np.abs(np.subtract(found["predicted"], [-2, -2, 2])).max() < 0.5
+    paths = [tmp_path / parents for parents in script.PARENTS]
+    trained = [script.train(*pair) for pair in zip(paths, script.PARENTS, strict=True)]
+    command = [sys.executable, "-W", "ignore", script.__file__, *paths]
+    read = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    for found, expected in zip(read, trained, strict=True):
+        np.testing.assert_allclose(found["probs"], expected["probs"], rtol=1e-6)
+        assert found["loc"] == pytest.approx(expected["loc"], rel=1e-6)
+        assert found["mode"] == np.eye(2)[np.argmax(expected["probs"], -1)].tolist()
+        assert np.abs(np.subtract(found["predicted"], [-2, -2, 2])).max() < 0.5
+    assert read[0]["probs"] != read[1]["probs"]

@@ -429,6 +429,7 @@ def auto_relaxed(
     family: Family | Mapping[str, Family] = GumbelSoftmax,
     objective: str = "categorical",
     init_logits: float | Mapping[str, Any] = 0.0,
+    parents: Parents = "none",
     sparse: bool = False,
     create_plates: Callable | None = None,
 ) -> AutoGuideList:
@@ -444,6 +445,7 @@ def auto_relaxed(
         family: as AutoGumbelSoftmax.
         objective: as AutoGumbelSoftmax.
         init_logits: as AutoGumbelSoftmax.
+        parents: as AutoGumbelSoftmax; of the discrete latents alone.
         sparse: as AutoGumbelSoftmax; of the discrete latents' logits alone.
         create_plates: as AutoGumbelSoftmax.
 
@@ -464,8 +466,16 @@ def auto_relaxed(
     check_continuous(part)
     guide.append(part)
     discrete = poutine.block(plain, hide_fn=_is_continuous)
-    options: dict[str, Any] = {"family": family, "objective": objective, "init_logits": init_logits}
-    guide.append(AutoGumbelSoftmax(discrete, temperature, sparse=sparse, **options))
+    part = AutoGumbelSoftmax(
+        discrete,
+        temperature,
+        family=family,
+        objective=objective,
+        init_logits=init_logits,
+        parents=parents,
+        sparse=sparse,
+    )
+    guide.append(part)
     return guide
 
 
