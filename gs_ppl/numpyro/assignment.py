@@ -16,7 +16,7 @@ from numpyro.optim import Adam
 
 from gs_ppl._shared import assignment
 from gs_ppl._shared.assignment import FIT_DRAWS
-from gs_ppl.numpyro.autoguide import AutoGumbelSoftmax, SiteLogits
+from gs_ppl.numpyro.autoguide import AutoGumbelSoftmax
 from gs_ppl.numpyro.comparison import Program, SeedBySite, Session
 from gs_ppl.numpyro.enumeration import config_enumerate, unpacked
 from gs_ppl.numpyro.handlers import discretize
@@ -117,7 +117,7 @@ def _parts(guide: Any) -> Iterator[Any]:
     if isinstance(guide, AutoGuideList):
         for part in guide:
             yield from _parts(part)
-    elif not isinstance(guide, SiteLogits):
+    elif not isinstance(guide, AutoGumbelSoftmax):
         yield guide
 
 

@@ -205,17 +205,21 @@ def _any_mean(table: Any, weights: Sequence[Any]) -> jax.Array:
 def _infinite(value: jax.Array, table: Any, weights: Sequence[Any]) -> jax.Array:
     """The mean of the finite entries, and what is not finite where its weight is not 0.
 
-    A loop over the cells, in place: of no step where all entries are finite.
+    A loop over the cells, in place: of no step where all entries are finite. The weights have their
+    classes last, as sites have them, so that XLA keeps no copy of them for the loop.
     """
     classes = table.shape[: len(weights)]
     cells = table.reshape(-1, *table.shape[len(weights) :])
+    as_drawn = [
+        jnp.moveaxis(w.reshape(len(w), *(n for n in tail(w, 1) if n != 1)), 0, -1) for w in weights
+    ]
 
     def add(state: Any) -> Any:
         i, value = state
         at = jnp.unravel_index(i, classes)
         hit = ~jnp.isfinite(cells[i])
-        for w, k in zip(weights, at, strict=True):
-            hit = hit & (w[k] != 0)
+        for w, y, k in zip(weights, as_drawn, at, strict=True):
+            hit = hit & (y[..., k] != 0).reshape(tail(w, 1))
         return i + 1, value + jnp.where(hit, cells[i], 0)
 
     steps = jnp.where(jnp.isfinite(table).all(), 0, len(cells))

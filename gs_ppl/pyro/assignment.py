@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 from gs_ppl._shared import assignment
 from gs_ppl._shared.assignment import FIT_DRAWS
-from gs_ppl.pyro.autoguide import AutoGumbelSoftmax, SiteLogits
+from gs_ppl.pyro.autoguide import AutoGumbelSoftmax
 from gs_ppl.pyro.comparison import Program, SeedBySite, Session
 from gs_ppl.pyro.enumeration import config_enumerate
 from gs_ppl.pyro.handlers import discretize, random_state
@@ -106,7 +106,7 @@ def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
 
 def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
     """Those of an automatic guide that draw continuous latents, each with the plates of these."""
-    if isinstance(guide, SiteLogits):
+    if isinstance(guide, AutoGumbelSoftmax):
         return
     if not isinstance(guide, AutoGuideList):
         yield guide
@@ -116,7 +116,7 @@ def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
         guide._setup_prototype(*args, **kwargs)
     try:
         for part in guide:
-            if not isinstance(part, SiteLogits | AutoGuideList | AutoCallable):
+            if not isinstance(part, AutoGumbelSoftmax | AutoGuideList | AutoCallable):
                 if part.prototype_trace is None:
                     part._setup_prototype(*args, **kwargs)
                 frames = part._prototype_frames.values()
