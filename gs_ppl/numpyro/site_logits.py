@@ -103,15 +103,20 @@ class Latent(NamedTuple):
 def read_latent(name: str, site: dict[str, Any]) -> Latent | None:
     """None if it is not discrete; in the trace an integer becomes a vector of weights."""
     law = innermost(site["fn"])
+    values: tuple[int, ...] | None
     if is_integer(law):
         values, given = classes(name, law)
-        law = OneHotCategorical(**given)
+        law = one_hot(given)
         site["fn"] = rewrap(site["fn"], partial(in_place_of, law))
         site["value"] = jnp.zeros(site["fn"].shape(), law.logits.dtype)
     else:
         values = values_of(law)
     dims = event_dims(law)
     return None if dims is None else Latent(name, site["fn"], dims, values)
+
+
+def one_hot(given: dict[str, Any]) -> OneHotCategorical:
+    return OneHotCategorical(**given)
 
 
 def in_place_of(law: Any, other: Any) -> Any:
@@ -249,7 +254,8 @@ class SiteLogits(Follows):
     def _find_row_plates(self, args: tuple, kwargs: dict) -> dict[str, str]:
         """Of sparse rows: by site, of those that are in a plate."""
         _, given, _ = self._known(args, kwargs)
-        found, sizes = {}, self._prototype_frame_full_sizes
+        sizes = self._prototype_frame_full_sizes
+        found: dict[str, str] = {}
         for name, latent in self._latents.items():
             if frames := self.prototype_trace[name]["cond_indep_stack"]:
                 plates = {frame.dim: frame.name for frame in frames}
@@ -291,7 +297,7 @@ class ReadLogits(SiteLogits):
 
         For a site with parents they are its marginal.
         """
-        logits, found = self._logits(params), {}
+        logits, found = self._logits(params), dict[str, Array]()
         laws = self._laws(logits)
         marginals = laws and structure.marginals(laws)
         for name, a in logits.items():

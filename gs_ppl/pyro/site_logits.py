@@ -100,17 +100,21 @@ class Latent(NamedTuple):
 
 def read_latent(name: str, site: dict[str, Any]) -> Latent | None:
     """None if it is not discrete; in the trace an integer becomes a vector of weights."""
-    law, values = innermost(site["fn"]), None
+    law = innermost(site["fn"])
+    values: tuple[tuple[int, ...], bool] | None = None
     if is_integer(law):
         integers, given = classes(name, law)
-        values = integers, is_count(law)
-        law = OneHotCategorical(**given)
+        values, law = (integers, is_count(law)), one_hot(given)
         site["fn"] = rewrap(site["fn"], partial(in_place_of, law))
         site["value"] = law.logits.new_zeros(site["fn"].shape())
-    elif (integers := values_of(law)) is not None:
-        values = integers, law.floating
+    elif (support := values_of(law)) is not None:
+        values = support, law.floating
     dims = event_dims(law)
     return None if dims is None else Latent(name, site["fn"], dims, values)
+
+
+def one_hot(given: dict[str, Any]) -> OneHotCategorical:
+    return OneHotCategorical(**given)
 
 
 def in_place_of(law: Any, other: Any) -> Any:
@@ -267,7 +271,7 @@ class ReadLogits(SiteLogits):
 
         For a site with parents they are its marginal.
         """
-        logits, found = self._logits(), {}
+        logits, found = self._logits(), dict[str, Tensor]()
         laws = self._laws(logits)
         marginals = laws and structure.marginals(laws)
         for name, a in logits.items():
