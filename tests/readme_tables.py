@@ -252,16 +252,17 @@ def table1() -> str:
 
 
 def one_sample() -> str:
-    """The last point of each curve of NumPyro's, in bold the least of a model."""
+    """The last point of each curve of NumPyro's, in bold the least of a model of three or more."""
     lines: dict = {}
     for cell in read_cells("table1"):
         if cell["backend"] == "numpyro":
             lines.setdefault(cell["row"], {}).setdefault(cell["column"], []).append(
                 cell["evaluations"][-1][1]
             )
+    lines = {row: line for row, line in sorted(lines.items()) if len(line) > 2}
     columns = [name for name in ESTIMATORS if any(name in line for line in lines.values())]
     shown = []
-    for row, line in sorted(lines.items()):
+    for row, line in lines.items():
         least = min(map(mean_of, line.values()))
         texts = [over_seeds(line[name], least) if name in line else "" for name in columns]
         shown.append([row, *texts])
