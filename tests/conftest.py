@@ -20,10 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
-# generator, a test takes a third of the time. `make test-long` has numbers and trainings as a user.
+# generator, in one piece each (a draw is split into many), a test takes a quarter of the time.
+# `make test-long` has numbers and trainings as a user.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
-    QUICK["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # XLA dies of a flag it has not
+    flags = "use_fusion_emitters=false", "parallel_codegen_split_count=1"
+    QUICK["XLA_FLAGS"] = " ".join(f"--xla_cpu_{flag}" for flag in flags)  # it dies of one it lacks
 
 
 def pytest_configure(config: pytest.Config) -> None:
