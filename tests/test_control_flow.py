@@ -1,57 +1,13 @@
-"""Each handler over NumPyro's scan and cond: what is inside is reached, summed by hand."""
+"""Each handler over NumPyro's scan: what is inside is reached, summed by hand."""
 
 import itertools
 
 import numpy as np
 import pytest
+from chains import DATA, LAWS, LOCS, TRANSITION, chain, enumerated, log_joints
 from scipy import stats
 
 pytestmark = pytest.mark.only("numpyro")
-
-RNG = np.random.default_rng(3)
-DATA, LOCS = RNG.normal(size=4), np.array([-1.0, 0.0, 2.0])
-TRANSITION = RNG.dirichlet(np.ones(3), 3)
-LAWS = ["bit", "Categorical", "OneHotCategorical", "GumbelSoftmax", "STGumbelSoftmax"]
-
-
-def chain(backend, kind, history=1, guide=None):
-    """A hidden Markov model in scan, from state 0, and its number of states."""
-    import jax.numpy as jnp
-    from numpyro.contrib.control_flow import scan
-
-    K = 2 if kind == "bit" else 3
-    table = TRANSITION[:K, :K] / TRANSITION[:K, :K].sum(-1, keepdims=True)
-    vectors = kind not in ("bit", "Categorical")
-
-    def law(p):
-        if kind == "bit":
-            return backend.native.Bernoulli(probs=p[..., 1])
-        if kind == "Categorical":
-            return backend.native.Categorical(probs=p)
-        make = getattr(backend.gs, kind)
-        return make(probs=p) if kind == "OneHotCategorical" else make(0.5, probs=p)
-
-    def body(before, x):
-        z = backend.ppl.sample("z", law(backend.gs.select(jnp.asarray(table), before, axis=0)))
-        loc = backend.gs.select(jnp.asarray(LOCS[:K]), z)
-        backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
-        return z, z
-
-    def model():
-        first = jnp.eye(K)[0] if vectors else 0
-        return scan(body, first, jnp.asarray(DATA), history=history)
-
-    return model, table
-
-
-def log_joints(table):
-    """Of each path."""
-    K, values = len(table), []
-    for path in itertools.product(range(len(table)), repeat=len(DATA)):
-        steps = zip((0, *path), path, strict=False)
-        prior = sum(np.log(table[i, j]) for i, j in steps)
-        values.append(prior + stats.norm(LOCS[:K][list(path)]).logpdf(DATA).sum())
-    return np.array(values)
 
 
 @pytest.mark.parametrize("kind", LAWS)
@@ -63,7 +19,8 @@ def test_enumeration_in_scan_is_exact(backend, kind):
     model = backend.gs.config_enumerate(model)
     expected = np.logaddexp.reduce(log_joints(table))
     assert -backend.enumerated_loss(model, lambda: None, 0) == pytest.approx(expected, rel=1e-10)
-    density, _ = log_density(enum(model, first_available_dim=-1), (), {}, {})
+    lazy = enum(model, first_available_dim=-1)
+    density = backend.jax.jit(lambda: log_density(lazy, (), {}, {})[0])()
     assert float(density) == pytest.approx(expected, rel=1e-10)
 
 
@@ -138,7 +95,7 @@ def test_gradient_and_plate_and_enumerated_start(backend):
         return np.logaddexp.reduce(total)
 
     loss = lambda shift: elbo.loss(jax.random.key(0), {"shift": shift}, model, lambda: None)  # noqa: E731
-    value, slope = jax.value_and_grad(loss)(jnp.asarray(0.2))
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.asarray(0.2))
     assert -float(value) == pytest.approx(evidence(0.2), rel=1e-10)
     assert -float(slope) == pytest.approx(
         (evidence(0.2 + 1e-5) - evidence(0.2 - 1e-5)) / 2e-5, rel=1e-6
@@ -187,10 +144,6 @@ def test_compare_in_scan(backend, kind):
     np.testing.assert_allclose(report.marginals["z"].exact, exact, atol=1e-12)
     assert report.elbo is None
     assert any("site 'z': sites inside of scan are not enumerated" in n for n in report.notes)
-
-
-def enumerated(backend, model, guide=lambda: None, plates=0):
-    return -backend.enumerated_loss(backend.gs.config_enumerate(model), guide, plates)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])
@@ -450,80 +403,6 @@ def test_a_guide_in_scan_under_enumeration(backend, history):
     assert -backend.elbo_loss(elbo, model, whole) == pytest.approx(expected, rel=1e-10)
 
 
-def drawn(backend, model, temperature, draws=1):
-    """Paths by infer_discrete, at which NumPyro itself dies inside of scan."""
-    import jax
-    from numpyro.contrib.funsor import infer_discrete
-
-    model = backend.gs.config_enumerate(model)
-
-    def draw(key):
-        decode = infer_discrete(model, -2, temperature=temperature, rng_key=key)
-        return backend.ppl.handlers.trace(backend.ppl.handlers.seed(decode, key)).get_trace()
-
-    keys = jax.random.split(jax.random.key(0), draws)
-    return np.asarray(jax.vmap(lambda key: draw(key)["z"]["value"])(keys)).astype(int)
-
-
-def is_law(paths, log_joint):
-    """Whether paths are draws of a law on the cells of a table."""
-    counts = np.bincount(np.ravel_multi_index(paths.T, log_joint.shape), minlength=log_joint.size)
-    p = np.exp(log_joint - np.logaddexp.reduce(log_joint, axis=None)).ravel()
-    return stats.chisquare(counts, len(paths) * p).pvalue > 1e-4
-
-
-@pytest.mark.parametrize(
-    "kind", ["bit", *(pytest.param(k, marks=pytest.mark.long) for k in LAWS[1:])]
-)
-def test_draws_from_scan(backend, kind):
-    model, table = chain(backend, kind)
-    log_joint = log_joints(table).reshape([len(table)] * 4)
-    paths = drawn(backend, model, 0)
-    assert log_joint[tuple(paths[0])] == log_joint.max()
-    assert is_law(drawn(backend, model, 1, 4000), log_joint)
-
-
-@pytest.mark.long
-def test_draws_from_a_second_order_scan_of_several_lengths(backend):
-    """Rows in a plate, of which one ends early."""
-    from numpyro.contrib.control_flow import scan
-
-    ppl, jnp = backend.ppl, backend.jnp
-    second = RNG.dirichlet(np.ones(2), (2, 2))
-    x, ends = np.stack([DATA[:3], -DATA[:3]], -1), np.array([3, 2])
-
-    def model():
-        def body(before, given):
-            (p, q), (t, x) = before, given
-            with ppl.plate("rows", 2), ppl.handlers.mask(mask=t < ends):
-                z = ppl.sample("z", backend.native.Categorical(probs=jnp.asarray(second)[p, q]))
-                ppl.sample("x", backend.native.Normal(jnp.asarray(LOCS)[z], 1.0), obs=x)
-            return (q, z), z
-
-        zeros = jnp.zeros(2, int)
-        return scan(body, (zeros, zeros), (jnp.arange(3), jnp.asarray(x)), history=2)
-
-    cells = list(itertools.product(range(2), repeat=3))
-    paths = drawn(backend, model, 1, 4000)
-    for row in range(2):
-        log_joint = np.empty((2, 2, 2))
-        for a, b, c in cells:
-            prior = second[0, 0, a] * second[0, a, b] * second[a, b, c]
-            fit = stats.norm(LOCS[[a, b, c]]).logpdf(x[:, row])[: ends[row]].sum()
-            log_joint[a, b, c] = np.log(prior) + fit
-        assert is_law(paths[:, :, row], log_joint)
-        best = drawn(backend, model, 0)[0, :, row]
-        assert log_joint[tuple(best)] == log_joint.max()
-
-
-@pytest.mark.long
-def test_draws_from_scan_as_a_data_set(backend):
-    model, table = chain(backend, "OneHotCategorical")
-    data = backend.to_inference_data(model, num_samples=2000)
-    paths = data.posterior["z"].values[0].astype(int)
-    assert is_law(paths, log_joints(table).reshape(3, 3, 3, 3))
-
-
 def test_reverse_is_refused(backend):
     """NumPyro sums a reversed scan in the wrong order."""
     from numpyro.contrib.control_flow import scan
@@ -571,227 +450,6 @@ def test_handlers_reach_into_scan(backend, handler):
     assert hard == (handler == "discretize")
 
 
-# --- cond -----------------------------------------------------------------------------------------
-
-
-def branching(backend, kind):
-    from numpyro.contrib.control_flow import cond
-
-    def branch(p):
-        def draw(_):
-            make = getattr(backend.gs, kind)
-            p_ = backend.array(p)
-            law = make(probs=p_) if kind == "OneHotCategorical" else make(0.5, probs=p_)
-            return backend.ppl.sample("z", law)
-
-        return draw
-
-    def model():
-        w = backend.ppl.sample("w", backend.native.Normal(backend.array(0.0), 1.0))
-        z = cond(w > 0, branch([0.5, 0.5, 0.0]), branch([0.0, 0.5, 0.5]), w)
-        backend.ppl.sample("x", backend.native.Normal(z @ backend.array(LOCS), 1.0), obs=0.3)
-        return z
-
-    return model
-
-
-@pytest.mark.parametrize("handler", ["relax", "discretize", "config_enumerate"])
-def test_handlers_reach_into_both_branches(backend, handler):
-    """Each branch keeps its impossible category, whichever is taken."""
-    kind = "OneHotCategorical" if handler == "relax" else "GumbelSoftmax"
-    model = branching(backend, kind)
-    model = (
-        backend.gs.relax(model, 0.5) if handler == "relax" else getattr(backend.gs, handler)(model)
-    )
-    taken = set()
-    for seed in range(6):
-        trace = backend.trace(model, seed)
-        z, first = backend.numpy(trace["z"]), float(trace["w"]) > 0
-        taken.add(first)
-        if handler == "config_enumerate":
-            assert z in ((0, 1) if first else (1, 2))
-        else:
-            assert z[2 if first else 0] == 0
-            assert np.isin(z, (0, 1)).all() == (handler == "discretize")
-    assert taken == {True, False}
-
-
-@pytest.mark.parametrize("handler", ["relax", "discretize", "config_enumerate"])
-def test_branches_without_latents(backend, handler):
-    """A predicate of a latent, and a deterministic site in each branch."""
-    from numpyro import handlers
-    from numpyro.contrib.control_flow import cond
-
-    ppl, gs = backend.ppl, backend.gs
-
-    def model():
-        w = ppl.sample("w", backend.native.Normal(backend.array(0.0), 1.0))
-        yes, no = (lambda x, shift=s: ppl.deterministic("a", x + shift) for s in (1.0, -2.0))
-        y = cond(w > 0, yes, no, w)
-        z = ppl.sample("z", gs.OneHotCategorical(probs=backend.array(TRANSITION[0])))
-        loc = y + gs.select(backend.array(LOCS), z)
-        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=0.3)
-
-    handled = getattr(gs, handler)(model, *([0.5] if handler == "relax" else []))
-    taken = set()
-    for seed in range(6):
-        with handlers.seed(rng_seed=seed), handlers.trace() as trace:
-            handled()
-        w, a = (float(trace[name]["value"]) for name in "wa")
-        assert a == pytest.approx(w + (1.0 if w > 0 else -2.0))
-        taken.add(w > 0)
-    assert taken == {True, False}
-
-
-def test_a_branch_sees_what_the_guide_has_drawn(backend):
-    """NumPyro's cond draws anew under replay, and hands that to the program."""
-    import jax
-    from numpyro import handlers
-
-    model = backend.gs.relax(branching(backend, "OneHotCategorical"), 0.5)
-    with handlers.seed(rng_seed=0), handlers.trace() as drawn:
-        model()
-    with handlers.seed(rng_seed=1), handlers.replay(trace=drawn), handlers.trace() as again:
-        z = model()
-    np.testing.assert_array_equal(backend.numpy(z), backend.numpy(drawn["z"]["value"]))
-    np.testing.assert_array_equal(backend.numpy(z), backend.numpy(again["z"]["value"]))
-    assert jax.tree.leaves(again["x"]["fn"])  # the law of x saw it
-
-
-def test_branches_are_not_enumerated(backend):
-    model = backend.gs.config_enumerate(branching(backend, "OneHotCategorical"))
-    guide = lambda: backend.ppl.sample("w", backend.native.Normal(backend.array(0.0), 1.0))  # noqa: E731
-    with pytest.raises(ValueError, match="site 'z': sites inside of cond are not enumerated"):
-        backend.enumerated_loss(model, guide, 0)
-
-
-def drawn_in_branches(backend, read, observed, chosen=None):
-    """A class is drawn in a branch, with a law of its own in each; `read` makes its location."""
-    from numpyro.contrib.control_flow import cond
-
-    ppl, native, array = backend.ppl, backend.native, backend.array
-
-    def branch(p):
-        return lambda _: read(ppl.sample("z", native.Categorical(probs=array(p))))
-
-    def model():
-        drawn = chosen is None
-        w = ppl.sample("w", native.Normal(array(0.0), 1.0)) if drawn else array(chosen)
-        loc = cond(w > 0, branch(TRANSITION[0]), branch(TRANSITION[1]), w)
-        if observed:
-            ppl.sample("x", native.Normal(loc, 1.0), obs=0.3)
-
-    return model
-
-
-def divergence(q, p):
-    return (q * np.log(q / p)).sum()
-
-
-def test_branches_under_check(backend):
-    """The divergence is that from the law of the branch taken; what a branch reads is probed."""
-    ppl, native, array, gs = backend.ppl, backend.native, backend.array, backend.gs
-    q, locs = np.array([0.2, 0.5, 0.3]), array(LOCS)
-
-    def guide(classes=True):
-        ppl.sample("w", native.Normal(array(0.2), 1.0))
-        if classes:
-            ppl.sample("z", native.Categorical(probs=array(q)))
-
-    elbo, own = backend.infer.TraceMeanField_ELBO(), gs.relax(guide, 0.5)
-    model = gs.relax(drawn_in_branches(backend, lambda z: locs[z], False), 0.5)
-    gs.check(model, own, elbo)
-    run = backend.jax.jit(lambda key: elbo.loss(key, {}, model, own))
-    found = {round(float(run(backend.jax.random.key(seed))), 6) for seed in range(9)}
-    assert found == {round(0.02 + divergence(q, TRANSITION[row]), 6) for row in (0, 1)}
-    jump = lambda z: backend.where(locs[z] > 0.5, 1.0, -1.0)  # noqa: E731
-    with pytest.raises(ValueError, match="site 'z': the model reads its relaxed value in a way"):
-        gs.check(gs.relax(drawn_in_branches(backend, jump, True), 0.5), own, elbo)
-    with pytest.raises(ValueError, match=r"site 'z': Categorical.* in the model is neither in"):
-        gs.check(drawn_in_branches(backend, lambda z: locs[z], True), lambda: guide(False), elbo)
-
-
-@pytest.mark.long
-def test_branches_under_compare(backend):
-    """What cannot be enumerated is a note; the estimates are there, and right."""
-    read = lambda z: backend.array(LOCS)[z]  # noqa: E731
-    model = drawn_in_branches(backend, read, True, chosen=-1.0)
-    guide, ST = backend.gs.AutoGumbelSoftmax(model), backend.gs.STGumbelSoftmax
-    report = backend.compare(model, guide, num_samples=200, temperatures=[0.5], families=[ST])
-    assert (report.evidence, report.elbo) == (None, None)
-    for note in report.notes:
-        assert "site 'z': sites inside of cond are not enumerated: draw it before, and" in note
-    fit = stats.norm(LOCS).logpdf(0.3).mean()
-    elbo, (found,) = fit - divergence(np.full(3, 1 / 3), TRANSITION[1]), report.estimates
-    assert abs(found.elbo.mean - elbo) < 4 * found.elbo.error < 1
-
-
-def test_cond_beside_an_enumerated_latent(backend):
-    """NumPyro refuses cond wherever something is enumerated, were it elsewhere."""
-    from numpyro.contrib.control_flow import cond
-
-    def model():
-        shift = cond(
-            backend.array(1.0) > 0, lambda x: x + 1.0, lambda x: x - 1.0, backend.array(0.5)
-        )
-        z = backend.ppl.sample(
-            "z", backend.gs.OneHotCategorical(probs=backend.array(TRANSITION[0]))
-        )
-        loc = backend.gs.select(backend.array(LOCS), z) + shift
-        backend.ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.3))
-
-    expected = np.log((TRANSITION[0] * stats.norm(LOCS + 1.5).pdf(0.3)).sum())
-    loss = backend.enumerated_loss(backend.gs.config_enumerate(model), lambda: None, 0)
-    assert -loss == pytest.approx(expected, rel=1e-10)
-
-
-def test_sample_shape_is_not_enumerated_silently(backend):
-    def model():
-        law = backend.native.Bernoulli(probs=backend.array(0.5))
-        z = backend.ppl.sample("z", law, sample_shape=(3,))
-        backend.ppl.sample("y", backend.native.Normal(z.sum(-1), 1.0), obs=backend.array(2.0))
-
-    with pytest.raises(ValueError, match=r"site 'z': sample_shape joins \(3,\) discrete"):
-        backend.enumerated_loss(backend.gs.config_enumerate(model), lambda: None, 0)
-
-
-def test_sample_shape_in_reports_and_losses(backend):
-    """Log weights of draws are whole; a loss that would count one of three bits is refused."""
-    ppl, native, gs = backend.ppl, backend.native, backend.gs
-
-    def model():
-        z = ppl.sample("z", native.Bernoulli(probs=backend.array(0.5)), sample_shape=(3,))
-        loc = z.astype(float).sum(-1)  # of integers over draws it is refused
-        ppl.sample("y", native.Normal(loc, 1.0), sample_shape=(2,), obs=backend.array([2.0, 1.0]))
-
-    def guide():
-        ppl.sample("z", native.Bernoulli(probs=backend.array(0.2)), sample_shape=(3,))
-
-    with pytest.raises(ValueError, match=r"site 'z': sample_shape joins \(3,\) discrete"):
-        backend.to_inference_data(model, num_samples=4)
-    for how, p in ((gs.AutoGumbelSoftmax(model), 0.5), (guide, 0.2)):
-        drawn = backend.to_inference_data(model, how, num_samples=4)
-        z = drawn["posterior"]["z"].values
-        assert z.shape == (1, 4, 3)
-        pointwise = stats.norm(z.sum(-1)[..., None]).logpdf([2.0, 1.0])
-        assert drawn["log_likelihood"]["y"].values == pytest.approx(pointwise, rel=1e-6)
-        log_q = stats.bernoulli(p).logpmf(z.astype(int)).sum(-1)
-        weight = pointwise.sum(-1) + 3 * np.log(0.5) - log_q
-        assert drawn["sample_stats"]["log_weight"].values == pytest.approx(weight, rel=1e-6)
-    relaxed = [gs.relax(p, 0.5, family=gs.STGumbelSoftmax) for p in (model, guide)]
-    with pytest.raises(ValueError, match=r"site 'z': TraceMeanField_ELBO counts .* of one of"):
-        gs.check(*relaxed, backend.infer.TraceMeanField_ELBO())
-    gs.check(*relaxed, backend.infer.Trace_ELBO())
-    for elbo in (gs.RLOO_ELBO(num_particles=2), gs.MuProp_ELBO()):
-        with pytest.raises(
-            ValueError, match=r"site 'z': axis -1 of its batch shape \(3,\) lies in"
-        ):
-            backend.elbo_loss(elbo, model, guide)
-
-
-# --- compare and training -------------------------------------------------------------------------
-
-
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("guide", ["automatic", "scanned"])
 @pytest.mark.quick("automatic")
@@ -826,59 +484,3 @@ def test_compare_over_scan(backend, guide):
     )
     assert report.evidence.mean == pytest.approx(np.log(alpha.sum()), rel=1e-9)
     assert report.marginals["z"].exact.shape == (3, 2)
-
-
-# --- control flow of JAX, which holds no site -----------------------------------------------------
-
-
-def fori(lax, x):
-    return lax.fori_loop(0, 3, lambda i, total: total + x, 0.0 * x)
-
-
-def until(lax, x):
-    return lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] + x), (0, 0.0 * x))[1]
-
-
-def scanned(lax, x):
-    return lax.scan(lambda total, _: (total + x, None), 0.0 * x, None, length=3)[0]
-
-
-def chosen(lax, x):
-    return lax.cond(x.ndim < 9, lambda x: 3 * x, lambda x: x, x)
-
-
-def switched(lax, x):
-    return lax.switch(1, [lambda x: x, lambda x: 3 * x], x)
-
-
-@pytest.mark.parametrize("integer", [False, True], ids=["one-hot", "integer"])
-@pytest.mark.parametrize("flow", [fori, until, scanned, chosen, switched])
-@pytest.mark.quick("integer")
-def test_flow_of_jax(backend, flow, integer):
-    """Three times the location, under each handler and report; JAX has no gradient of a while."""
-    from jax import lax
-
-    gs, ppl, locs = backend.gs, backend.ppl, backend.array(LOCS)
-    prior, x = backend.array(TRANSITION[0]), DATA[0]
-    law = backend.native.Categorical if integer else gs.OneHotCategorical
-
-    def model():
-        z = ppl.sample("z", law(probs=prior))
-        loc = locs[z] if integer else gs.select(locs, z)
-        ppl.sample("x", backend.native.Normal(flow(lax, loc), 1.0), obs=x)
-
-    joints = np.log(TRANSITION[0]) + stats.norm(3 * LOCS).logpdf(x)
-    relaxed = gs.relax(model, 0.5)
-    for k, vertex in enumerate(np.eye(3)):
-        at = backend.given(relaxed, {"z": backend.array(vertex)})
-        assert backend.seeded_log_joint(at, 0) == pytest.approx(joints[k], rel=1e-10)
-    evidence = np.logaddexp.reduce(joints)
-    for program in (model, gs.discretize(relaxed)):
-        loss = backend.enumerated_loss(gs.config_enumerate(program), lambda: None, 0)
-        assert -loss == pytest.approx(evidence, rel=1e-10)
-    if flow is until:
-        return
-    guide = gs.AutoGumbelSoftmax(model, 0.5)
-    gs.check(relaxed, guide, backend.infer.TraceMeanField_ELBO())
-    report = backend.compare(model, gs.AutoGumbelSoftmax(model), num_samples=2, temperature=0.5)
-    assert report.evidence.mean == pytest.approx(evidence, rel=1e-6)

@@ -1,0 +1,162 @@
+"""compare: what cannot be done is noted where it is the table's size, and raised else."""
+
+import numpy as np
+import pytest
+from enumerable import (
+    by_name,
+    one_site,
+    plain,
+)
+from programs import BITS, DATA, LOCS, PRIOR
+
+from gs_ppl._shared import comparison
+
+
+def test_a_guide_without_parameters(backend):
+    model, _ = one_site(backend, np.zeros(3), np.zeros(3))
+
+    def guide():
+        backend.ppl.sample("z", backend.gs.OneHotCategorical(probs=backend.array(PRIOR)))
+
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    assert [row.gradient for row in report.estimates] == [None] * 3
+    assert str(report)
+    assert report.plot().axes
+    assert report.to_dataset().sizes["parameter"] == 0
+
+
+def test_a_limit_to_the_tables(backend):
+    """At 72 entries, a x b x c x data, the factorial program is enumerated; at 71 it is not."""
+    model = plain(backend, "factorial")
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    options = {"families": [backend.gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 5}
+    enough = backend.compare(model, guide, max_entries=72, **options)
+    assert enough.evidence.mean == pytest.approx(by_name("factorial").evidence())
+    assert enough.notes == ()
+    report = backend.compare(model, guide, max_entries=71, **options)
+    assert report.evidence is None
+    assert report.elbo is None
+    assert report.marginals == {}
+    for note in report.notes:
+        assert "a table over a, b, c would have 72 entries, more than max_entries = 71" in note
+    assert len(report.notes) == 2
+    (row,), (known,) = report.estimates, enough.estimates
+    assert row.elbo == known.elbo
+    assert (row.gradient.variance, row.gradient.snr) == (
+        known.gradient.variance,
+        known.gradient.snr,
+    )
+    assert np.isnan([row.gradient.bias, row.gradient.floor, row.gradient.cosine]).all()
+    assert "not enumerated" in str(report)
+    assert report.best == ()
+    assert "nan" not in str(report)
+    assert report.plot().axes
+    assert np.isnan(report.to_dataset()["evidence"])
+
+
+def test_an_error_in_every_run_is_raised(backend):
+    """Only what enumeration alone refuses becomes a note."""
+    guide = backend.gs.AutoGumbelSoftmax(plain(backend, "factorial"))
+
+    def broken():
+        raise ValueError("the program's own")
+
+    with pytest.raises(ValueError, match="the program's own"):
+        backend.compare(
+            broken,
+            guide,
+            families=[backend.gs.STGumbelSoftmax],
+            temperature=0.5,
+            num_samples=5,
+        )
+
+
+def test_the_guide_alone_may_be_enumerated(backend):
+    """Its ELBO averages each score by itself, where the model's evidence joins them."""
+    table = {"model": (10**9, ["z"]), "guide": (1, ["z"])}
+    session = backend.session(*one_site(backend, np.zeros(3), np.zeros(3)))
+    session.table = table.get
+    families = [backend.gs.STGumbelSoftmax]
+    report = comparison.run(
+        session, comparison.Options(families, [], [0.5], 3, 1, [], 100, progress_bar=False)
+    )
+    assert report.evidence is None
+    assert report.elbo is not None
+    assert list(report.marginals) == ["z"]
+    assert report.marginals["z"].exact is None
+    assert np.isfinite(report.estimates[0].gradient.bias)
+    assert "1.0e9 entries" in report.notes[0]
+    assert str(report)
+    assert report.plot().axes
+    assert report.to_dataset()
+
+
+def test_joined_sites_are_noted(backend):
+    ppl, gs = backend.ppl, backend.gs
+
+    def model():
+        law = gs.OneHotCategorical(probs=backend.array(np.tile(PRIOR, (2, 1)))).to_event(1)
+        z = ppl.sample("z", law)
+        loc = (z * backend.array(LOCS)).sum(-1).sum(-1)
+        ppl.sample("x", backend.native.Normal(loc, 1.0), obs=backend.array(0.4))
+
+    report = backend.compare(model, gs.AutoGumbelSoftmax(model), num_samples=3, temperature=0.5)
+    assert report.evidence is None
+    assert len(report.notes) == 2
+    assert all("site 'z': to_event joins" in note for note in report.notes)
+    assert [row.family for row in report.estimates] == ["GumbelSoftmax"] * 2 + ["STGumbelSoftmax"]
+
+
+def test_a_score_of_all_rows_is_not_summed_to_a_wrong_number(backend):
+    """NumPyro would give a finite number here, as if all rows had one common value."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        with ppl.plate("units", 3):
+            h = ppl.sample("h", backend.native.Bernoulli(probs=array(BITS)))
+        ppl.sample("x", backend.native.Normal((h * array(1.0)).sum(-1), 1.0), obs=array(1.0))
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    report = backend.compare(
+        model, guide, families=[backend.gs.STGumbelSoftmax], num_samples=3, temperature=0.5
+    )
+    assert report.evidence is None
+    assert all("'x' depends on all rows of 'h'" in note for note in report.notes)
+    assert len(report.estimates) == 1
+
+
+def test_sites_coupled_across_plates_are_noted(backend):
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+
+    def model():
+        rows, columns = ppl.plate("rows", 2, dim=-1), ppl.plate("columns", 3, dim=-2)
+        with rows:
+            z = ppl.sample("z", gs.OneHotCategorical(probs=array(PRIOR)))
+        with columns:
+            w = ppl.sample("w", gs.OneHotCategorical(probs=array(PRIOR)))
+        with rows, columns:
+            loc = gs.select(array(LOCS), z) * gs.select(array(LOCS), w)
+            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=array(DATA.reshape(3, 2)))
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    report = backend.compare(
+        model, guide, families=[gs.STGumbelSoftmax], num_samples=3, temperature=0.5
+    )
+    assert report.evidence is None
+    assert "'w', 'z' depend on each other across plates" in report.notes[0]
+
+
+def test_a_relaxation_that_is_refused(backend):
+    def model():
+        backend.ppl.sample("n", backend.native.Categorical(probs=backend.array(PRIOR)))
+
+    families = {"families": [backend.gs.ExpGumbelSoftmax], "objectives": ["categorical"]}
+    with pytest.raises(ValueError, match="site 'n': objective='categorical' scores masses"):
+        backend.compare(model, model, num_samples=2, **families)
+
+
+def test_too_few_samples(backend):
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), num_samples=1)
+    with pytest.raises(ValueError, match="adaptation_steps must be at least 1, got 0"):
+        backend.compare(*one_site(backend, np.zeros(3), np.zeros(3)), adaptation_steps=0)
