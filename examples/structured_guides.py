@@ -11,7 +11,6 @@ writes report.json, and prints the table.
 """
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import hidden_markov
@@ -144,7 +143,6 @@ def train_pyro(tree: Tree, method: str, last: float | None, steps: int, seed: in
     import pyro
     import torch
     from pyro.distributions import Bernoulli
-    from pyro.infer import SVI, TraceEnum_ELBO, TraceMeanField_ELBO
 
     import gs_ppl.pyro as gs
 
@@ -167,18 +165,7 @@ def train_pyro(tree: Tree, method: str, last: float | None, steps: int, seed: in
     begin, end = RATES
     decay = (end / begin) ** (1 / steps)
     adam = pyro.optim.ClippedAdam({"lr": begin, "lrd": decay, "clip_norm": float("inf")})
-    if last is not None:
-        family = getattr(gs, method)
-        guide = gs.AutoGumbelSoftmax(model, family=family, parents="model")
-        elbo, schedule = TraceMeanField_ELBO(), make_schedule(last, steps)
-        svi = gs.AnnealedSVI(gs.relax(model, family=family), guide, adam, elbo, schedule)
-    else:
-        guide = gs.AutoGumbelSoftmax(model, parents="model")
-        if method == "TraceEnum_ELBO":
-            pair = gs.config_enumerate(model), gs.config_enumerate(guide)
-            svi = SVI(*pair, adam, TraceEnum_ELBO(max_plate_nesting=1))
-        else:
-            svi = SVI(model, gs.discretize(guide), adam, gs.RLOO_ELBO(DRAWS))
+    svi, guide = make_svi(gs, pyro.infer, model, adam, method, last, steps)
     for _ in range(steps):
         svi.step()
     logits = [getattr(guide.logits, f"z_{i}") for i in range(len(tree.above))]
@@ -190,7 +177,6 @@ def train_numpyro(tree: Tree, method: str, last: float | None, steps: int, seed:
     import jax.numpy as jnp
     import numpyro
     from numpyro.distributions import Bernoulli
-    from numpyro.infer import SVI, TraceEnum_ELBO, TraceMeanField_ELBO
 
     import gs_ppl.numpyro as gs
 
@@ -209,25 +195,25 @@ def train_numpyro(tree: Tree, method: str, last: float | None, steps: int, seed:
 
     begin, end = RATES
     adam = numpyro.optim.Adam(lambda step: begin * (end / begin) ** (step / steps))
-    if last is not None:
-        family = getattr(gs, method)
-        guide = gs.AutoGumbelSoftmax(model, family=family, parents="model")
-        elbo, schedule = TraceMeanField_ELBO(), make_schedule(last, steps)
-        svi = gs.AnnealedSVI(gs.relax(model, family=family), guide, adam, elbo, schedule)
-    else:
-        guide = gs.AutoGumbelSoftmax(model, parents="model")
-        if method == "TraceEnum_ELBO":
-            pair = gs.config_enumerate(model), gs.config_enumerate(guide)
-            svi = SVI(*pair, adam, TraceEnum_ELBO(max_plate_nesting=1))
-        else:
-            svi = SVI(model, gs.discretize(guide), adam, gs.RLOO_ELBO(DRAWS))
+    svi, _ = make_svi(gs, numpyro.infer, model, adam, method, last, steps)
     params = svi.run(jax.random.key(seed), steps, progress_bar=False).params
     logits = [params[f"z_{i}_auto_logits"] for i in range(len(tree.above))]
     return [np.asarray(a, float) for a in logits]
 
 
-def make_schedule(last: float, steps: int) -> Callable:
-    return exponential(-np.log(last) / steps, minimum=last)
+def make_svi(gs, infer, model, adam, method, last, steps) -> tuple:
+    """And its guide; `gs` and `infer` are those of either PPL."""
+    if last is not None:
+        family, loss = getattr(gs, method), infer.TraceMeanField_ELBO()
+        guide = gs.AutoGumbelSoftmax(model, family=family, parents="model")
+        schedule = exponential(-np.log(last) / steps, minimum=last)
+        relaxed = gs.relax(model, family=family)
+        return gs.AnnealedSVI(relaxed, guide, adam, loss, schedule), guide
+    guide = gs.AutoGumbelSoftmax(model, parents="model")
+    if method == "TraceEnum_ELBO":
+        pair = gs.config_enumerate(model), gs.config_enumerate(guide)
+        return infer.SVI(*pair, adam, infer.TraceEnum_ELBO(max_plate_nesting=1)), guide
+    return infer.SVI(model, gs.discretize(guide), adam, gs.RLOO_ELBO(DRAWS)), guide
 
 
 TRAINERS = {"pyro": train_pyro, "numpyro": train_numpyro}
