@@ -468,8 +468,10 @@ class NumPyroBackend:
         return self.jax.tree.map(self.numpy, compiled(batch, tables))
 
     def seeded_log_joint(self, program: Callable, seed: int) -> Array:
-        seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
-        return self.infer.util.log_density(seeded, (), {}, {})[0]
+        def score(key):  # in one compilation, where op by op there is one for each
+            return self.infer.util.log_density(self.ppl.handlers.seed(program, key), (), {}, {})[0]
+
+        return self.jax.jit(score)(self.jax.random.key(seed))
 
     def recorded(self, program: Callable, seed: int) -> dict[str, Any]:
         """The value of each site, deterministic ones too."""
