@@ -151,3 +151,42 @@ def test_inference_data_of_all_rows(backend):
 
 def params_of(params):
     return {} if params is None else {"params": params}
+
+
+def test_enumeration_has_the_rows_of_the_guide(backend):
+    """Each row of the guide fits its own row of the data alone; NumPyro's own ELBO mixes them."""
+    ppl, gs, native = backend.ppl, backend.gs, backend.native
+    places = backend.array(10.0 * np.arange(8))
+
+    def model():
+        with ppl.plate("data", 8, subsample_size=3) as rows:
+            w = ppl.sample("w", native.Normal(places[rows], 1.0))
+            z = ppl.sample("z", gs.OneHotCategorical(logits=backend.array(np.zeros(3))))
+            x = native.Normal(w + gs.select(backend.array(LOCS), z), 1.0)
+            ppl.sample("x", x, obs=places[rows])
+
+    def guide():
+        with ppl.plate("data", 8, subsample_size=3) as rows:
+            ppl.sample("w", native.Normal(places[rows], 0.1))
+
+    model = gs.config_enumerate(model)
+    elbo = gs.TraceEnum_ELBO(max_plate_nesting=1, num_particles=3)
+    gs.check(model, guide, elbo)
+    assert (
+        0 < backend.elbo_loss(elbo, model, guide) < 40
+    )  # 130 and more for a row in another's place
+
+
+@pytest.mark.only("numpyro")
+def test_numpyros_own_enumeration_is_refused(backend):
+    """Its model draws rows that are not the guide's."""
+
+    def program():
+        with backend.ppl.plate("data", 8, subsample_size=3):
+            backend.ppl.sample("w", backend.native.Normal(0.0, 1.0))
+
+    elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    with pytest.raises(ValueError, match="plate 'data': NumPyro's TraceEnum_ELBO draws rows for"):
+        backend.gs.check(program, program, elbo)
+    given = backend.ppl.handlers.substitute(program, data={"data": backend.array([0, 1, 2])})
+    backend.gs.check(given, given, elbo)

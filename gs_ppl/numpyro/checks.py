@@ -97,6 +97,16 @@ def _latents(trace: dict[str, Any], scanned: Collection[str] = ()) -> dict[str, 
     }
 
 
+def _is_subsampled(plate: dict[str, Any]) -> bool:
+    size, subsample_size = plate["args"]
+    return subsample_size not in (None, size)
+
+
+def _subsampled(trace: dict[str, Any]) -> set[str]:
+    """The plates that draw some of their rows."""
+    return {n for n, msg in trace.items() if msg["type"] == "plate" and _is_subsampled(msg)}
+
+
 class _GivenRows(Messenger):
     """Sees the rows that the program is given, as by substitute, before replay does."""
 
@@ -105,10 +115,8 @@ class _GivenRows(Messenger):
         self.rows: dict[str, Array] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate" and msg["value"] is not None:
-            size, subsample_size = msg["args"]
-            if subsample_size not in (None, size):
-                self.rows[msg["name"]] = msg["value"]
+        if msg["type"] == "plate" and msg["value"] is not None and _is_subsampled(msg):
+            self.rows[msg["name"]] = msg["value"]
 
 
 class _TakenApart(Messenger):
@@ -261,6 +269,13 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         wanted = read(rows)
         if own is not None and wanted is not None:
             check_rows(plate, own, wanted)
+    if isinstance(loss, TraceEnum_ELBO) and not isinstance(loss, trace_enum.TraceEnum_ELBO):
+        for plate in _subsampled(guide_trace) & _subsampled(model_trace) - given.keys():
+            raise ValueError(
+                f"plate {plate!r}: NumPyro's TraceEnum_ELBO draws rows for the model that are not"
+                " the guide's: use gs_ppl.numpyro.TraceEnum_ELBO, or give both their rows by"
+                " substitute"
+            )
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     if isinstance(loss, TraceEnum_ELBO) and scans.found:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax import Array
 from numpyro import handlers, infer
+from numpyro.primitives import Messenger
 
 from gs_ppl._shared.families import refuse_enumerated_parents
 from gs_ppl._shared.reprs import ShownELBO
@@ -28,7 +29,8 @@ class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
     """NumPyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has.
 
     A program may have enumerated and soft sites side by side. Soft values are scored by masses:
-    an estimate by log q - log p would not have its optimum at q = p.
+    an estimate by log q - log p would not have its optimum at q = p. The model has the rows of the
+    guide's subsampled plates; NumPyro's own draws others.
 
     Raises:
         ValueError: naming the soft site, where its law depends on one that the model enumerates.
@@ -46,9 +48,12 @@ class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
         *args: Any,
         **kwargs: Any,
     ) -> Array:
-        marked = _MarkAnalytic(guide)  # replay hands `infer` to the model
+        rows: dict[str, Array] = {}
+        marked = _Rows(_MarkAnalytic(guide), rows)  # replay hands `infer` to the model
         try:
-            return super().loss(rng_key, param_map, model, marked, *args, **kwargs)
+            return super().loss(
+                rng_key, param_map, _GuidesRows(model, rows), marked, *args, **kwargs
+            )
         except AssertionError as error:
             found = re.search("analytic KL computation for the latent variable `(.*?)`", str(error))
             if found is None:
@@ -57,7 +62,7 @@ class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
 
 
 class _MarkAnalytic(handlers.infer_config):
-    """Marks the soft sites, once relax has made them."""
+    """Marks the soft sites, once relax has made them; replay hands the mark to the model."""
 
     def __init__(self, fn: Callable) -> None:
         super().__init__(fn, _analytic)
@@ -65,3 +70,26 @@ class _MarkAnalytic(handlers.infer_config):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample":
             msg["infer"] = {**msg["infer"], **_analytic(msg)}
+
+
+class _Rows(Messenger):
+    """Notes the rows of plates, which the trace of NumPyro's enumeration leaves out."""
+
+    def __init__(self, fn: Callable, rows: dict[str, Array]) -> None:
+        super().__init__(fn)
+        self.rows = rows
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate":
+            self.rows[msg["name"]] = msg["value"]
+
+
+class _GuidesRows(_Rows):
+    """Gives the model's plates the rows that the guide, which runs first, has noted."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate" and msg["value"] is None:
+            msg["value"] = self.rows.get(msg["name"])
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        pass
