@@ -11,7 +11,23 @@ _temperature: ContextVar[Any] = ContextVar("temperature", default=None)
 
 @contextmanager
 def at_temperature(temperature: Any) -> Iterator[None]:
-    """Within it, handlers and guides that were given no temperature take this one."""
+    """Within it, handlers and guides that were given no temperature take this one.
+
+    For a training loop that is not AnnealedSVI's: one's own, or that of another engine.
+
+    Args:
+        temperature: tau > 0, a number or an array; a traced one in JAX.
+
+    Example:
+        >>> import pyro, torch
+        >>> from gs_ppl.pyro import OneHotCategorical, at_temperature, relax
+        >>> def model():
+        ...     return pyro.sample("z", OneHotCategorical(logits=torch.zeros(3)))
+        >>> with at_temperature(0.5):
+        ...     z = relax(model)()
+        >>> bool((z > 0).all())
+        True
+    """
     token = _temperature.set(temperature)
     try:
         yield

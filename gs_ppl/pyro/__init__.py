@@ -9,6 +9,7 @@ Example:
     torch.Size([4, 3])
 """
 
+from gs_ppl._shared.annealing import at_temperature
 from gs_ppl.pyro import constraints, functional, kl
 from gs_ppl.pyro.assignment import assign
 from gs_ppl.pyro.autoguide import AutoGuideList, AutoGumbelSoftmax, auto_relaxed
@@ -73,6 +74,7 @@ __all__ = [
     "StraightThrough",
     "TraceEnum_ELBO",
     "assign",
+    "at_temperature",
     "auto_relaxed",
     "best_start",
     "check",

@@ -362,7 +362,7 @@ class Session(comparison.Session):
             values.append(value)
             for name, leaf, slope in zip(variables, leaves, slopes, strict=True):
                 slope = torch.zeros_like(leaf) if slope is None else slope
-                gradients[name].append(slope.flatten().double().numpy())
+                gradients[name].append(slope.flatten().double().numpy(force=True))
         self.seconds = float(np.median(seconds))
         return np.array(values), {name: np.stack(g) for name, g in gradients.items()}
 

@@ -18,7 +18,7 @@ from pyro.ops.indexing import Vindex
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
-from torch import Tensor, float32, promote_types
+from torch import Tensor, float32, nn, promote_types
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, RelaxedBernoulli, RelaxedOneHotCategorical
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
@@ -128,11 +128,42 @@ class _Handled(_bound_partial):
         return messenger.shown(program)
 
 
-def _wrap(messenger: Any, fn: Callable | None, program: Callable | None = None) -> Any:
-    """The wrapped program, or the context manager where there is none, as Pyro's handlers do."""
+class HandledModule(nn.Module):
+    """What a messenger makes of a module: one with its parameters, as a loss as a module wants."""
+
+    def __init__(self, messenger: Any, module: nn.Module, run: Callable) -> None:
+        super().__init__()
+        self.messenger, self.module, self.run = messenger, module, run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self.messenger:
+            return self.run(self.module)(*args, **kwargs)
+
+    @property
+    def _gs_ppl_program(self) -> nn.Module:
+        return self.module
+
+    def __repr__(self) -> str:
+        return self.messenger.shown(self.module)
+
+
+def _as_is(fn: Callable) -> Callable:
+    return fn
+
+
+def _wrap(messenger: Any, fn: Callable | None, run: Callable = _as_is) -> Any:
+    """The wrapped program, or the context manager where there is none, as Pyro's handlers do.
+
+    Args:
+        messenger: in whose context the program runs.
+        fn: the program.
+        run: what is done to the program inside of the context.
+    """
     if fn is None:
         return messenger
-    inside = partial(_context_wrap, messenger, program or fn)
+    if isinstance(fn, nn.Module):
+        return HandledModule(messenger, fn, run)
+    inside = partial(_context_wrap, messenger, run(fn))
     return update_wrapper(_Handled(inside), fn, updated=())
 
 
@@ -365,11 +396,13 @@ def relax(
     laws = BitWithoutTemperature, WithoutTemperature
     relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
     messenger = RelaxMessenger(relaxation, sites, truncate or {}, max_tail, reads=fn is not None)
-    if fn is None:
-        return messenger
+    return _wrap(messenger, fn, _interpreted)
+
+
+def _interpreted(fn: Callable) -> Callable:
     program: Any = interpret(fn)
     program._gs_ppl_program = fn
-    return _wrap(messenger, fn, program)
+    return program
 
 
 # --- discretize -----------------------------------------------------------------------------------
