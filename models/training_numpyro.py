@@ -76,7 +76,7 @@ class Trainer:
             # the rows of a step do not depend on where the run was resumed
             key = jax.random.fold_in(self.rows, state.optim_state[0])
             rows = jax.random.randint(key, (self.settings.batch,), 0, len(images))
-            inputs = self.settings.inputs(images[rows])
+            inputs = self.settings.inputs(self._take(images, rows))
             if labelled:
                 shape, total = (self.settings.labelled,), len(labelled[0])
                 rows = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, total)
@@ -85,8 +85,14 @@ class Trainer:
 
         return jax.lax.scan(step, state, length=steps)
 
+    def _take(self, images: Array, rows: Array) -> Array:
+        return images[rows]
+
     def save(self, file: BinaryIO) -> None:
-        np.savez(file, *_without_keys(self.state))
+        self.save_state(self.state, file)
+
+    def save_state(self, state: Any, file: BinaryIO) -> None:
+        np.savez(file, *_without_keys(state))
 
     def load(self, file: BinaryIO) -> None:
         with np.load(file, allow_pickle=False) as saved:

@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,17 +32,17 @@ class Trainer:
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
         options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-        guide, loss = self._handle(self.network.guide), make_loss(settings)
+        guide, loss = handle(self.network.guide, settings), make_loss(settings)
         if settings.baseline:
             guide = with_baseline(guide, make_mlp(images.shape[-1], settings.baseline, 1))
         self.svi = gs.AnnealedSVI(
-            self._handle(self.network.model),
+            handle(self.network.model, settings),
             loss.wrap(guide) if hasattr(loss, "wrap") else guide,
             pyro.optim.LambdaLR(
                 {
                     "optimizer": torch.optim.AdamW,
                     "optim_args": {**options, "fused": True},
-                    "lr_lambda": self._decay,
+                    "lr_lambda": partial(decay, settings=settings),
                 }
             ),
             loss,
@@ -49,18 +50,6 @@ class Trainer:
         )
         first = torch.tensor(settings.schedule(0)), *settings.inputs(self.images[: settings.batch])
         gs.check(self.svi.model, self.svi.guide, loss, *first)
-
-    def _handle(self, program: Callable) -> Callable:
-        """With its discrete latents relaxed or enumerated."""
-        if self.settings.discrete:
-            return program
-        if self.settings.enumerated:
-            return gs.config_enumerate(program)
-        family = getattr(gs, self.settings.family)
-        return gs.relax(program, family=family, objective=self.settings.objective)
-
-    def _decay(self, step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(1, step / self.settings.steps)))
 
     @property
     def step(self) -> int:
@@ -101,7 +90,7 @@ class Trainer:
         random_state = get_rng_state()
         pyro.set_rng_seed(seed)
         batches = torch.as_tensor(images).split(500)
-        bounds = torch.cat([self._bound(batch, samples) for batch in batches]).numpy()
+        bounds = torch.cat([self._bound(batch, samples) for batch in batches]).numpy(force=True)
         set_rng_state(random_state)
         return bounds
 
@@ -116,14 +105,14 @@ class Trainer:
         nodes = poutine.trace(model).get_trace(*inputs).nodes
         set_rng_state(random_state)
         observed = [node for node in nodes.values() if node.get("is_observed")]
-        return observed[-1]["fn"].mean.numpy()
+        return observed[-1]["fn"].mean.numpy(force=True)
 
     @torch.no_grad()
     def classify(self, images: np.ndarray) -> np.ndarray:
         random_state = get_rng_state()
         guide, batches = gs.discretize(self.network.guide), torch.as_tensor(images).split(1000)
         traces = (poutine.trace(guide).get_trace(batch) for batch in batches)
-        probs = torch.cat([trace.nodes["y"]["fn"].probs for trace in traces]).numpy()
+        probs = torch.cat([trace.nodes["y"]["fn"].probs for trace in traces]).numpy(force=True)
         set_rng_state(random_state)
         return probs
 
@@ -145,6 +134,21 @@ def _plain(random_state: dict[str, Any]) -> dict[str, Any]:
     """With a list for NumPy's array, which torch does not load without its class."""
     name, words, *rest = random_state["numpy"]
     return random_state | {"numpy": (name, words.tolist(), *rest)}
+
+
+def handle(program: Callable, settings: Settings) -> Callable:
+    """With its discrete latents relaxed or enumerated."""
+    if settings.discrete:
+        return program
+    if settings.enumerated:
+        return gs.config_enumerate(program)
+    family = getattr(gs, settings.family)
+    return gs.relax(program, family=family, objective=settings.objective)
+
+
+def decay(step: int, settings: Settings) -> float:
+    """Of the learning rate."""
+    return 0.5 * (1 + math.cos(math.pi * min(1, step / settings.steps)))
 
 
 def make_loss(settings: Settings) -> ELBO:

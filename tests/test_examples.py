@@ -33,6 +33,7 @@ EXAMPLES = {
     "reproduce.py figure5": [],
     "temperature_sweep.py": [],
     "train.py": ["--variables", "8"],
+    "train_distributed.py": [],
     "train.py --model semi_supervised": ["--variables", "2", "--hidden", "8"],
     "two_component_mixture.py": [],
     "which_causes.py": [],
