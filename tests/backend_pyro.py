@@ -37,7 +37,7 @@ class PyroBackend:
     def numpy(self, x: Array) -> np.ndarray:
         x = self.torch.as_tensor(x).detach()
         x = x.double() if x.is_floating_point() else x
-        return x.resolve_conj().numpy().copy()
+        return x.resolve_conj().cpu().numpy().copy()
 
     def dtype(self, x: Array) -> str:
         return str(x.dtype).removeprefix("torch.")
@@ -74,7 +74,7 @@ class PyroBackend:
         return transform.inv
 
     def check(self, constraint: Any, value: Array) -> np.ndarray:
-        return constraint.check(value).numpy()
+        return constraint.check(value).cpu().numpy()
 
     def grad(self, f: Callable, *xs: Array) -> list[np.ndarray]:
         """Gradients of the scalar f(*xs)."""

@@ -1,8 +1,10 @@
 """`--backend pyro|numpyro|both` selects the sides that the parity tests drive; `--long` runs the
 long tests, and those alone: the ones marked `long`, and of a test marked `quick(*words)` the cells
-with none of the words among the parts of their id."""
+with none of the words among the parts of their id; `--device cuda` puts the arrays of both sides on
+a GPU."""
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from backends import BACKENDS
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", choices=[*BACKENDS, "both"], default="both")
     parser.addoption("--long", action="store_true", help="only the tests marked long")
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu")
 
 
 # Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
@@ -31,7 +34,27 @@ if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
 def pytest_configure(config: pytest.Config) -> None:
     for name, value in QUICK.items():  # before JAX is imported; what is set stays
         os.environ.setdefault(name, value)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "device_count" not in flags:  # two, for the tests of several devices
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2"
+    if (device := config.getoption("device")) != "cpu":
+        use(device, config.getoption("backend"))
     config.addinivalue_line("markers", "only(side): about a thing that only this side has")
+
+
+def use(device: str, backend: str) -> None:
+    """Makes it the default of the frameworks, before any test file makes an array."""
+    if backend != "numpyro":
+        torch = importlib.import_module("torch")
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(f"--device {device}: torch {torch.__version__} sees no GPU")
+        torch.set_default_device(device)
+    if backend != "pyro":
+        os.environ["JAX_PLATFORMS"] = device  # JAX itself says what is missing
+        try:
+            importlib.import_module("jax").devices()
+        except RuntimeError as error:
+            raise pytest.UsageError(f"--device {device}: {error}") from error
 
 
 def is_long(item: pytest.Item) -> bool:

@@ -1,0 +1,106 @@
+"""No device is hard-coded: what comes of logits is where they are, and nothing else is in between.
+
+In torch a device of the tests' own stands in for a GPU (elsewhere.py), in JAX the second device of
+the CPU; each test runs on a GPU as well, where there is one.
+"""
+
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import pytest
+from elsewhere import DEVICE, other_device
+from laws import KINDS, LAWS, name
+
+GPU = "cuda"
+
+
+def reason_without_gpu(backend):
+    """Why its cells cannot run, if they cannot."""
+    if backend.name == "pyro":
+        torch = backend.torch
+        return None if torch.cuda.is_available() else f"torch {torch.__version__} sees no GPU"
+    try:
+        backend.jax.devices(GPU)
+    except RuntimeError as error:
+        return f"JAX sees no GPU: {error}"
+    return None
+
+
+@pytest.fixture(params=["elsewhere", GPU])
+def place(request, backend):
+    """Puts arrays on a device that is not the default one; within it that device is there."""
+    if request.param == GPU and (reason := reason_without_gpu(backend)):
+        pytest.skip(reason)
+    if backend.name == "pyro":
+        device = DEVICE if request.param == "elsewhere" else GPU
+        with other_device() if request.param == "elsewhere" else nullcontext():
+            yield lambda x: x.to(device)
+    else:
+        kind = "cpu" if request.param == "elsewhere" else GPU
+        yield partial(backend.jax.device_put, device=backend.jax.devices(kind)[-1])
+
+
+def test_two_devices_do_not_mix(backend, place):
+    """What the tests below rest on."""
+    here, there = backend.array([1.0, 2.0]), place(backend.array([1.0, 2.0]))
+    if backend.name == "numpyro":  # bound to its device, as arrays that were placed are
+        here = backend.jax.device_put(here, here.device)
+    assert there.device != here.device
+    with pytest.raises((RuntimeError, ValueError), match=r"(?i)device"):
+        here + there
+
+
+def made_of(backend, law, temperature, logits):
+    """All that a law makes, where it has it."""
+    d, other = law(backend, temperature, logits), law(backend, temperature, logits * 0.5)
+    z = backend.sample(d, 0, (2,))
+    found = {"sample": z, "own score": d.log_prob(z), "score": d.log_prob(z * 1.0)}
+    laws = {"entropy": d.entropy, "divergence": partial(backend.kl, d, other)}
+    laws |= {n: partial(getattr, d, n) for n in ("mean", "variance", "probs", "logits")}
+    if getattr(d, "has_enumerate_support", False):
+        laws["support"] = d.enumerate_support
+    for what, make in laws.items():
+        try:
+            found[what] = make()
+        except NotImplementedError:
+            continue
+    return found
+
+
+@pytest.mark.quick(*KINDS, "pyro")
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("law", LAWS, ids=name)
+def test_law_stays_with_its_logits(backend, place, law, masked):
+    logits = law.logits(np.random.default_rng(0), (2,))
+    if masked:  # or, of a bit, sure
+        logits[..., 0] = -np.inf
+    logits, tau = (place(backend.array(x)) for x in (logits, 0.5))
+    for what, x in made_of(backend, law, tau, logits).items():
+        anywhere = not getattr(x, "committed", True)  # a constant of JAX, which goes along
+        assert anywhere or x.device == logits.device, what
+
+
+@pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
+def test_training_stays_with_the_data(backend, place, family):
+    """Integers and bits, soft indices, a mask, automatic logits, check, the step."""
+    gs, native = backend.gs, backend.native
+    x, table, prior = (
+        place(backend.array(x)) for x in ([0.1, 2.0, -1.0], [-1.0, 0.0, 2.0], [0.0, 1.0, 0.5])
+    )
+
+    def model(x):
+        with backend.ppl.plate("data", 3):
+            z = backend.ppl.sample("z", native.Categorical(logits=prior))
+            b = backend.ppl.sample("b", native.Bernoulli(logits=prior[1]))
+            fn = native.Normal(table[z] + b * (z == 1), 1.0)
+            backend.ppl.sample("x", backend.mask(fn, x > -0.5), obs=x)
+
+    guide = gs.AutoGumbelSoftmax(model, family=getattr(gs, family))
+    relaxed = gs.relax(model, family=getattr(gs, family))
+    elbo = backend.infer.TraceMeanField_ELBO()
+    left = backend.trained_on(relaxed, guide, elbo, lambda step: 0.5, [x])
+    left = left or dict(backend.ppl.get_param_store().items())
+    assert len(left) == 2
+    for site, value in left.items():
+        assert value.device == x.device, site
