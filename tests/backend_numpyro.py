@@ -121,7 +121,7 @@ class NumPyroBackend:
 
     def loss(self, elbo: str, model: Callable, guide: Callable, particles: int, seed: int) -> float:
         loss = getattr(self.infer, elbo)(num_particles=particles)
-        return float(loss.loss(self.jax.random.key(seed), {}, model, guide))
+        return self.elbo_loss(loss, model, guide, seed)
 
     def _initial_params(self, guide: Callable) -> dict[str, Array]:
         handlers = self.ppl.handlers
@@ -135,8 +135,8 @@ class NumPyroBackend:
 
     def loss_and_gradient(self, elbo: Any, model: Callable, guide: Callable, seed: int) -> tuple:
         key, params = self.jax.random.key(seed), self._initial_params(guide)
-        loss = self.jax.value_and_grad(lambda params: elbo.loss(key, params, model, guide))
-        value, gradient = loss(params)
+        loss = lambda params, key: elbo.loss(key, params, model, guide)  # noqa: E731
+        value, gradient = self.jax.jit(self.jax.value_and_grad(loss))(params, key)
         return float(value), {name: self.numpy(g) for name, g in gradient.items()}
 
     def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
@@ -170,8 +170,10 @@ class NumPyroBackend:
         seeded = self.ppl.handlers.seed(program, self.jax.random.key(0))  # block hides from seed
         return self.ppl.handlers.block(seeded, hide=hide)
 
-    def elbo_loss(self, elbo: Any, model: Callable, guide: Callable) -> float:
-        return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
+    def elbo_loss(self, elbo: Any, model: Callable, guide: Callable, seed: int = 0) -> float:
+        """In one compilation: op by op there is one for each."""
+        loss = self.jax.jit(lambda key: elbo.loss(key, {}, model, guide))
+        return float(loss(self.jax.random.key(seed)))
 
     def without_observed(self, program: Callable) -> Callable:
         return self.ppl.handlers.block(
@@ -179,8 +181,7 @@ class NumPyroBackend:
         )
 
     def enumerated_loss(self, model: Callable, guide: Callable, plates: int) -> float:
-        elbo = self.infer.TraceEnum_ELBO(max_plate_nesting=plates)
-        return float(elbo.loss(self.jax.random.key(0), {}, model, guide))
+        return self.elbo_loss(self.infer.TraceEnum_ELBO(max_plate_nesting=plates), model, guide)
 
     def infer_config(self, program: Callable, config: dict) -> Callable:
         """The same `infer` entries at each latent site."""
