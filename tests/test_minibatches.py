@@ -72,6 +72,18 @@ def test_each_row_has_its_logits(backend, alone):
         np.testing.assert_array_equal(z.argmax(-1), CLASSES[given])
 
 
+def test_all_rows_in_another_order_are_refused(backend):
+    """PPLs pick rows of a parameter only where a plate has some of them."""
+
+    def drawn(rows):
+        guide = backend.gs.discretize(auto(backend, of_rows(backend)))
+        return backend.trace(lambda: guide(backend.array(rows, "int64")), 0)["z"]
+
+    np.testing.assert_array_equal(drawn(range(8)).argmax(-1), CLASSES)
+    with pytest.raises(ValueError, match="plate 'data': it is given all its rows in another order"):
+        drawn([1, 0, *range(2, 8)])
+
+
 def test_plates_that_the_user_creates(backend):
     """Those of the program's rows; with other rows than the program's they are refused."""
 

@@ -39,6 +39,14 @@ def check_full_size(plate: str, known: int, size: int) -> None:
         )
 
 
+def refuse_order(plate: str) -> NoReturn:
+    """A plate picks rows of a parameter only where it has some of them."""
+    raise ValueError(
+        f"plate {plate!r}: it is given all its rows in another order, and the parameters of an"
+        " automatic guide stay in theirs: give all rows in order, or some in any order"
+    )
+
+
 # They take a Hessian, or Langevin steps, of the program that they are given.
 NEED_THE_WHOLE = {
     "AutoLaplaceApproximation",

@@ -19,6 +19,7 @@ from gs_ppl._shared.following import (
     check_full_size,
     check_same_sites,
     refuse_mask_of_latent,
+    refuse_order,
     signature,
 )
 from gs_ppl._shared.wrappers import is_masked, masks
@@ -47,7 +48,16 @@ class SameRows(Messenger):
         elif msg["value"] is not None and subsample_size not in (None, size):
             self.given[name] = msg["value"]
             subsample_size = len(msg["value"])
+        elif msg["value"] is not None:
+            check_order(name, msg["value"])
         self.sizes[name] = size, subsample_size or size
+
+
+def check_order(plate: str, rows: Array) -> None:
+    """Refuses all rows in another order; where values cannot be read, it passes."""
+    values = read(rows)
+    if values is not None and (values != np.arange(len(values))).any():
+        refuse_order(plate)
 
 
 class Reading(NamedTuple):

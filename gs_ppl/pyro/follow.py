@@ -18,9 +18,11 @@ from gs_ppl._shared.following import (
     check_full_size,
     check_same_sites,
     refuse_mask_of_latent,
+    refuse_order,
     signature,
 )
 from gs_ppl._shared.wrappers import is_masked, masks
+from gs_ppl.pyro._base import read
 from gs_ppl.pyro.handlers import discretize, is_latent, random_state
 
 __all__: list[str] = []
@@ -76,6 +78,13 @@ def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Te
         trace = poutine.trace(same(discretize(model))).get_trace(*args, **kwargs)
     sites = {n: trace.nodes[n] for n in trace.stochastic_nodes}
     return Reading(sites, same.sizes, same.given)
+
+
+def check_order(plate: str, rows: Tensor) -> None:
+    """Refuses all rows in another order; where values cannot be read, it passes."""
+    moved = read((rows != torch.arange(len(rows), device=rows.device)).any())
+    if moved and moved[0]:
+        refuse_order(plate)
 
 
 def own_scale(site: dict[str, Any]) -> Any:
@@ -152,6 +161,8 @@ class Follows(AutoGuide):
             now = read_model(self.model, args, kwargs, {n: p.indices for n, p in plates.items()})
             for name in given & frames.keys() - plates.keys():
                 rows, frame = now.given[name], frames[name]
+                if len(rows) == frame.full_size:
+                    check_order(name, rows)
                 plates[name] = pyro.plate(name, frame.full_size, dim=frame.dim, subsample=rows)
         return plates
 
