@@ -162,6 +162,42 @@ def starting() -> str:
     return f"{table(header, rows)}\n\n{source}\n\n{commands}"
 
 
+def several_devices() -> str:
+    """Time of a step by engine, as each record has it."""
+    folder = ROOT / "examples" / "results" / "distributed"
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = [
+        [
+            TITLES[row["backend"]],
+            {"ddp": "torchrun", "lightning": "Lightning", "jax": "a mesh"}[row["engine"]],
+            f"{row['processes']} x {row['devices']}",
+            f"{row['cpu_ms']:.0f}",
+            f"{row['wall_ms']:.0f}",
+            f"{record['load']:.0f}",
+        ]
+        for record in records
+        for row in record["rows"]
+    ]
+    found = {f"{n} {v}" for record in records for n, v in record["versions"].items()}
+    header = ["PPL", "started by", "processes x devices", "ms of CPU a step"]
+    header += ["ms a step", "load"]
+    source = f"{records[0]['cores']} cores; {', '.join(sorted(found))}."
+    commands = "\n".join(f"`python {record['command']}`" for record in records)
+    return f"{table(header, rows)}\n\n{source}\n\n{commands}"
+
+
+def sharded_rows() -> str:
+    record = json.loads((BENCHMARKS / "sharded_rows.json").read_text())
+    rows = [
+        [str(row["devices"]), *(f"{row[name] / 1e6:.0f}" for name in ("kept", "beside"))]
+        for row in record["devices"]
+    ]
+    header = ["devices", "MB kept by each", "MB that a step takes beside"]
+    sizes = f"{record['rows']:,} rows of {record['classes']} classes"
+    source = f"{sizes}; jax {record['versions']['jax']}; `{record['command']}`."
+    return f"{table(header, rows)}\n\n{source}"
+
+
 def estimators() -> str:
     """Bias and spread as NumPyro measured them, with the more samples; the cost on both sides."""
     record = json.loads((ROOT / "examples" / "results" / "estimators" / "report.json").read_text())
@@ -566,6 +602,10 @@ DOCUMENTS = {
     BENCHMARKS / "README.md": BENCH,
     SITE / "explanations" / "estimators.md": {"estimators": estimators},
     SITE / "howtos" / "many_rows.md": {"many_rows": many_rows},
+    SITE / "howtos" / "several_devices.md": {
+        "several_devices": several_devices,
+        "sharded_rows": sharded_rows,
+    },
     SITE / "howtos" / "starting_well.md": {"starting": starting},
     SITE / "howtos" / "structured_guides.md": {"structure": structure},
     SITE / "results" / "peers.md": {"peers": peers},

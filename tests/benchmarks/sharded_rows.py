@@ -33,11 +33,11 @@ def measure(rows: int) -> list[dict]:
             z = numpyro.sample("z", dist.Categorical(jnp.full(CLASSES, 1 / CLASSES)))
             numpyro.sample("x", dist.Normal(locs[z], 1.0), obs=x[chosen])
 
-    guide, elbo = gs.AutoGumbelSoftmax(model), numpyro.infer.TraceMeanField_ELBO()
-    schedule = temperature.constant(0.5)
-    svi = gs.AnnealedSVI(gs.relax(model), guide, optax.adam(0.1), elbo, schedule)
+    elbo, schedule = numpyro.infer.TraceMeanField_ELBO(), temperature.constant(0.5)
     x, found = jnp.asarray(x, jnp.float32), []
     for devices in DEVICES:
+        guide = gs.AutoGumbelSoftmax(model)  # anew: its first logits are given away with the state
+        svi = gs.AnnealedSVI(gs.relax(model), guide, optax.adam(0.1), elbo, schedule)
         start = svi.init(jax.random.key(0), x)
         state, data = lay_out((start, x), make_mesh(jax.devices()[:devices]), rows)
         step = jax.jit(svi.update, donate_argnums=0).lower(state, data).compile()
