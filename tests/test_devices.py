@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 from elsewhere import DEVICE, other_device
-from laws import KINDS, LAWS, name
+from laws import LAWS, name
 
 GPU = "cuda"
 
@@ -68,7 +68,7 @@ def made_of(backend, law, temperature, logits):
     return found
 
 
-@pytest.mark.quick(*KINDS, "pyro")
+@pytest.mark.quick("GumbelSoftmax", "SoftBernoulli", "pyro")
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_law_stays_with_its_logits(backend, place, law, masked):
@@ -81,6 +81,7 @@ def test_law_stays_with_its_logits(backend, place, law, masked):
         assert anywhere or x.device == logits.device, what
 
 
+@pytest.mark.quick("STGumbelSoftmax", "pyro")
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 def test_training_stays_with_the_data(backend, place, family):
     """Integers and bits, soft indices, a mask, automatic logits, check, the step."""
