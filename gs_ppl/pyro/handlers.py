@@ -91,12 +91,14 @@ def is_latent(msg: dict[str, Any]) -> bool:
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Leaves the random state as it was."""
+    """Leaves the random state as it was, that of GPUs too, which Pyro's does not have."""
     state = get_rng_state()
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
         set_rng_state(state)
+        torch.cuda.set_rng_state_all(of_gpus)
 
 
 def annealed(fn: Callable) -> Callable:
