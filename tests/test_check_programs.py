@@ -427,6 +427,25 @@ def test_temperature_by_row(backend):
             backend.gs.check(*pair, loss)
 
 
+@pytest.mark.parametrize("law", ["Categorical", "OneHotCategorical"])
+def test_rows_of_what_is_summed_out_lie_in_a_plate(backend, law):
+    ppl, array, gs = backend.ppl, backend.array, backend.gs
+    make = getattr(gs if law.startswith("One") else backend.native, law)
+
+    def body():
+        ppl.sample("z", make(probs=array([PRIOR, PRIOR])))
+
+    def model():
+        with ppl.plate("rows", 2):
+            body()
+
+    loss = backend.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    gs.check(gs.config_enumerate(model), lambda: None, loss)
+    message = r"site 'z': axis -1 of the batch shape of .* in the model lies in no plate"
+    with pytest.raises(ValueError, match=message):
+        gs.check(gs.config_enumerate(body), lambda: None, loss)
+
+
 def test_scale_on_one_side(backend):
     program, loss = in_plate(backend, 4), backend.infer.Trace_ELBO()
     scaled = backend.scaled(program, 3.0)
