@@ -232,7 +232,8 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     has_drawn = any(isinstance(data, Mapping) and any("@" in k for k in data) for _, data in stack)
     if not (guides or kwargs.get("enum") or has_drawn):
         return run(*args, **kwargs)
-    sites, (carry, ys) = _run_apart(body, init, jax.tree.map(lambda x: x[0], xs))
+    first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})  # compare reads it
+    sites, (carry, ys) = _run_apart(first, init, jax.tree.map(lambda x: x[0], xs))
     stack[:] = [(kind, _joined(data, sites)) for kind, data in stack]
     if not (guides or kwargs.get("enum")):
         return run(*args, **kwargs)
