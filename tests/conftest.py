@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
-# generator, in one piece each (a draw is split into many), a test takes a quarter of the time.
+# generator, in one piece each (a draw is split into many), it takes a fraction of the time.
 # `make test-long` has numbers and trainings as a user.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
