@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,10 @@ class NumPyroBackend:
 
     def jit(self, f: Callable) -> Callable:
         return self.jax.jit(f)
+
+    def uncompiled(self) -> AbstractContextManager:
+        """Where a test reads values inside of a program."""
+        return self.jax.disable_jit()
 
     def trace(self, program: Callable, seed: int) -> dict[str, Any]:
         handlers = self.ppl.handlers

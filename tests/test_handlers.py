@@ -218,7 +218,10 @@ def test_masked_categories_survive(backend):
         ({"temperature": None}, "site 'z' has no temperature"),
         ({"sites": ["y"]}, "no discrete latent site is called 'y'; the program has 'z'"),
         ({"family": {"y": "STGumbelSoftmax"}}, "no discrete latent site is called 'y'"),
-        ({"family": "GumbelSigmoid"}, "site 'z' is a one-hot vector, for which GumbelSigmoid"),
+        (
+            {"family": "GumbelSigmoid"},
+            "site 'z' is a one-hot vector, which GumbelSigmoid does not relax",
+        ),
         ({"family": "SoftOneHotCategorical", "objective": "relaxed"}, "scores densities"),
         (
             {"objective": "discrete"},
