@@ -80,7 +80,7 @@ TOPICS = {
         "Training",
         "SVI at an annealed temperature, and where it starts."
         " [Schedules and what a run returns](../shared.md) are the same on both sides.",
-        ["svi", "starting"],
+        ["svi", "annealing", "starting"],
     ),
     "estimators": (
         "ELBOs",
