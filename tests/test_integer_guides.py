@@ -20,31 +20,8 @@ from indexed import (
     markov_chain,
     mixture,
 )
+from joint_tables import best_mean_field, elbo
 from scipy.stats import norm
-
-
-def best_mean_field(table):
-    """Best ELBO of q1 x ... x qn on an enumerated log joint, by coordinate ascent."""
-    best = -np.inf
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        q = [rng.dirichlet(np.ones(k)) for k in table.shape]
-        for _ in range(200):
-            for i in range(len(q)):
-                mean = table
-                for j in reversed([j for j in range(len(q)) if j != i]):
-                    mean = np.tensordot(mean, q[j], ([j], [0]))
-                q[i] = np.exp(mean - mean.max())
-                q[i] /= q[i].sum()
-        best = max(best, elbo(table, q))
-    return best
-
-
-def elbo(table, q):
-    mean = table
-    for p in reversed(q):
-        mean = mean @ p
-    return mean - sum((p * np.log(np.maximum(p, 1e-300))).sum() for p in q)
 
 
 @pytest.mark.parametrize("program", [markov_chain, change_point], **ids)

@@ -76,6 +76,15 @@ def test_a_python_number_is_observed(backend):
     np.testing.assert_allclose(weights, evidence(data=0.5), rtol=1e-6)
 
 
+@pytest.mark.only("pyro")
+def test_a_python_number_is_no_observation(backend):
+    """Pyro's laws do not score one."""
+    model = mixture(backend, data=0.5, plain_number=True)
+    for report in (compared, lambda backend, model: backend.to_inference_data(model)):
+        with pytest.raises(TypeError, match=r"site 'x.*': Pyro takes a tensor for obs, got float"):
+            report(backend, model)
+
+
 NUMBERS = {
     "probs": ({"probs": 0.3}, 0.3),
     "logits": ({"logits": 0.0}, 0.5),

@@ -6,6 +6,7 @@ Both are measured on the table of the integer program's log joints at all cells.
 import numpy as np
 import pytest
 from integer_programs import PROGRAMS, SCANS
+from joint_tables import best_mean_field, elbo
 from test_programs_of_integers import attributes, integers, log_joint, source, unclipped
 
 
@@ -18,32 +19,6 @@ def log_joints(backend, name):
     values, _ = backend.at_each(f, cells, tables, argnums=(1,))
     tops = [top for site in instance.sites.values() for top in site.tops()]
     return unclipped(values, instance).reshape(tops)
-
-
-def mean(table, q, without=None):
-    """Mean over all draws, or over all but one."""
-    for j in reversed([j for j in range(len(q)) if j != without]):
-        table = np.tensordot(table, q[j], ([j], [0]))
-    return table
-
-
-def elbo(table, q):
-    return mean(table, q) - sum((p * np.log(np.maximum(p, 1e-300))).sum() for p in q)
-
-
-def best_mean_field(table):
-    """Best ELBO of q1 x ... x qn, by coordinate ascent from twenty starts."""
-    best = -np.inf
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        q = [rng.dirichlet(np.ones(k)) for k in table.shape]
-        for _ in range(200):
-            for i in range(len(q)):
-                log = mean(table, q, without=i)
-                q[i] = np.exp(log - log.max())
-                q[i] /= q[i].sum()
-        best = max(best, elbo(table, q))
-    return best
 
 
 def draws(instance, probs):

@@ -40,10 +40,10 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         a, shape = self.a, self.shape(tuple(sample_shape))
         z = a - jnp.log(F.exponential_noise(key, shape, dtype=a.dtype))
         hard = F.one_hot_argmax(z)
-        soft = self._surrogate(a, z, hard, jax.random.fold_in(key, 1))
+        soft = self.surrogate(a, z, hard, jax.random.fold_in(key, 1))
         return F.straight_through(hard, soft).astype(self.logits.dtype)
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
@@ -67,9 +67,9 @@ class BitEstimator(BernoulliScored, Relaxed):
     def _soft_bit(self, a: Array, x: Array, hard: Array, key: Array) -> Array:
         pairs = (a, jnp.zeros_like(a)), (x, jnp.zeros_like(x)), (hard, 1 - hard)
         a, z, hard = (jnp.stack(pair, -1) for pair in pairs)
-        return self._surrogate(a, z, hard, key)[..., 0]
+        return self.surrogate(a, z, hard, key)[..., 0]
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
@@ -112,7 +112,7 @@ class STGumbelSoftmax(OneHotEstimator):
 
     binary = STGumbelSigmoid
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         return F.tempered_softmax(self.tau, z, self.finite)
 
 
@@ -159,7 +159,7 @@ class StraightThrough(OneHotEstimator):
 
     binary = STBernoulli
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         return F.tempered_softmax(self.tau, a, self.finite)
 
 
@@ -177,7 +177,7 @@ class ReinMaxBernoulli(BitEstimator):
         -0.6931
     """
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         return F.reinmax_surrogate(self.tau, a, hard, self.finite)
 
 
@@ -202,7 +202,7 @@ class ReinMax(OneHotEstimator):
 
     binary = ReinMaxBernoulli
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         return F.reinmax_surrogate(self.tau, a, hard, self.finite)
 
 
@@ -230,7 +230,7 @@ class ConditionalGumbels(Relaxed):
             raise ValueError(f"{name}: num_samples must be a positive integer, got {num_samples!r}")
         self.num_samples = num_samples
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         noise = F.exponential_noise(key, (self.num_samples, *z.shape), dtype=z.dtype)
         return F.gumbel_rao_surrogate(self.tau, a, hard, noise, self.finite)
 
@@ -300,7 +300,7 @@ class Gapped(Relaxed):
             raise ValueError(f"{name}: gap must be a finite number of at least 0, got {gap!r}")
         self.gap = gap
 
-    def _surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
+    def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         return F.gapped_surrogate(self.tau, a, hard, self.gap, self.finite)
 
 

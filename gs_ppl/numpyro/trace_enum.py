@@ -12,6 +12,7 @@ from gs_ppl._shared.families import refuse_enumerated_parents
 from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro._base import LogitsDistribution
+from gs_ppl.numpyro.follow import SameRows
 
 __all__ = ["TraceEnum_ELBO"]
 
@@ -49,11 +50,9 @@ class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
         **kwargs: Any,
     ) -> Array:
         rows: dict[str, Array] = {}
-        marked = _Rows(_MarkAnalytic(guide), rows)  # replay hands `infer` to the model
+        marked = _Rows(_MarkAnalytic(guide), rows)  # it runs before the model, in each trace
         try:
-            return super().loss(
-                rng_key, param_map, _GuidesRows(model, rows), marked, *args, **kwargs
-            )
+            return super().loss(rng_key, param_map, SameRows(model, rows), marked, *args, **kwargs)
         except AssertionError as error:
             found = re.search("analytic KL computation for the latent variable `(.*?)`", str(error))
             if found is None:
@@ -82,14 +81,3 @@ class _Rows(Messenger):
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "plate":
             self.rows[msg["name"]] = msg["value"]
-
-
-class _GuidesRows(_Rows):
-    """Gives the model's plates the rows that the guide, which runs first, has noted."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "plate" and msg["value"] is None:
-            msg["value"] = self.rows.get(msg["name"])
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        pass

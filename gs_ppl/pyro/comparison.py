@@ -26,7 +26,14 @@ from gs_ppl._shared.wrappers import innermost
 from gs_ppl.pyro.checks import check
 from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
-from gs_ppl.pyro.handlers import annealed, discretize, random_state, relax, select
+from gs_ppl.pyro.handlers import (
+    annealed,
+    check_observed,
+    discretize,
+    random_state,
+    relax,
+    select,
+)
 from gs_ppl.pyro.integers import (
     class_dims,
     classes,
@@ -208,6 +215,8 @@ class Program(comparison.Program):
             if node["type"] == "sample" and not site_is_subsample(node)
         }
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
+        for name in self.sites.keys() - latents:
+            check_observed(name, self.sites[name]["value"])
         dims = {name: class_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]

@@ -89,6 +89,12 @@ def is_latent(msg: dict[str, Any]) -> bool:
     return not msg["is_observed"] and not site_is_subsample(msg)
 
 
+def check_observed(site: str, value: Any) -> None:
+    """Pyro scores tensors alone, and says so late, or in other words."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
+
+
 @contextmanager
 def random_state() -> Iterator[None]:
     """Leaves the random state as it was, that of GPUs too, which Pyro's does not have."""

@@ -37,9 +37,9 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         a, shape = self.a, self._extended_shape(sample_shape)
         z = a - F.noise_to_draw_from(shape, dtype=a.dtype, device=a.device).log()
         hard = F.one_hot_argmax(z)
-        return F.straight_through(hard, self._surrogate(a, z, hard)).to(self.logits.dtype)
+        return F.straight_through(hard, self.surrogate(a, z, hard)).to(self.logits.dtype)
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
@@ -60,9 +60,9 @@ class BitEstimator(BernoulliScored, Relaxed):
     def _soft_bit(self, a: Tensor, x: Tensor, hard: Tensor) -> Tensor:
         pairs = (a, torch.zeros_like(a)), (x, torch.zeros_like(x)), (hard, 1 - hard)
         a, z, hard = (torch.stack(pair, -1) for pair in pairs)
-        return self._surrogate(a, z, hard)[..., 0]
+        return self.surrogate(a, z, hard)[..., 0]
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         """The soft value whose gradient the sample has: each class has its own."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class STGumbelSoftmax(OneHotEstimator):
 
     binary = STGumbelSigmoid
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         return F.tempered_softmax(self.tau, z, self.finite)
 
 
@@ -156,7 +156,7 @@ class StraightThrough(OneHotEstimator):
 
     binary = STBernoulli
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         return F.tempered_softmax(self.tau, a, self.finite)
 
 
@@ -175,7 +175,7 @@ class ReinMaxBernoulli(BitEstimator):
         tensor(-0.6931)
     """
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         return F.reinmax_surrogate(self.tau, a, hard, self.finite)
 
 
@@ -202,7 +202,7 @@ class ReinMax(OneHotEstimator):
 
     binary = ReinMaxBernoulli
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         return F.reinmax_surrogate(self.tau, a, hard, self.finite)
 
 
@@ -230,7 +230,7 @@ class ConditionalGumbels(Relaxed):
             raise ValueError(f"{name}: num_samples must be a positive integer, got {num_samples!r}")
         self.num_samples = num_samples
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         shape = (self.num_samples, *z.shape)
         noise = F.exponential_noise(shape, dtype=z.dtype, device=z.device)
         return F.gumbel_rao_surrogate(self.tau, a, hard, noise, self.finite)
@@ -303,7 +303,7 @@ class Gapped(Relaxed):
             raise ValueError(f"{name}: gap must be a finite number of at least 0, got {gap!r}")
         self.gap = gap
 
-    def _surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
+    def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         return F.gapped_surrogate(self.tau, a, hard, self.gap, self.finite)
 
 
