@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 import pytest
 from enumerable import plain
+from estimates import ESTIMATORS, LAYERED, layered
 from programs import LOCS, PRIOR, TRANSITION, normal
 from scipy.special import logsumexp
 from scipy.stats import norm
-from test_estimators import ESTIMATORS, LAYERED, layered
 
 X = np.array([[0.5, -1.0, 1.5, 0.2], [0.1, 0.9, -0.7, 2.0]])
 SEEN = np.array([[True] * 4, [True, False, True, False]])
