@@ -3,10 +3,11 @@
 Two hidden states, one categorical latent per letter, on the texts that describe scikit-learn's data
 sets. Cave and Neuwirth (Hidden Markov models for English, 1980) found that the states become vowels
 (with the space) and consonants. Every method fits the same program (gs_ppl.models.hidden_markov_*)
-by SVI, from the same start, with the same optimizer and minibatches; what differs is how the states
-are treated. The chain can be summed exactly, so that each result is judged by the exact evidence of
-its parameters, on the text and on held-out text, not by its own loss. The guide is a chain too, as
-the exact posterior is; the row "mean field" shows what a guide without the state before can lose.
+by SVI, from the same start, with the same optimizer; what differs is how the states are treated.
+The chain can be summed exactly, so that each result is judged by the exact evidence of its
+parameters, on the text and on held-out text, not by its own loss. The guide is automatic:
+AutoGumbelSoftmax with parents="model" is a chain, as the exact posterior is; with parents="none",
+mean field, it leaves out the state before.
 
     python examples/hidden_markov.py --backend both --output results/hidden_markov
 
@@ -35,7 +36,6 @@ STATES = 2
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz␣"
 VOWELS = "aeiou␣"  # the kind that the space behaves like
 LENGTH = 10  # letters in a sequence; --quick, half as long a chain to compile, has 5
-BATCH = 64  # sequences
 LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
 CHUNK = 20  # steps between two points of the curves
 
@@ -46,7 +46,7 @@ class Method:
 
     name: str
     color: str
-    guide: str
+    parents: str | None = None  # of the automatic guide; None: the model is summed out
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
     temperature: str = ""  # for the reader
@@ -77,20 +77,22 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
     to_half = exponential(1 / steps, minimum=0.5)
     to_fifth = exponential(2 / steps, minimum=0.2)
     soft, hard = "GumbelSoftmax", "STGumbelSoftmax"
-    exact = Method("Enumeration", "black", "empty_guide")
-    annealed_soft = Method(soft, "tab:blue", "guide", soft, to_half, "1 → 0.5")
-    annealed_hard = Method(hard, "tab:red", "guide", hard, to_fifth, "1 → 0.2")
+    exact = Method("Enumeration", "black")
+    annealed_soft = Method(soft, "tab:blue", "model", soft, to_half, "1 → 0.5")
+    annealed_hard = Method(hard, "tab:red", "model", hard, to_fifth, "1 → 0.2")
     if quick:
         return [exact, annealed_soft, annealed_hard]
     return [
         exact,
         annealed_soft,
-        Method(soft, "skyblue", "guide", soft, constant(0.2), "0.2"),
+        Method(soft, "skyblue", "model", soft, constant(0.2), "0.2"),
         annealed_hard,
-        Method(hard, "tab:pink", "guide", hard, constant(1.0), "1"),
+        Method(hard, "tab:pink", "model", hard, constant(1.0), "1"),
+        Method("ReinMax", "tab:green", "model", "ReinMax", constant(1.0), "1"),
+        Method(f"{hard}, mean field", "tab:orange", "none", hard, to_fifth, "1 → 0.2"),
         # the same bounds as with hard samples, without noise: what the guides cost by themselves
-        Method("Enumeration of the guide", "darkgray", "guide"),
-        Method("Enumeration, mean field", "tan", "mean_field"),
+        Method("Enumeration of the guide", "darkgray", "model"),
+        Method("Enumeration, mean field", "tan", "none"),
     ]
 
 
@@ -113,6 +115,13 @@ def draw_start(text: np.ndarray, seed: int) -> np.ndarray:
     return np.log(counts / counts.sum()) + 0.3 * noise
 
 
+def start_guide(text: np.ndarray, start: np.ndarray, parents: str) -> dict[str, np.ndarray]:
+    """Logits of each state: the posterior of its letter by itself, whatever the state before."""
+    logits = np.moveaxis(start[:, text], 0, -1)
+    after = np.repeat(logits[:, 1:, None], STATES, -2) if parents == "model" else logits[:, 1:]
+    return {"z_0": logits[:, 0]} | {f"z_{t}": after[:, t - 1] for t in range(1, text.shape[1])}
+
+
 # --- training: one generator per backend ----------------------------------------------------------
 
 # After every chunk of steps: mean loss in nats per letter, and the model's parameters.
@@ -120,16 +129,24 @@ Progress = Iterator[tuple[float, dict[str, np.ndarray]]]
 NAMES = "initial", "transition", "emission"
 
 
-def treat(method: Method, gs: ModuleType, hmm: ModuleType) -> tuple[Callable, Callable]:
-    """Model and guide with the states treated as the method says; their source stays the same."""
-    programs = hmm.model, getattr(hmm, method.guide)
-    if method.family is None:
-        return tuple(gs.config_enumerate(f) for f in programs)
-    return tuple(gs.relax(f, family=getattr(gs, method.family)) for f in programs)
+def treat(
+    method: Method, gs: ModuleType, hmm: ModuleType, init_logits: dict | None
+) -> tuple[Callable, Callable]:
+    """Model and guide with the states treated as the method says; the model's source is one."""
+    family = None if method.family is None else getattr(gs, method.family)
+    guide = hmm.empty_guide
+    if method.parents:
+        options = {} if family is None else {"family": family}
+        guide = gs.AutoGumbelSoftmax(
+            hmm.model, init_logits=init_logits, parents=method.parents, **options
+        )
+    if family is None:
+        return gs.config_enumerate(hmm.model), gs.config_enumerate(guide)
+    return gs.relax(hmm.model, family=family), guide
 
 
 def train_pyro(
-    method: Method, text: np.ndarray, start: np.ndarray, batches: np.ndarray, seed: int
+    method: Method, text: np.ndarray, start: np.ndarray, steps: int, seed: int
 ) -> Progress:
     import pyro
     import torch
@@ -141,21 +158,23 @@ def train_pyro(
     torch.set_num_threads(1)  # a second one brings nothing to steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    text, start = torch.tensor(text), torch.tensor(start, dtype=torch.float32)
+    logits = start_guide(text, start, method.parents or "none")
+    logits = {name: torch.tensor(a, dtype=torch.float32) for name, a in logits.items()}
+    data = torch.tensor(text), torch.tensor(start, dtype=torch.float32)
     # TraceMeanField takes the KL of each step in closed form, for soft and for hard states
     elbo = TraceMeanField_ELBO() if method.family else TraceEnum_ELBO(max_plate_nesting=1)
     first, last = LEARNING_RATES
-    decay = (last / first) ** (1 / batches[..., 0].size)
+    decay = (last / first) ** (1 / steps)
     adam = pyro.optim.ClippedAdam({"lr": first, "lrd": decay, "clip_norm": float("inf")})
-    svi = gs.AnnealedSVI(*treat(method, gs, hmm), adam, elbo, method.schedule)
-    for chunk in batches:
-        losses = [svi.step(text[batch], start) for batch in chunk]
+    svi = gs.AnnealedSVI(*treat(method, gs, hmm, logits), adam, elbo, method.schedule)
+    for _ in range(steps // CHUNK):
+        losses = [svi.step(*data) for _ in range(CHUNK)]
         fitted = {name: pyro.param(name).detach().numpy().copy() for name in NAMES}
-        yield np.mean(losses) / BATCH / text.shape[1], fitted
+        yield np.mean(losses) / text.size, fitted
 
 
 def train_numpyro(
-    method: Method, text: np.ndarray, start: np.ndarray, batches: np.ndarray, seed: int
+    method: Method, text: np.ndarray, start: np.ndarray, steps: int, seed: int
 ) -> Progress:
     import jax
     import jax.numpy as jnp
@@ -165,25 +184,24 @@ def train_numpyro(
     import gs_ppl.numpyro as gs
     from gs_ppl.models import hidden_markov_numpyro as hmm
 
-    text, start = jnp.asarray(text), jnp.asarray(start, jnp.float32)
+    logits = start_guide(text, start, method.parents or "none")
+    logits = {name: jnp.asarray(a, jnp.float32) for name, a in logits.items()}
+    data = jnp.asarray(text), jnp.asarray(start, jnp.float32)
     elbo = TraceMeanField_ELBO() if method.family else TraceEnum_ELBO(max_plate_nesting=1)
     first, last = LEARNING_RATES
-    decay = (last / first) ** (1 / batches[..., 0].size)
+    decay = (last / first) ** (1 / steps)
     adam = numpyro.optim.Adam(lambda step: first * decay**step)
-    svi = gs.AnnealedSVI(*treat(method, gs, hmm), adam, elbo, method.schedule)
-    state = svi.init(jax.random.key(seed), text[batches[0, 0]], start)
+    svi = gs.AnnealedSVI(*treat(method, gs, hmm, logits), adam, elbo, method.schedule)
+    state = svi.init(jax.random.key(seed), *data)
 
     @jax.jit  # many steps in one call; SVI.run would compile anew at each call
-    def advance(state, chunk):
-        return jax.lax.scan(lambda s, b: svi.update(s, text[b], start), state, chunk)
+    def advance(state):
+        return jax.lax.scan(lambda s, _: svi.update(s, *data), state, length=CHUNK)
 
-    for chunk in batches:
-        state, losses = advance(state, chunk)
-        fitted = svi.get_params(state)
-        yield (
-            losses.mean() / BATCH / text.shape[1],
-            {name: np.asarray(fitted[name]) for name in NAMES},
-        )
+    for _ in range(steps // CHUNK):
+        state, losses = advance(state)
+        params = svi.get_params(state)
+        yield losses.mean() / text.size, {name: np.asarray(params[name]) for name in NAMES}
 
 
 TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": train_numpyro}
@@ -243,14 +261,14 @@ def fit(
     method: Method,
     text: np.ndarray,
     held_out: np.ndarray,
-    batches: np.ndarray,
+    steps: int,
     seed: int,
     bar: tqdm,
 ) -> Fit:
     result = Fit(backend, method)
     bar.set_description(f"{TITLES[backend]}: {method.label}")
     began = time.perf_counter()
-    trainer = TRAINERS[backend](method, text, draw_start(text, seed), batches, seed)
+    trainer = TRAINERS[backend](method, text, draw_start(text, seed), steps, seed)
     for chunk, (loss, result.parameters) in enumerate(trainer, 1):
         result.curve.append((chunk * CHUNK, compute_nats(result.parameters, text)))
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -360,18 +378,17 @@ def draw_curves(fits: list[Fit], alone: float, path: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse(make_parser(__doc__, "results/hidden_markov", steps=600))
+    arguments = parse(make_parser(__doc__, "results/hidden_markov", steps=1500))
     steps = 40 if arguments.quick else -(-arguments.steps // CHUNK) * CHUNK
     methods = list_methods(steps, arguments.quick)
     rng = np.random.default_rng(arguments.seed)
     text = rng.permutation(load_text(5 if arguments.quick else LENGTH))
     held_out, text = np.split(text, [len(text) // 5])
-    batches = rng.integers(len(text), size=(steps // CHUNK, CHUNK, BATCH))
     frequencies = np.bincount(text.ravel(), minlength=len(SYMBOLS)) / text.size
     alone = float(-np.log(frequencies[text]).mean())
     with tqdm(total=len(arguments.backends) * len(methods) * steps, unit="step") as bar:
         fits = [
-            fit(backend, method, text, held_out, batches, arguments.seed, bar)
+            fit(backend, method, text, held_out, steps, arguments.seed, bar)
             for backend in arguments.backends
             for method in methods
         ]

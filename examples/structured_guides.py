@@ -68,11 +68,9 @@ def fit_chain(seed: int, steps: int) -> Tree:
     rng = np.random.default_rng(seed)
     text = rng.permutation(hidden_markov.load_text(hidden_markov.LENGTH))
     text = text[len(text) // 5 :]
-    chunk = hidden_markov.CHUNK
-    batches = rng.integers(len(text), size=(steps // chunk, chunk, hidden_markov.BATCH))
     exact = hidden_markov.list_methods(steps, quick=True)[0]
     start = hidden_markov.draw_start(text, seed)
-    *_, (_, parameters) = hidden_markov.train_numpyro(exact, text, start, batches, seed)
+    *_, (_, parameters) = hidden_markov.train_numpyro(exact, text, start, steps, seed)
     first, transition, emission = (
         hidden_markov.softmax(parameters[name].astype(float)) for name in hidden_markov.NAMES
     )

@@ -1,4 +1,4 @@
-"""A hidden Markov model of letters, one categorical latent each: model and guides in NumPyro.
+"""A hidden Markov model of letters, one categorical latent each: model in NumPyro.
 
     z_0 ~ OneHotCategorical(pi),  z_t ~ OneHotCategorical(z_{t-1} A),  x_t ~ Categorical(z_t B)
 
@@ -14,8 +14,6 @@ from numpyro.contrib.funsor import markov
 from numpyro.distributions import Categorical
 
 from gs_ppl.numpyro import OneHotCategorical, select
-
-WINDOW = 2  # letters that the guides see on either side
 
 
 def model(text: Array, start: Array) -> None:
@@ -37,42 +35,6 @@ def model(text: Array, start: Array) -> None:
             letter = Categorical(probs=select(emission.T, z[..., None, :]))
             numpyro.sample(f"x_{t}", letter, obs=text[:, t])
             p = select(transition.T, z[..., None, :])
-
-
-def read_window(text: Array, start: Array) -> Array:
-    """Logits that are a sum over the letters around each, shape (sequences, length, states).
-
-    They start out at the posterior of a letter by itself.
-    """
-    states, symbols = start.shape
-    slopes = jnp.zeros((2 * WINDOW + 1, symbols + 1, states))
-    slopes = numpyro.param("slopes", slopes.at[WINDOW, :symbols].set(start.T))
-    padded = jnp.pad(text, ((0, 0), (WINDOW, WINDOW)), constant_values=symbols)
-    length = text.shape[1]
-    return sum(table[padded[:, i : i + length]] for i, table in enumerate(slopes))
-
-
-def guide(text: Array, start: Array) -> None:
-    """Amortised chain q(z_t | z_{t-1}, letters around t), as the exact posterior is one.
-
-    Args: as model.
-    """
-    logits = read_window(text, start)
-    memory = numpyro.param("memory", jnp.zeros((len(start), len(start))))
-    with numpyro.plate("sequences", len(text)):
-        a = logits[:, 0]
-        for t in markov(range(text.shape[1])):
-            z = numpyro.sample(f"z_{t}", OneHotCategorical(logits=a))
-            if t + 1 < text.shape[1]:
-                a = logits[:, t + 1] + select(memory.T, z[..., None, :])
-
-
-def mean_field(text: Array, start: Array) -> None:
-    """Amortised q(z_t | letters around t), without the state before. Args: as model."""
-    logits = read_window(text, start)
-    with numpyro.plate("sequences", len(text)):
-        for t in markov(range(text.shape[1])):
-            numpyro.sample(f"z_{t}", OneHotCategorical(logits=logits[:, t]))
 
 
 def empty_guide(text: Array, start: Array) -> None:

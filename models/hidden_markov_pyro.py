@@ -1,4 +1,4 @@
-"""A hidden Markov model of letters, one categorical latent each: model and guides in Pyro.
+"""A hidden Markov model of letters, one categorical latent each: model in Pyro.
 
     z_0 ~ OneHotCategorical(pi),  z_t ~ OneHotCategorical(z_{t-1} A),  x_t ~ Categorical(z_t B)
 
@@ -10,11 +10,8 @@ import pyro
 import torch
 from pyro.distributions import Categorical
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gs_ppl.pyro import OneHotCategorical, select
-
-WINDOW = 2  # letters that the guides see on either side
 
 
 def model(text: Tensor, start: Tensor) -> None:
@@ -36,43 +33,6 @@ def model(text: Tensor, start: Tensor) -> None:
             letter = Categorical(probs=select(emission.T, z.unsqueeze(-2)))
             pyro.sample(f"x_{t}", letter, obs=text[:, t])
             p = select(transition.T, z.unsqueeze(-2))
-
-
-def read_window(text: Tensor, start: Tensor) -> Tensor:
-    """Logits that are a sum over the letters around each, shape (sequences, length, states).
-
-    They start out at the posterior of a letter by itself.
-    """
-    states, symbols = start.shape
-    slopes = start.new_zeros(2 * WINDOW + 1, symbols + 1, states)
-    slopes[WINDOW, :symbols] = start.T
-    slopes = pyro.param("slopes", slopes)
-    padded = pad(text, (WINDOW, WINDOW), value=symbols)
-    windows = padded.unfold(-1, 2 * WINDOW + 1, 1)
-    return slopes[torch.arange(2 * WINDOW + 1), windows].sum(-2)
-
-
-def guide(text: Tensor, start: Tensor) -> None:
-    """Amortised chain q(z_t | z_{t-1}, letters around t), as the exact posterior is one.
-
-    Args: as model.
-    """
-    logits = read_window(text, start)
-    memory = pyro.param("memory", start.new_zeros(len(start), len(start)))
-    with pyro.plate("sequences", len(text)):
-        a = logits[:, 0]
-        for t in pyro.markov(range(text.shape[1])):
-            z = pyro.sample(f"z_{t}", OneHotCategorical(logits=a))
-            if t + 1 < text.shape[1]:
-                a = logits[:, t + 1] + select(memory.T, z.unsqueeze(-2))
-
-
-def mean_field(text: Tensor, start: Tensor) -> None:
-    """Amortised q(z_t | letters around t), without the state before. Args: as model."""
-    logits = read_window(text, start)
-    with pyro.plate("sequences", len(text)):
-        for t in pyro.markov(range(text.shape[1])):
-            pyro.sample(f"z_{t}", OneHotCategorical(logits=logits[:, t]))
 
 
 def empty_guide(text: Tensor, start: Tensor) -> None:
