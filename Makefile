@@ -16,11 +16,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test: $(INSTALLED)
 	$(PYTEST) --dist loadfile
-	$(MAKE) doctest lint
+	$(MAKE) -j 2 doctest lint
 
 # What `make test` leaves out; trainings, and once more the numbers, as JAX compiles them for a user.
 AS_USED := JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=
-TRAININGS := $(patsubst %,tests/test_%.py,examples programs_trained)
+TRAININGS := tests/test_programs_trained.py
 NUMBERS := $(patsubst %,tests/test_%.py,densities dtypes own_samples sampling)
 test-long: $(INSTALLED)
 	$(PYTEST) --dist loadfile --long $(addprefix --ignore=,$(TRAININGS))
