@@ -97,7 +97,9 @@ def main() -> None:
         comparison = compare(*PROGRAMS[backend](make_weights(arguments.seed)), **options)
         console.print(f"[bold]{TITLES[backend]}", comparison)
         pictures.append(arguments.output / f"comparison_{backend}.png")
-        comparison.plot().savefig(pictures[-1], dpi=110)
+        figure = comparison.plot()
+        figure.suptitle(f"{TITLES[backend]}: four latents of eight classes")
+        figure.savefig(pictures[-1], dpi=110)
         comparison.to_dataset().to_netcdf(arguments.output / f"comparison_{backend}.nc")
         rows += [
             {

@@ -71,12 +71,12 @@ def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn
     return program
 
 
-def refuse_before_first_run(takes_arguments: bool) -> None:
-    """Of a program that takes data nothing is known in a fresh process, but by its run."""
+def refuse_before_first_run(takes_arguments: bool, first_run: str) -> None:
+    """In a fresh process a guide learns the latents of a program with arguments by running it."""
     if takes_arguments:
         raise ValueError(
-            "AutoGumbelSoftmax: the program takes arguments, and its latents are known once it has"
-            " run on them: call discretize(guide)(*args) once before, which needs no temperature"
+            "AutoGumbelSoftmax: the program takes arguments, and the guide has not run yet, so that"
+            f" its latents are not known: call {first_run} once, with the arguments of the program"
         )
 
 

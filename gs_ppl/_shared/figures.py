@@ -86,7 +86,7 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
             ls=STYLES[objective],
             **style,
         )
-    ax.set(title="ELBO, ± two standard errors", xlabel="temperature", ylabel="nats", xscale="log")
+    ax.set(title="ELBO, ± two standard errors", xlabel="temperature τ", ylabel="nats", xscale="log")
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -105,10 +105,10 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
         ax.plot(taus, values, marker="o", ms=4, ls=STYLES[objective], **style)
         if what == "bias":
             ax.fill_between(taus, 0, [g.floor for g in gradients], color=color, alpha=0.12, lw=0)
-    ax.set(title=title, xlabel="temperature", xscale="log")
+    ax.set(title=title, xlabel="temperature τ", xscale="log")
     if what == "bias":
         ax.set_ylim(bottom=0)
-        ax.set_xlabel("temperature (shaded: Monte Carlo floor)")
+        ax.set_xlabel("temperature τ (shaded: Monte Carlo floor)")
     else:
         ax.set_yscale("log")
     ax.set_ylabel("relative to the exact gradient" if what == "bias" else "sum over coordinates")
@@ -135,7 +135,8 @@ def _draw_marginal(ax: Axes, site: str, marginal: Marginal) -> None:
                 0.4,
                 label=label,
             )
-        ax.set(xlabel="class", ylabel="probability", ylim=(0, 1), xticks=np.arange(K))
+        top = min(1.0, 1.5 * max(np.nanmax(array) for _, array in sides))  # the legend has room
+        ax.set(xlabel="class", ylabel="probability", ylim=(0, top), xticks=np.arange(K))
     distance = np.nanmax(marginal.distance) if len(sides) == 2 else math.nan
     ax.set_title(f"{site}: largest distance {distance:.3f}" if len(sides) == 2 else site)
     ax.legend(fontsize=8, frameon=False)

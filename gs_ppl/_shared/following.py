@@ -33,9 +33,9 @@ def check_full_size(plate: str, known: int, size: int) -> None:
     """Refuses other data than that which an automatic guide has logits for."""
     if known != size:
         raise ValueError(
-            f"plate {plate!r} has {size} rows, and the automatic guide has logits for {known}: make"
-            " a guide of its own for other data; a minibatch is a part of the plate,"
-            " plate(name, size, subsample_size=...)"
+            f"plate {plate!r} has {size} rows, and the automatic guide has logits for {known}: for"
+            " the classes of other rows call assign; to train on them make a new guide; for a"
+            " minibatch subsample the plate, as in plate(name, size, subsample_size=...)"
         )
 
 

@@ -32,7 +32,12 @@ from gs_ppl.numpyro.handlers import (
     is_latent,
 )
 from gs_ppl.numpyro.integers import of_values
-from gs_ppl.numpyro.site_logits import Latent, ReadLogits, in_place_of
+from gs_ppl.numpyro.site_logits import (
+    Latent,
+    ReadLogits,
+    in_place_of,
+    refuse_unless_without_arguments,
+)
 from gs_ppl.numpyro.sparse import rows_of_table
 from gs_ppl.numpyro.structure import weights_of
 
@@ -169,6 +174,14 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         return result
+
+    def median(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Medians of the continuous latents, and the mode of the discrete ones."""
+        if self.prototype_trace is None:  # in a fresh process
+            refuse_unless_without_arguments(self.model)
+            with handlers.block():
+                handlers.seed(discretize(self), 0)()
+        return super().median(params)
 
     def probs(self, params: dict[str, Array]) -> dict[str, Array]:
         """Class probabilities of the discrete latents, as AutoGumbelSoftmax.probs."""

@@ -276,12 +276,17 @@ class SiteLogits(Follows):
 # --- read after training --------------------------------------------------------------------------
 
 
+def refuse_unless_without_arguments(model: Callable) -> None:
+    parameters = inspect.signature(model).parameters
+    refuse_before_first_run(bool(parameters), "handlers.seed(discretize(guide), 0)(*args)")
+
+
 class ReadLogits(SiteLogits):
     """What the logits say, by site, for all rows of its plates."""
 
     def _logits(self, params: dict[str, Array]) -> dict[str, Array]:
         if self.prototype_trace is None:  # in a fresh process
-            refuse_before_first_run(bool(inspect.signature(self.model).parameters))
+            refuse_unless_without_arguments(self.model)
             with handlers.seed(rng_seed=0):
                 self._setup_prototype()
         return {name: params[self._param_name(name)] for name in self._latents}

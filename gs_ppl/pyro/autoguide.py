@@ -28,11 +28,16 @@ from gs_ppl.pyro.handlers import (
     discretize,
     has_classes,
     is_latent,
+    random_state,
 )
 from gs_ppl.pyro.integers import (
     of_values,
 )
-from gs_ppl.pyro.site_logits import ReadLogits, in_place_of
+from gs_ppl.pyro.site_logits import (
+    ReadLogits,
+    in_place_of,
+    refuse_unless_without_arguments,
+)
 from gs_ppl.pyro.sparse import rows_of_table
 from gs_ppl.pyro.structure import weights_of
 
@@ -141,6 +146,15 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
     def __repr__(self) -> str:
         parts = (repr(part) if isinstance(part, Follows) else type(part).__name__ for part in self)
         return f"AutoGuideList({', '.join(parts)})"
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Medians of the continuous latents, and the mode of the discrete ones."""
+        if self.prototype_trace is None:  # in a fresh process
+            if not (args or kwargs):
+                refuse_unless_without_arguments(self.model)
+            with random_state(), poutine.block():
+                discretize(self)(*args, **kwargs)
+        return super().median(*args, **kwargs)
 
     def probs(self) -> dict[str, Tensor]:
         """Class probabilities of the discrete latents, as AutoGumbelSoftmax.probs."""

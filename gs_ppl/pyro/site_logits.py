@@ -245,13 +245,18 @@ class SiteLogits(Follows):
 # --- read after training --------------------------------------------------------------------------
 
 
+def refuse_unless_without_arguments(model: Callable) -> None:
+    parameters = inspect.signature(program_inside(model)).parameters
+    refuse_before_first_run(bool(parameters), "discretize(guide)(*args)")
+
+
 class ReadLogits(SiteLogits):
     """What the logits say, by site, for all rows of its plates."""
 
     def _logits(self) -> dict[str, Tensor]:
         """Those of the parameter store, in a fresh process too."""
         if self.prototype_trace is None:
-            refuse_before_first_run(bool(inspect.signature(program_inside(self.model)).parameters))
+            refuse_unless_without_arguments(self.model)
             with random_state():
                 for guide in (self,) if self.master is None else (self.master(), self):
                     if guide.prototype_trace is None:
