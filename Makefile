@@ -43,7 +43,6 @@ docs: $(INSTALLED)
 
 docs-full: $(INSTALLED)
 	JAX_PLATFORMS=cpu $(BIN)/python docs/tutorials/_record.py $(PAGES)
-	rm -rf docs/_build/jupyter_cache # the pages show the records
 	$(MAKE) docs
 
 wheel-test: $(INSTALLED)

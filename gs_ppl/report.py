@@ -43,10 +43,11 @@ class Value:
 class Gradient:
     """An estimator of the gradient in one parameter beside the enumerated gradient.
 
-    `bias` is the norm of (mean - exact), relative to the norm of exact; `floor` what it would be
-    from Monte Carlo noise alone: a bias below two floors was not seen. `variance` is
-    summed over coordinates, `snr` the norm of the mean over its square root, `cosine` that of the
-    angle between mean and exact. NaN where the exact gradient is missing, or zero.
+    `bias` is the norm of (mean - exact), relative to the norm of exact. `floor` is the bias that
+    Monte Carlo noise alone would show; a bias below two floors is not significant. `variance` is
+    summed over coordinates. `snr` is the norm of the mean over the square root of the variance.
+    `cosine` is that of the angle between mean and exact. They are NaN if the exact gradient is not
+    known, or zero.
     """
 
     size: int
@@ -86,15 +87,15 @@ class Gradient:
 class Estimate:
     """One family, objective and temperature: its ELBO, and its gradient by parameter and by kind.
 
-    An estimator of the discrete program's gradient has no temperature, which is NaN.
+    An estimator of the discrete program's gradient has no temperature; it is NaN then.
 
     Attributes:
         gradients: by parameter.
-        kinds: by kind of parameter: "logits", which the laws of the guide's discrete latents take;
+        kinds: by kind of parameter: "logits", those of the laws of the guide's discrete latents;
             "continuous", the other ones of the guide; "model".
-        cost: CPU time of one estimate, over that of the comparison's unit.
-        squared_error: of the logits' gradient, bias^2 + variance x cost / budget, over the square
-            of the exact one; None where that is not known, or zero.
+        cost: CPU time of one estimate, relative to that of the comparison's unit.
+        squared_error: of the logits' gradient, bias^2 + variance x cost / budget, relative to the
+            square of the exact gradient; None if that is not known, or zero.
     """
 
     family: str
@@ -183,17 +184,17 @@ class Comparison:
     """A program under exact enumeration and under relaxations of it, side by side.
 
     Attributes:
-        evidence: log p(x), all discrete latents summed out; with continuous latents w, the mean of
-            log p(x, w) - log q(w) over w from the guide, and over the rows of subsampled plates.
-            None where enumeration was refused.
-        elbo: ELBO of the discretized guide, enumerated; None likewise.
-        estimates: what the relaxations give in place of it.
+        evidence: log p(x), with all discrete latents summed out. With continuous latents w it is
+            the mean of log p(x, w) - log q(w) over draws of w from the guide, a bound on log p(x),
+            and over draws of the rows of subsampled plates. None if enumeration was refused.
+        elbo: ELBO of the discretized guide, by enumeration; None if that was refused.
+        estimates: ELBO and gradient of each family, objective and temperature.
         marginals: by discrete site; given the guide's draws of continuous latents.
-        notes: what could not be done, and why: the tables' size, or what the PPL or the program
-            itself refuses under enumeration alone. What fails in any case is raised.
+        notes: what could not be computed, and why: a table that is too large, or an error that only
+            enumeration raises. Other errors are raised.
         budget: CPU time to spend on a gradient, in estimates by the unit.
-        unit: the family whose estimate costs 1: STGumbelSoftmax, or the cheapest where it is not
-            compared.
+        unit: the family whose estimate costs 1: STGumbelSoftmax, or the cheapest family if
+            STGumbelSoftmax is not compared.
     """
 
     evidence: Value | None
@@ -209,7 +210,7 @@ class Comparison:
     def best(self) -> tuple[Estimate, ...]:
         """The estimate of least squared error first, then those within two standard errors of it.
 
-        Empty where the exact gradient is not known.
+        Empty if the exact gradient is not known.
         """
         found = [(row.squared_error, row) for row in self.estimates if row.squared_error]
         if not found:

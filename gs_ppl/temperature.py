@@ -1,8 +1,7 @@
 """Temperature schedules: functions from a step to a temperature, for both backends.
 
-A step is an integer, or an array of steps of NumPy, torch or JAX, traced or not; the temperature
-comes as a float or as an array of the same library. None of these libraries is imported here but
-NumPy.
+A step is an integer, or an array of steps of NumPy, torch or JAX, which may be traced. The
+temperature is a float, or an array of the same library. This module imports only NumPy.
 
 Example:
     >>> schedule = exponential(rate=1e-3, minimum=0.5)
@@ -24,17 +23,17 @@ Schedule = Callable[[Any], Any]
 
 
 def exponential(rate: float, minimum: float = 0.5, every: int = 1, start: float = 1.0) -> Schedule:
-    """The paper's: tau(t) = max(minimum, start exp(-rate t)), t rounded down to `every` steps.
+    """That of the paper: tau(t) = max(minimum, start exp(-rate t)), changed every `every` steps.
 
     Args:
         rate: decay per step, at least 0.
-        minimum: the temperature it ends at, positive, at most `start`.
-        every: steps from one change to the next.
+        minimum: the lowest temperature, positive, at most `start`.
+        every: number of steps between changes.
         start: the temperature at step 0.
 
     Raises:
-        ValueError: for a value out of its range, saying which and what came.
-        TypeError: for a value that is not a number, and for `every` not an integer.
+        ValueError: for a value out of its range.
+        TypeError: for a value that is not a number, and if `every` is not an integer.
 
     Source: Jang, Gu, Poole 2016, section 4.2: rate 1e-5 or 1e-4, every 500 or 1000 steps.
 
@@ -59,7 +58,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
     Args:
         start: temperature at step 0, positive.
         end: temperature from step `steps` on, positive.
-        steps: length of the way, in steps.
+        steps: number of steps from `start` to `end`.
 
     Raises:
         ValueError, TypeError: as exponential.

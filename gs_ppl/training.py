@@ -24,10 +24,10 @@ class Training:
     """Arrays of a run.
 
     Attributes:
-        losses: by step; no bounds on the evidence, at temperatures above 0.
+        losses: by step. They are not bounds on the evidence, at temperatures above 0.
         temperatures: by step.
-        evaluation_steps: those after which the discrete programs were evaluated.
-        elbos: what they gave, the ELBO of the discretized pair.
+        evaluation_steps: steps after which the discrete programs were evaluated.
+        elbos: ELBO of the discretized programs, after these steps.
     """
 
     losses: np.ndarray
@@ -136,7 +136,7 @@ def refuse_infinite(sites: dict[str, float]) -> None:
     """Names the sites of density 0, where no step had a finite loss: nothing was learnt."""
     bad = [repr(name) for name, score in sites.items() if np.isinf(score)]
     raise ValueError(
-        f"AnnealedSVI: the loss of all steps is infinite, at sites {', '.join(bad)}: values that"
-        " the program rules out have weight in the guide. Give such values a small probability,"
-        " mask the rows that are known, or draw the unknown rows alone"
+        f"AnnealedSVI: the loss of all steps is infinite, at sites {', '.join(bad)}: the guide"
+        " gives weight to values that are impossible in the program. Give such values a small"
+        " probability, mask the rows that are known, or draw only the unknown rows"
     )

@@ -129,7 +129,8 @@ def test_of_a_program_with_data_the_call_is_named(backend):
 
 def run_as_told(backend, refused, guide):
     """The call that the message names."""
-    names = {"discretize": backend.gs.discretize, "handlers": getattr(backend.ppl, "handlers", None)}
+    names = {"discretize": backend.gs.discretize}
+    names["handlers"] = getattr(backend.ppl, "handlers", None)
     names |= {"guide": guide, "args": [backend.array(np.zeros(2))]}
     call = re.search(r"call (.*) once", str(refused))[1]
     eval(call, names)

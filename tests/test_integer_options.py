@@ -46,7 +46,7 @@ SITES = {  # sites of the model and of the guide, the refusal
     "model alone": (
         ["z"],
         None,
-        "site 'w': the guide gives weights of its classes, .* same sites=",
+        "site 'w': the guide draws weights of its classes, .* same sites=",
     ),
     "guide alone": (None, ["z"], "site 'w': .* neither in the guide nor enumerated"),
     "no such site": (None, ["q"], "no discrete latent site is called 'q'"),

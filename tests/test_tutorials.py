@@ -8,10 +8,17 @@ import re
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 from myst_nb.core.read import read_myst_markdown_notebook
 
-FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
+SITE = Path(__file__).parents[1] / "docs"
+FOLDER = SITE / "tutorials"
+EXECUTED = [
+    str(path.relative_to(SITE))
+    for path in sorted(SITE.glob("*/*.md"))
+    if "file_format: mystnb" in path.read_text()
+]
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "index")
 RECORDS = sorted(path.stem for path in (FOLDER / "results").glob("*.json"))
 
@@ -34,6 +41,14 @@ def test_jupyter_and_the_site_read_the_same_cells(page):
     for i, cell in enumerate(cells):
         compile(cell, f"{page}, cell {i}", "exec")
         assert max(map(len, cell.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_jupyter_opens_it(page):
+    """With a kernel that has a name to show, which nbformat asks for."""
+    notebook = jupytext.read(SITE / page)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"] == {"display_name": "Python 3", "name": "python3"}
 
 
 @pytest.mark.parametrize("page", RECORDS)

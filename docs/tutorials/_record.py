@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
+CACHE = HERE.parent / "_build" / "jupyter_cache"
 LONG = os.environ.get("GS_PPL_DOCS") == "full"
 PACKAGES = ["gs-ppl", "numpy", "scikit-learn", "torch", "pyro-ppl", "jax", "numpyro"]
 
@@ -90,6 +91,17 @@ def _plain(value: Any) -> Any:
     return float(f"{number:.5g}") if isinstance(number, float) else number
 
 
+def forget(page: str) -> None:
+    """Takes the page out of the site's cache, which looks at its code alone, not at its record."""
+    from jupyter_cache import get_cache
+
+    if CACHE.exists():
+        cache = get_cache(CACHE)
+        for kept in cache.list_cache_records():
+            if Path(kept.uri).stem == page:
+                cache.remove_cache(kept.pk)
+
+
 def run(page: str) -> None:
     """Executes a page, as the site does."""
     import jupytext
@@ -98,6 +110,7 @@ def run(page: str) -> None:
     notebook = jupytext.read(HERE / f"{page}.md")
     began = time.perf_counter()
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(HERE)}}).execute()
+    forget(page)
     print(f"{page}: {time.perf_counter() - began:.0f} s")
 
 

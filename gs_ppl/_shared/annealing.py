@@ -11,12 +11,12 @@ _temperature: ContextVar[Any] = ContextVar("temperature", default=None)
 
 @contextmanager
 def at_temperature(temperature: Any) -> Iterator[None]:
-    """Within it, handlers and guides that were given no temperature take this one.
+    """Sets the temperature of handlers and guides that have no temperature of their own.
 
-    For a training loop that is not AnnealedSVI's: one's own, or that of another engine.
+    Use it in a training loop without AnnealedSVI: your own, or that of another engine.
 
     Args:
-        temperature: tau > 0, a number or an array; a traced one in JAX.
+        temperature: tau > 0, a number or an array; in JAX it may be traced.
 
     Example:
         >>> import pyro, torch
@@ -43,8 +43,8 @@ def temperature_in_force(explicit: Any) -> Any:
 def refuse_without_temperature(site: str) -> NoReturn:
     """Drawn or scored; what replaces the law, such as discretize, needs none."""
     raise ValueError(
-        f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI; what is"
-        " trained needs none as discretize(guide)"
+        f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI;"
+        " after training use discretize(guide), which needs none"
     )
 
 

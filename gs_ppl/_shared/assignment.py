@@ -23,16 +23,16 @@ def check_program(model: Program, plates: Mapping[str, tuple[int, int]]) -> None
     for name, (size, seen) in plates.items():
         if size != seen:
             raise ValueError(
-                f"plate {name!r} shows {seen} of its {size} rows: give assign a program whose plate"
-                " is all of the rows that it is given"
+                f"plate {name!r} has {seen} of its {size} rows: give assign a program whose plate"
+                " has all rows of the call"
             )
     of_data = {frame.name for name in _with_rows(model) for frame in model.frames(name)}
     for name in model.continuous:
         local = [frame.name for frame in model.frames(name) if frame.name in of_data]
         if local:
             raise ValueError(
-                f"site {name!r} has a value for each row of plate {local[0]!r}, which the guide has"
-                " not seen, and only finite classes are summed out: give its values, as in"
+                f"site {name!r} has a value for each row of plate {local[0]!r}, and no finite set"
+                " of classes to sum over; the guide has not seen these rows: give its values, as in"
                 f" condition(model, data={{{name!r}: ...}}), or train a guide on these rows"
             )
 
@@ -54,8 +54,8 @@ def on_new_rows() -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            "assign: the guide does not run on these arguments: give the part of it that draws the"
-            f" continuous latents alone ({error})"
+            "assign: the guide does not run on these arguments: give only the part of it that draws"
+            f" the continuous latents ({error})"
         ) from error
 
 

@@ -144,8 +144,8 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 def refuse_integer(site: str) -> None:
     """A program that runs inside of a bare handler cannot read a soft index."""
     raise ValueError(
-        f"site {site!r} draws an integer, which is relaxed where the program is wrapped: write"
-        " relax(program) in place of the context manager"
+        f"site {site!r} draws an integer, which the context manager cannot relax: write"
+        " relax(program) instead"
     )
 
 
@@ -170,16 +170,16 @@ def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
 def refuse_weights(site: str) -> None:
     """A guide draws a site that the model keeps an integer."""
     raise ValueError(
-        f"site {site!r}: the guide gives weights of its classes, and relax(sites=...) leaves it an"
-        " integer: give both the same sites="
+        f"site {site!r}: the guide draws weights of its classes, but the model draws an integer,"
+        " since relax(sites=...) leaves it out: give both the same sites="
     )
 
 
 def refuse_class_indices(site: str) -> None:
     """NumPyro reads the last axis of a batch of integers as that of the weights."""
     raise ValueError(
-        f"site {site!r}: class indices of a batch, given to a relaxed site from around relax: relax"
-        " the guide too, as in relax(guide), or take AutoGumbelSoftmax; or condition inside, as in"
+        f"site {site!r}: a relaxed site got class indices of a batch from outside of relax: relax"
+        " the guide too, as in relax(guide), or use AutoGumbelSoftmax; or condition inside, as in"
         " relax(condition(program, ...))"
     )
 
@@ -187,8 +187,8 @@ def refuse_class_indices(site: str) -> None:
 def refuse_choice(site: str) -> None:
     """A branch that a soft index chooses observes a site of its own."""
     raise ValueError(
-        f"site {site!r} is observed inside of cond, whose choice is a soft index: observe it after,"
-        " with parameters that jnp.where chooses"
+        f"site {site!r} is observed inside of cond, whose choice is a soft index: observe it after"
+        " cond, with parameters that jnp.where chooses"
     )
 
 
@@ -238,7 +238,7 @@ def refuse_sure_rows(site: str, plate: str) -> None:
     """Rows that a subsampled plate has not shown may have other impossible classes."""
     raise ValueError(
         f"site {site!r}: the rows of the subsampled plate {plate!r} differ in their impossible"
-        " classes: give init_logits for all rows, -inf at these"
+        " classes: give init_logits for all rows, with -inf at these classes"
     )
 
 

@@ -42,8 +42,8 @@ def check_full_size(plate: str, known: int, size: int) -> None:
 def refuse_order(plate: str) -> NoReturn:
     """A plate picks rows of a parameter only where it has some of them."""
     raise ValueError(
-        f"plate {plate!r}: it is given all its rows in another order, and the parameters of an"
-        " automatic guide stay in theirs: give all rows in order, or some in any order"
+        f"plate {plate!r}: it is given all its rows in another order, but the parameters of an"
+        " automatic guide keep their order: give all rows in order, or some rows in any order"
     )
 
 
@@ -61,8 +61,8 @@ def check_continuous(part: Any) -> None:
     for cls in type(part).__mro__:
         if cls.__name__ in NEED_THE_WHOLE:
             raise ValueError(
-                f"auto_relaxed: {cls.__name__} needs the density of the whole program, and its part"
-                " of it is without the discrete latents: use AutoMultivariateNormal, or AutoDelta"
+                f"auto_relaxed: {cls.__name__} needs the density of the whole program, but gets the"
+                " part without discrete latents: use AutoMultivariateNormal or AutoDelta"
             )
 
 

@@ -51,7 +51,7 @@ class Layout:
         if missing:
             raise ValueError(
                 f"latent site {_listed(missing)} of the model is not in the guide: add it, or pass"
-                " infer_discrete=True where it is discrete"
+                " infer_discrete=True if it is discrete"
             )
         if extra:
             raise ValueError(f"latent site {_listed(extra)} of the guide is not in the model")
@@ -65,8 +65,8 @@ def plate_axes(frames: Mapping[int, str], batch_dims: int) -> tuple[str | None, 
 def refuse_subsampling(plate: str, size: int, full_size: int) -> None:
     """Groups have one row for each row of the data."""
     raise ValueError(
-        f"plate {plate!r} is subsampled, {size} of {full_size} rows: to_inference_data takes the"
-        " program with all of its rows"
+        f"plate {plate!r} is subsampled, {size} of {full_size} rows: give to_inference_data the"
+        " program with all rows"
     )
 
 
@@ -105,11 +105,11 @@ class Names:
                     raise ValueError(f"dims: {dim!r} would have sizes {sizes[dim]} and {size}")
         for dim in {"chain", "draw"} & {*sizes}:
             raise ValueError(
-                f"dims: {dim!r} is ArviZ's own dimension: name that of the plate otherwise, as in"
-                f" dims={{site: ['rows']}}"
+                f"dims: {dim!r} is ArviZ's own dimension: give that of the plate another name, as"
+                f" in dims={{site: ['rows']}}"
             )
         for name in {*layout.sites} & {*sizes}:
-            raise ValueError(f"dims: {name!r} is a site and a dimension: rename the latter")
+            raise ValueError(f"dims: {name!r} is a site and a dimension: rename the dimension")
         _refuse_unknown("coords", "dimension", coords, sizes)
         for dim, given in coords.items():
             if len(given) != sizes[dim]:

@@ -18,8 +18,8 @@ def plate_of_rows(site: str, plates: Mapping[int, str], partial: Collection[str]
     if first is None or others:
         named = others[0] if others else "data"
         raise ValueError(
-            f"site {site!r}: sparse=True wants the plate of the rows on the first axis, and whole"
-            f" plates on the others: give it that axis, plate({named!r}, ..., dim={-axes})"
+            f"site {site!r}: with sparse=True the plate of the rows must be the first axis, and the"
+            f" other plates whole: give it that axis, plate({named!r}, ..., dim={-axes})"
         )
     return first
 

@@ -47,15 +47,15 @@ def find_parents(
             if order.index(parent) >= order.index(site):
                 raise ValueError(
                     f"site {site!r}: a parent must come earlier in the program, and {parent!r}"
-                    f" {'is the site itself' if parent == site else 'comes later'}: turn the edge"
-                    " round, or leave it out"
+                    f" {'is the site itself' if parent == site else 'comes later'}: reverse the"
+                    " edge, or leave it out"
                 )
             outside = sorted({*plates[parent]} - {*plates[site]})
             if outside:
                 raise ValueError(
-                    f"site {site!r}: a parent must be in no plate that the site is outside of, and"
-                    f" {parent!r} is in {', '.join(map(repr, outside))}: name the parents that the"
-                    " guide is to have by a dict, parents={site: [...]}"
+                    f"site {site!r}: a parent must not be in a plate that the site is not in, but"
+                    f" {parent!r} is in {', '.join(map(repr, outside))}: name the parents in the"
+                    " guide by a dict, parents={site: [...]}"
                 )
     return {site: tuple(sorted({*wanted.get(site, ())}, key=order.index)) for site in order}
 
@@ -204,7 +204,7 @@ def maximum(laws: Mapping[str, Law]) -> dict[str, np.ndarray]:
             latents = ", ".join(repr(x) for x in joint.axes if isinstance(x, str))
             raise ValueError(
                 f"latents {latents} depend on each other across plates of which none is within the"
-                " other: their joint maximum is not found; probs and sample_posterior are"
+                " other: mode cannot be computed; probs and sample_posterior can"
             )
         axis = joint.axes.index(z)
         trail.append((z, joint.without(z, joint.logs.argmax(axis))))

@@ -47,8 +47,8 @@ def check_law(site: str, law: Any, estimator: str, *, relaxed: bool, discrete: b
     name = type(law).__name__
     if relaxed:
         raise ValueError(
-            f"site {site!r}: {estimator} takes the discrete program, and {name} is relaxed: hand it"
-            " discretize(guide), and the model likewise"
+            f"site {site!r}: {estimator} takes the discrete program, but {name} is relaxed: give it"
+            " discretize(model) and discretize(guide)"
         )
     if not discrete:
         raise ValueError(

@@ -66,6 +66,6 @@ def refuse_composed(site: str, law: Any, is_discrete: Callable[[Any], bool]) -> 
         base = getattr(base, "base_dist", None)
     if base is not None:
         raise ValueError(
-            f"site {site!r}: {type(law).__name__} over {type(base).__name__} is a law of its own,"
-            " which is neither relaxed nor enumerated: write the two parts as sites"
+            f"site {site!r}: {type(law).__name__} over {type(base).__name__} can be neither relaxed"
+            " nor enumerated: write its two parts as two sites"
         )

@@ -38,21 +38,21 @@ def assign(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Class probabilities and classes of rows that the guide has not seen.
 
-    probs = E_{q(w)}[ p(z | x, w) ], by enumeration of the discrete latents z of the model at these
-    arguments, over draws of the continuous latents w from the guide, whose own discrete sites are
+    probs = E_{q(w)}[ p(z | x, w) ]: the discrete latents z of the model at these arguments are
+    enumerated; the continuous latents w are drawn from the guide. Discrete sites of the guide are
     not used. classes = argmax_z p(z | x, w) at the guide's median of w: the joint maximum.
 
     Args:
-        model: program, as it is written or relaxed.
-        guide: an automatic guide, or a program that runs on these arguments. The continuous latents
-            outside of the plates of data are those of all rows.
+        model: program, relaxed or not.
+        guide: an automatic guide, or a program that runs on these arguments. Continuous latents
+            must be outside of the plates of the rows.
         *args: what the model takes: the new rows.
-        params: of model and guide, as SVI gives them.
-        num_samples: number of draws of the continuous latents; without such latents one enumeration
-            is enough. For a guide that has no method `median` it is the median of these draws.
-        max_entries: an enumeration that makes a larger table is not tried.
-        fit_steps: where enumeration is not tried, number of steps in which fresh logits are fitted
-            to these rows, at the guide's median of w; probs and classes come from the best.
+        params: of model and guide, as SVI returns them; missing ones have their initial values.
+        num_samples: number of draws of the continuous latents. Without such latents there is one
+            enumeration. The median of a guide without a method `median` is that of these draws.
+        max_entries: largest table of an enumeration, in numbers.
+        fit_steps: used if a table would be larger: new logits are fitted to these rows in so many
+            steps, at the guide's median of w; probs and classes come from the best logits.
         rng_key: of the draws; None: jax.random.key(0).
         **kwargs: what the model takes.
 
@@ -61,8 +61,9 @@ def assign(
         where the row is masked); and values: one-hot vectors, integers, bits.
 
     Raises:
-        ValueError: naming the site, for a continuous latent of the new rows, one that the guide
-            does not draw, a subsampled plate, tables that do not fit without a fit.
+        ValueError: naming the site, for a continuous latent in the plate of the new rows, for a
+            latent that the guide does not draw, for a subsampled plate, and for tables that are too
+            large if there are no fit_steps.
 
     Example:
         >>> import jax.numpy as jnp, numpyro

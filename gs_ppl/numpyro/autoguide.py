@@ -47,31 +47,32 @@ __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
 class AutoGumbelSoftmax(ReadLogits):
     """Guide in which each discrete latent has its own logits and is drawn from `family`.
 
-    q(z) = prod_i family(tau, sum_k y_k table_ik), y the weights of the parents of i: mean field
-    unless there are `parents`. Plates and subsampling are included. Continuous latents are left to
-    the other parts of an AutoGuideList (see auto_relaxed). The parameters are called
-    {site}_{prefix}_logits.
+    q(z) = prod_i family(tau, sum_k y_k table_ik), where y are the weights of the parents of i.
+    Without `parents` it is a mean-field guide. Plates and subsampling are those of the model. It
+    does not draw continuous latents: auto_relaxed makes a guide for both kinds. Parameters are
+    called {site}_{prefix}_logits.
 
-    With parents="model" q can be the exact posterior of chains and trees whose observations depend
-    on one latent and its parents each; not where two causes meet in one effect. At hard samples
-    the rows of the tables are chosen, so that losses of straight-through families are estimates of
-    the discrete ELBO without bias, and gradients have the bias of the family alone. At soft samples
-    the divergence of a site is that of the mixed logits, not the mean of the rows' divergences.
-    The objective "relaxed" is a bound with parents too.
+    With parents="model" q can be the exact posterior of a chain or a tree, if each observation
+    depends on one latent and its parents. It cannot if two latents explain one observation. A hard
+    sample chooses one row of the table of its child. So the loss of a straight-through family is an
+    unbiased estimate of the discrete ELBO; its gradient has the bias of the family. A soft sample
+    mixes the logits of the rows, and the divergence is that of the mixed logits. The objective
+    "relaxed" is a bound with parents too.
 
     Args:
         model: program with discrete latents, relaxed or not.
-        temperature: tau > 0; None takes that of AnnealedSVI.
-        family: class for all sites, with options a partial, such as partial(GumbelRao,
-            num_samples=100); or a dict by site name (GumbelSoftmax for the others).
-        sites: names of the sites to draw; None: all. Give relax the same.
-        objective: "categorical" or "relaxed", as the model's; see relax.
+        temperature: tau > 0; None uses that of AnnealedSVI.
+        family: class for all sites, or a partial with options, such as partial(GumbelRao,
+            num_samples=100); or a dict by site name (the other sites use GumbelSoftmax).
+        sites: names of the sites to draw; None: all. Pass the same to relax.
+        objective: "categorical" or "relaxed", the same as for the model; see relax.
         init_logits: a number for all, or a dict of arrays by site name (0 for the others).
-        parents: "none" is mean field; "model" gives each latent those that its law in the model
-            depends on; or a dict from a site to a list of others. Logits of a site with parents
-            are a table, shape plates + (K of each parent, ...) + (K,), mixed by their weights.
-        sparse: in AnnealedSVI each row of the first plate takes a step of its own optimizer where
-            it is in the minibatch, and none elsewhere; the cost does not depend on their number.
+        parents: "none" is mean field; "model" gives each latent the parents of its law in the
+            model; or a dict from a site to a list of its parents. The logits of a site with parents
+            are a table, shape plates + (K of each parent, ...) + (K,).
+        sparse: whether each row of the first plate has its own optimizer in AnnealedSVI, which
+            takes a step only if the row is in the minibatch. The cost of a step does not depend on
+            the number of rows.
         prefix, create_plates: as in NumPyro's other automatic guides.
 
     Example:
@@ -152,7 +153,7 @@ class AutoGumbelSoftmax(ReadLogits):
 class AutoGuideList(Follows, autoguide.AutoGuideList):
     """NumPyro's AutoGuideList, all parts of which see the same rows of a subsampled plate.
 
-    NumPyro's own draws the indices anew for each part, and takes no discrete latents.
+    NumPyro's own draws other indices for each part, and takes no discrete latents.
     """
 
     def __repr__(self) -> str:
@@ -206,20 +207,20 @@ def auto_relaxed(
     sparse: bool = False,
     create_plates: Callable | None = None,
 ) -> AutoGuideList:
-    """An AutoGuideList of two parts: AutoGumbelSoftmax for the discrete latents of
-    a program, `continuous` for all others.
+    """A guide for all latents of a program: AutoGumbelSoftmax for the discrete ones, `continuous`
+    for the others, in an AutoGuideList.
 
     Args:
         model: program, relaxed or not.
-        continuous: the automatic guide of the others, a class or a partial of one; its options
-            such as init_loc_fn go by partial. Not one that needs the density of the whole
-            program, such as AutoLaplaceApproximation.
+        continuous: the automatic guide of the other latents: a class, or a partial with options
+            such as init_loc_fn. Guides that need the density of the whole program, such as
+            AutoLaplaceApproximation, are refused.
         temperature: as AutoGumbelSoftmax.
         family: as AutoGumbelSoftmax.
         objective: as AutoGumbelSoftmax.
         init_logits: as AutoGumbelSoftmax.
-        parents: as AutoGumbelSoftmax; of the discrete latents alone.
-        sparse: as AutoGumbelSoftmax; of the discrete latents' logits alone.
+        parents: as AutoGumbelSoftmax; for the discrete latents only.
+        sparse: as AutoGumbelSoftmax; for the logits of the discrete latents only.
         create_plates: as AutoGumbelSoftmax.
 
     Example:

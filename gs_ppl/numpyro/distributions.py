@@ -157,8 +157,8 @@ class BernoulliScored(LogitsDistribution):
 class OneHotCategorical(CategoricalScored):
     """One-hot categorical: one_hot(k) with probability pi_k; samples have no gradient.
 
-    log p(value) = sum(value log pi), linear in the value, so that a straight-through sample scored
-    by it has a gradient; NumPyro has no class of its own for one-hot values.
+    log p(value) = sum(value log pi) is linear in the value. So it has a gradient at a
+    straight-through sample. NumPyro itself has no class for one-hot values.
 
     Args:
         probs, logits, validate_args: as GumbelSoftmax.
@@ -193,7 +193,7 @@ class OneHotCategorical(CategoricalScored):
 
 
 class SoftBernoulli(Soft, BernoulliScored):
-    """Soft bit y = sigmoid((a + L) / tau), scored as the Bernoulli: y log p + (1 - y) log(1 - p).
+    """Soft bit y = sigmoid((a + L) / tau); its log_prob is y log p + (1 - y) log(1 - p).
 
     Args, Shapes, Raises: as GumbelSigmoid.
 
@@ -211,9 +211,9 @@ class SoftBernoulli(Soft, BernoulliScored):
 
 
 class SoftOneHotCategorical(Soft, CategoricalScored):
-    """Soft sample y = softmax((a + g) / tau), scored as the categorical: sum(y log pi).
+    """Soft sample y = softmax((a + g) / tau); its log_prob is sum(y log pi).
 
-    The paper's objective: with it on guide and model, TraceMeanField_ELBO takes the exact
+    The paper's objective: if model and guide have it, TraceMeanField_ELBO uses the exact
     categorical KL. Its law converges to the categorical as tau -> 0. It is not a density, so that
     the loss is not a bound at tau > 0.
 
@@ -275,12 +275,13 @@ class GumbelSigmoid(DensityScored, TransformedDistribution):
     """Relaxed Bernoulli: y = sigmoid(x) with logit x = (a + L) / tau, L standard logistic noise.
 
     x is Logistic(a / tau, 1 / tau); log p(y) = log p(x) - log(y (1 - y)) with respect to Lebesgue
-    measure on (0, 1). Samples lie inside (0, 1); log_prob of an own sample is computed from its
-    logit. Any other value must lie inside too: a rounded sigmoid can be exactly 0 or 1. An integer
-    0 or 1, as `enumerate_support` gives it, is a class and scored by its mass.
+    measure on (0, 1). Samples lie inside (0, 1). log_prob of a sample that this object has just
+    drawn is computed from its logit x. Any other value must lie inside (0, 1) too; note that a
+    rounded sigmoid can be exactly 0 or 1. For an integer 0 or 1, as `enumerate_support` gives it,
+    log_prob is the log mass.
 
-    A bit of probability 0 or 1 is that value, with log_prob 0 there, -inf elsewhere, and no
-    gradient, like a vector of one category. KL is inf if only one of the two bits is certain.
+    A bit with probability 0 or 1 always has that value. Its log_prob is 0 there and -inf elsewhere,
+    and it has no gradient. KL is inf if only one of two bits is certain.
 
     Args:
         temperature: tau > 0; a number, or an array that broadcasts against the batch shape.
@@ -342,9 +343,9 @@ class ExpGumbelSoftmax(DensityScored):
 
     log p(l) = lgamma(K) + (K - 1) log tau + sum(a - tau l) - K logsumexp(a - tau l), a density
     with respect to dl_1 ... dl_{K-1} / y_K on the log-simplex. A log-vertex (0, -inf, ...) lies
-    outside of it and is scored by its log mass.
+    outside of the log-simplex; there log_prob is the log mass.
 
-    Args, Shapes, Raises: as GumbelSoftmax; samples and values are logs.
+    Args, Shapes, Raises: as GumbelSoftmax; samples and values are logarithms.
 
     Source: Maddison, Mnih, Teh 2016, appendix C.3 (ExpConcrete).
 
@@ -391,13 +392,13 @@ class GumbelSoftmax(DensityScored, TransformedDistribution):
     log p(y) = lgamma(K) + (K - 1) log tau + sum(a - (tau + 1) l) - K logsumexp(a - tau l)
 
     with l = log y, with respect to Lebesgue measure on the first K - 1 of the K coordinates. At low
-    temperature samples are close to one-hot, at high temperature close to uniform; argmax y has the
-    probabilities pi = softmax(a) at any.
+    temperature samples are close to one-hot, at high temperature close to uniform. At each
+    temperature argmax y has the probabilities pi = softmax(a).
 
     Samples lie inside the open simplex. log_prob(y, intermediates) of a sample is computed from its
-    Gumbel noise, which `sample_with_intermediates` returns and which is exact at any temperature; a
-    value without it is scored at the nearest point inside. An exact vertex lies outside and is
-    scored by its log mass log pi_k; `enumerate_support` gives the vertices.
+    Gumbel noise, which is exact at any temperature; `sample_with_intermediates` returns the noise.
+    A value without it is first clamped to the open simplex. At an exact vertex log_prob is the log
+    mass log pi_k; `enumerate_support` gives the vertices.
 
     Args:
         temperature: tau > 0; a number, or an array that broadcasts against the batch shape.

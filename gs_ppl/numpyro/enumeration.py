@@ -96,21 +96,22 @@ def has_one_class(fn: Any) -> bool:
 class config_enumerate(Messenger):
     """Marks every discrete latent site for exact enumeration under TraceEnum_ELBO.
 
-    One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
-    with the same parameters (class indices in traces and samples), the program its one-hot vector.
-    Condition and substitute accept indices and one-hot vectors alike. In plates, vectors need the
-    handler inside: config_enumerate(condition(model, ...)).
+    One-hot, relaxed and straight-through sites are lowered: for inference they are an integer
+    Categorical with the same parameters, so that traces and samples have class indices. The program
+    still gets its one-hot vector.
+    Condition and substitute accept indices and one-hot vectors. In plates, vectors need the handler
+    inside: config_enumerate(condition(model, ...)).
 
-    Inside of scan, where TraceEnum_ELBO is wrong by itself, the latents that the guide leaves out
-    are summed out step by step, and inference sees the factor `{site}_summed` in their place. A
-    mask on what is summed out is taken off it, so that a masked step is worth 1, as in a loop.
-    For infer_discrete scan is run as a loop, whose steps are drawn one by one.
+    Inside of scan NumPyro's TraceEnum_ELBO alone would be wrong. So latents that are not in the
+    guide are summed out step by step, and inference sees the factor `{site}_summed` instead. A mask
+    on them counts as in a loop: a masked step has the factor 1. For infer_discrete the scan runs as
+    a loop, and its steps are drawn one by one.
 
     Raises:
-        ValueError: naming the site, where to_event or sample_shape has joined several discrete
-            variables, for vectors from without inside of a plate, for sites inside of cond; inside
-            of scan for sites that the guide enumerates, for reverse=True, and for what is computed
-            from sites that are summed out.
+        ValueError: naming the site: if to_event or sample_shape joins several discrete variables;
+            for vectors that are given from outside in a plate; for sites inside of cond; and inside
+            of scan for sites that the guide enumerates, for reverse=True, and for a result that is
+            computed from sites that are summed out.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro

@@ -286,37 +286,36 @@ def relax(
 ) -> Any:
     """Relaxes the discrete latents of a program, for SVI: integers, bits and one-hot vectors.
 
-    The trace holds the weights of the classes. A program that draws integers stays as it is: it
-    gets a soft index, so that table[z] is the mean of the table under the weights.
+    The trace has the weights of the classes. A program that draws integers needs no change: it gets
+    a soft index, and table[z] is the mean of the rows of the table under the weights.
 
-    Model and guide are relaxed alike. Observed sites, continuous ones and those that are relaxed
-    already stay as they are; a program without discrete latents is not changed at all.
+    Relax model and guide in the same way. Observed sites, continuous sites and sites that are
+    relaxed already do not change.
 
     Args:
         fn: program; without one, the handler is a context manager, for one-hot sites and bits.
-        temperature: tau > 0; None takes that of AnnealedSVI.
-        family: class for all sites, with options a partial, such as partial(GumbelRao,
-            num_samples=100); or a dict by site name (GumbelSoftmax for the others): a soft
-            one (GumbelSoftmax) or a straight-through one. A Bernoulli site takes its binary class.
-        sites: names of the sites to relax; None: all. The others are enumerated as marked.
-        truncate: largest count by site name, for laws of counts without end (Poisson), which stand
-            for 0..largest then, renormalised.
-        max_tail: largest probability, in any row, of counts above the largest; check refuses
-            more, and so does AnnealedSVI.run at its end.
-        objective: how soft sites are scored. "categorical": by the categorical mass, linear in the
-            value, with exact KL under TraceMeanField_ELBO: the paper's objective. It converges to
-            the discrete ELBO as tau -> 0, and is not a bound at tau > 0. "relaxed": by densities,
-            a bound on the evidence of the relaxed program, whose optimum is not the discrete
-            posterior.
-            Straight-through families are scored by the mass in either case.
+        temperature: tau > 0; None uses that of AnnealedSVI.
+        family: class for all sites, soft (GumbelSoftmax) or straight-through; or a partial with
+            options, such as partial(GumbelRao, num_samples=100); or a dict by site name (the other
+            sites use GumbelSoftmax). A Bernoulli site uses the binary class of the family.
+        sites: names of the sites to relax; None: all. Marks for enumeration stay at the others.
+        truncate: largest count by site name, for laws of counts without a largest value (Poisson).
+            The law is then renormalised over 0..largest.
+        max_tail: largest probability, in any row, of the counts that are cut off; check, and the
+            end of AnnealedSVI.run, refuse more.
+        objective: what log_prob of soft sites is. "categorical": the categorical mass, linear in
+            the value, with exact KL under TraceMeanField_ELBO; this is the paper's objective. It
+            converges to the discrete ELBO as tau -> 0, and is not a bound at tau > 0. "relaxed":
+            the density; it gives a bound on the evidence of the relaxed program, whose optimum is
+            not the discrete posterior. Straight-through families always use the mass.
 
-    A bit of probability 0 or 1 is that value, without gradient, under each objective. So
-    Bernoulli(phi * alive) learns nothing of phi in draws where a straight-through alive is 0.
+    A bit with probability 0 or 1 always has that value, and no gradient. So Bernoulli(phi * alive)
+    learns nothing about phi in draws in which a straight-through alive is 0.
 
     Raises:
-        ValueError: naming the site: an integer site within a bare context manager, a use of a
+        ValueError: naming the site, for an integer site inside of the context manager, a use of a
             soft index that has no meaning, a support that is not fixed and finite, a family
-            without a class for it, a name that no site has, no temperature.
+            without a class for the site, a name without a site, and a missing temperature.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -336,7 +335,7 @@ def relax(
 
 
 class discretize(Messenger):
-    """The reverse of relax: relaxed and straight-through latents become the discrete ones.
+    """The reverse of relax: relaxed and straight-through latents become discrete.
 
     Use it to evaluate a trained guide on the discrete program.
 
@@ -406,12 +405,13 @@ def logits_of(law: Any) -> Array:
 
 
 def select(table: Array, z: Array, binary: bool = False, *, axis: int = -1) -> Array:
-    """Entry of a table that z stands for, whatever the mode: the mean of the entries under z.
+    """The entry z of a table, for an integer, one-hot or soft z; for a soft z it is a mean.
 
-    Along the last axis (-1) the other axes of the table go with the batch of z, row by row:
-    sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer one, and for a bit
-    (`binary`) table_0 (1 - z) + table_1 z. Along the first axis (0) it is table[z], the other axes
-    after the batch of z. For a vector both are the same. One model source serves all modes.
+    Along the last axis (-1) the other axes of the table broadcast with the batch of z. The result
+    is sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer z, and
+    table_0 (1 - z) + table_1 z for a bit (`binary`). Along the first axis (0) the result is
+    table[z]: the other axes of the table come after the batch of z. For a table with one axis both
+    are the same. So one program works with integers, relaxed, and enumerated.
 
     Args:
         table: shape (..., K), or (K, ...) along axis 0; K = 2 where binary.
@@ -422,7 +422,7 @@ def select(table: Array, z: Array, binary: bool = False, *, axis: int = -1) -> A
     Shapes: along -1 the batch of z broadcast with (...); along 0 the batch of z + (...).
 
     Raises:
-        ValueError: for another axis, and where table and z differ in K.
+        ValueError: for another axis, and if table and z differ in K.
 
     Example:
         >>> import jax.numpy as jnp

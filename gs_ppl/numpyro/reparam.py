@@ -26,8 +26,8 @@ class GumbelSoftmaxReparam(Reparam):
     soft law.
     (TransformReparam takes the log of z, or the logit of a bit, instead.)
 
-    `inverse(law, z)` is the noise that gives z, for an initial value: g = tau log z - a + c, where
-    c, on which z does not depend, is such that sum exp(-g) = K.
+    `inverse(law, z)` is the noise that gives z, for an initial value: g = tau log z - a + c. The
+    constant c has no effect on z, and is chosen such that sum exp(-g) = K.
 
     Raises:
         ValueError: naming the site, if it is observed or has another law.

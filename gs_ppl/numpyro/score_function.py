@@ -129,14 +129,14 @@ class RLOO_ELBO(ScoreFunctionELBO):
 
     G = mean_i (r_i - mean_{j != i} r_j) grad log q(b_i)
 
-    For any program: plates, subsampling, dependent sites, continuous latents beside.
+    It takes any program: with plates, subsampling, dependent sites and continuous latents.
 
     Args:
         num_particles: at least 2.
         vectorize_particles: as in numpyro.infer.Trace_ELBO.
 
     Raises:
-        ValueError: for fewer particles, and naming a site with a batch axis in no plate.
+        ValueError: for fewer particles, and for a site with a batch axis outside of plates.
 
     Source: Kool, van Hoof, Welling 2019, Buy 4 REINFORCE samples, get a baseline for free.
 
@@ -175,13 +175,13 @@ class NVIL_ELBO(ScoreFunctionELBO):
 
     G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
 
-    Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
-    direction of G by that site. For any program, as RLOO_ELBO.
+    Unbiased if `normalize` is False. The division by s, which is one number for each site, does not
+    change the direction of G for that site. It takes any program, as RLOO_ELBO.
 
     C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
     `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
-    descend on the square of the signal r - C - c. The running moments are mutable state of the
-    guide: hand SVI `elbo.wrap(guide)`.
+    are trained to minimize the square of r - C - c. The running moments are mutable state of the
+    guide; so give SVI the guide `elbo.wrap(guide)`.
 
     Args:
         num_particles: as in numpyro.infer.Trace_ELBO.
@@ -190,8 +190,8 @@ class NVIL_ELBO(ScoreFunctionELBO):
         vectorize_particles: as in numpyro.infer.Trace_ELBO.
 
     Raises:
-        ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
-            with a batch axis in no plate, or a C of more axes than the plates.
+        ValueError: for a guide that is not wrapped, for a decay outside of [0, 1), for a site with
+            a batch axis outside of plates, and for a site whose C has more axes than its plates.
 
     Source: Mnih, Gregor 2014, algorithm 1.
 
@@ -237,7 +237,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         for name, x in r.items():
             if f"{name}_nvil" not in state:
                 raise ValueError(
-                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: hand SVI"
+                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: give SVI"
                     " elbo.wrap(guide)"
                 )
             mean, variance, _ = state[f"{name}_nvil"]

@@ -95,9 +95,9 @@ class STGumbelSigmoid(BitEstimator):
 class STGumbelSoftmax(OneHotEstimator):
     """Straight-through Gumbel-Softmax: one_hot(argmax(a + g)) with the gradient of the soft sample.
 
-    Categorical in law, exactly, at every temperature, which only shapes the gradient:
-    d sample / d a = d softmax((a + g) / tau) / d a. Scored as the categorical, sum(value log pi),
-    for any copy of the value, differentiable in it.
+    Its law is exactly categorical at every temperature. The temperature only changes the gradient:
+    d sample / d a = d softmax((a + g) / tau) / d a. log_prob is that of the categorical,
+    sum(value log pi). It takes any copy of the value, and is differentiable in it.
 
     Args, Shapes, Raises: as GumbelSoftmax.
 
@@ -120,9 +120,9 @@ class STGumbelSoftmax(OneHotEstimator):
 
 
 class STBernoulli(BitEstimator):
-    """Straight-through bit without noise in the gradient, which is that of sigmoid(a / tau).
+    """Straight-through bit with the gradient of sigmoid(a / tau), which has no noise of its own.
 
-    Under an annealed temperature, the slope-annealed straight-through bit, of slope 1 / tau.
+    With an annealed temperature it is the slope-annealed straight-through bit, of slope 1 / tau.
 
     Args, Shapes, Raises: as GumbelSigmoid.
 
@@ -142,9 +142,10 @@ class STBernoulli(BitEstimator):
 class StraightThrough(OneHotEstimator):
     """Straight-through: one_hot(k), k from pi, with the gradient of softmax(a / tau).
 
-    Plain at tau = 1, where the surrogate is the sample's mean. Annealing tau downwards is slope
-    annealing, of slope 1 / tau, made for a step function; beside a draw it adds bias. Law and score
-    are those of STGumbelSoftmax; there is no noise in the gradient but that of the sample.
+    At tau = 1 it is the plain straight-through estimator: the surrogate is the mean of the sample.
+    To anneal tau downwards is slope annealing, of slope 1 / tau, which is made for step functions;
+    for random draws it adds bias. Law and log_prob are those of STGumbelSoftmax. The only noise in
+    the gradient is that of the sample.
 
     Args, Shapes, Raises: as GumbelSoftmax.
 
@@ -185,9 +186,9 @@ class ReinMax(OneHotEstimator):
     """ReinMax: one_hot(k), k from pi, with a gradient of second order, by Heun's method.
 
     With D the sample, p = (softmax(a / tau) + D) / 2 and J(p) = diag(p) - p p^T, the gradient is
-    2 J(p) - J(pi) / 2. At tau = 1 it is that of Gumbel-Rao as its temperature tends to 0 (ZGR),
-    sample by sample, and has no bias where the loss is quadratic in D. Its authors take tau >= 1;
-    there is no gradient by tau.
+    2 J(p) - J(pi) / 2. At tau = 1 it equals the limit of Gumbel-Rao at temperature 0 (ZGR) for
+    each sample, and has no bias if the loss is quadratic in D. Its authors use tau >= 1. It has no
+    gradient with respect to tau.
 
     Args, Shapes, Raises: as GumbelSoftmax.
 
@@ -254,13 +255,13 @@ class GumbelRaoBernoulli(ConditionalGumbels, BitEstimator):
 class GumbelRao(ConditionalGumbels, OneHotEstimator):
     """Gumbel-Rao: STGumbelSoftmax with its gradient averaged over the noise that gives the sample.
 
-    With D = one_hot(k) the sample, the gradient is that of the mean of softmax((a + g) / tau) over
-    draws of the Gumbel noise g given argmax(a + g) = k, held fixed. The expectation is that of
-    STGumbelSoftmax, the variance at most as large.
+    With D = one_hot(k) the sample, the Gumbel noise g is drawn several times given
+    argmax(a + g) = k. The gradient is that of the mean of softmax((a + g) / tau) over these draws,
+    with g held fixed. It has the expectation of STGumbelSoftmax, and at most its variance.
 
     Args:
         temperature, probs, logits, validate_args: as GumbelSoftmax.
-        num_samples: draws of the noise; time and memory grow with it, the program runs once.
+        num_samples: draws of the noise. Time and memory grow with it; the program runs once.
 
     Shapes, Raises: as GumbelSoftmax.
 
@@ -319,12 +320,12 @@ class GappedSTBernoulli(Gapped, BitEstimator):
 class GappedST(Gapped, OneHotEstimator):
     """Gapped straight-through: the gradient of softmax(v / tau), where v puts the sample on top.
 
-    With k the sample, v_k = max(a) and v_j = min(a_j, max(a) - gap), and the derivative by v stands
-    for that by a. No noise in the gradient but that of the sample.
+    With k the sample, v_k = max(a) and v_j = min(a_j, max(a) - gap). The derivative with respect to
+    v is used as that with respect to a. The only noise in the gradient is that of the sample.
 
     Args:
         temperature, probs, logits, validate_args: as GumbelSoftmax.
-        gap: by how much the logit of the sample exceeds the others at least, nats.
+        gap: smallest difference between the logit of the sample and the others, nats.
 
     Shapes, Raises: as GumbelSoftmax.
 

@@ -274,7 +274,7 @@ class MuProp_ELBO(SubstitutingELBO):
 
     G = (r - r(m) - r'(m) (b - m)) (b - pi) + r'(m) d pi / d a
 
-    m: the values where each site takes its mean, given those before it.
+    m: the values of a run in which each site takes its mean, given the values before it.
 
     Args:
         num_particles, vectorize_particles: as in numpyro.infer.Trace_ELBO.
@@ -308,13 +308,13 @@ class DARN_ELBO(SubstitutingELBO):
 
     G = r'(b) (b - c) (b - pi), c = 1/2 for a bit, 1/K for a one-hot vector
 
-    For each variable by itself. The expected G is right where r is quadratic in a bit, or linear in
-    a one-hot vector; elsewhere, and in what a layer owes to those above it, it is biased.
+    G is computed for each variable separately. It is unbiased if r is quadratic in a bit, or linear
+    in a one-hot vector. Otherwise it is biased, also in the effect of a variable on later layers.
 
     Args, Raises: as MuProp_ELBO.
 
     Source: Gregor, Danihelka, Mnih, Blundell, Wierstra 2014; Gu et al. 2016, section 4 (the "1/2
-    estimator"). For one-hot vectors, c = 1/K is our reading.
+    estimator"). They have bits only; c = 1/K for one-hot vectors is our extension.
 
     Example: as RLOO_ELBO, with DARN_ELBO() in its place.
     """
@@ -333,17 +333,18 @@ class REBAR_ELBO(SubstitutingELBO):
 
     G = (r(b) - eta r(y)) (b - pi) + eta d r(y) / d a - eta d r(y') / d a
 
-    y = squash(z / tau), z = a + noise, and y' from z given b; their noise is coupled so that both
-    have one value, and only their gradients differ. For each site by itself: those before it stay
-    at their samples, those after it are relaxed.
+    y = squash(z / tau), z = a + noise; y' is the same with z drawn given b. Their noise is coupled
+    so that y and y' have the same value, and only their gradients differ. G is computed for each
+    site separately: sites before it keep their samples, sites after it are relaxed.
 
-    Where SVI gets `elbo.wrap(guide)`, tau and eta of each site are parameters, which descend on
-    sum G^2; an optimizer that scales its steps, such as Adam, suits them. Else they are constants.
+    If SVI gets `elbo.wrap(guide)`, tau and eta of each site are parameters, which are trained to
+    minimize sum G^2; use an optimizer that scales its steps, such as Adam. Otherwise they are
+    constants.
 
     Args:
         num_particles, vectorize_particles: as in numpyro.infer.Trace_ELBO.
-        temperature: tau > 0, or its start.
-        scale: eta, or its start.
+        temperature: tau > 0, or its initial value.
+        scale: eta, or its initial value.
 
     Raises:
         ValueError: as MuProp_ELBO; a temperature that is not positive.
@@ -425,8 +426,8 @@ class DisARM_ELBO(SubstitutingELBO):
 
     G = (r(b) - r(b')) (b - b') sigmoid(|a|) / 2, with b = [a + L > 0], b' = [a - L > 0]
 
-    The noise L is logistic. Sites before stay at their samples, those after are drawn anew with the
-    noise they had.
+    The noise L is logistic. Sites before it keep their samples. Sites after it are drawn again,
+    with the same noise.
 
     Args, Raises: as MuProp_ELBO, and for one-hot sites.
 

@@ -41,13 +41,14 @@ def _truncates(program: Any) -> bool:
 class AnnealedSVI(SVI):
     """SVI whose step t runs at the temperature schedule(t).
 
-    Handlers and guides (relax, AutoGumbelSoftmax) that have no temperature of their own take it;
-    so do programs that declare an argument `temperature`. No others see it. The step is the
-    optimizer's, so that run, update in jit or scan, and restored states anneal without recompiling.
+    Handlers and guides (relax, AutoGumbelSoftmax) without a temperature of their own use it, and so
+    do programs that have an argument `temperature`. Other programs do not see it. The step is that
+    of the optimizer. So run, update inside of jit or scan, and restored states are annealed without
+    compiling again.
 
     Args:
         model, guide, optim, loss: as in numpyro.infer.SVI.
-        schedule: step -> temperature, for a traced step: one of gs_ppl.temperature, or optax's.
+        schedule: step -> temperature, one of gs_ppl.temperature or optax; the step is traced.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro
@@ -126,7 +127,7 @@ class AnnealedSVI(SVI):
         evaluate_every: int | None = None,
         **kwargs: Any,
     ) -> "RunResult":
-        """Steps on the same data; what NumPyro's run returns, with the arrays of the run.
+        """Takes steps on the same data; returns what NumPyro's run does, and the arrays of the run.
 
         Args:
             rng_key: of the start and all draws.
@@ -135,13 +136,14 @@ class AnnealedSVI(SVI):
             progress_bar: whether to show one, with loss and temperature.
             callback: called with step, loss and temperature.
             callback_every: number of steps from one call to the next.
-            evaluate_every: number of steps between evaluations of the discrete ELBO, by ten draws.
+            evaluate_every: number of steps between evaluations of the discrete ELBO, with ten
+                draws.
             **kwargs: what the programs take, and NumPyro's options of run.
 
         Raises:
-            ValueError: naming the step and the first site, where the loss is NaN; not for
-                stable_update=True, which leaves such steps out. Naming the sites, where the loss
-                of all steps is infinite.
+            ValueError: if the loss is NaN, naming the step and the first site; not with
+                stable_update=True, which skips such steps. If the loss of all steps is infinite,
+                naming the sites.
         """
         names = "init_state", "init_params", "stable_update"
         start, init_params, stable = (kwargs.pop(name, None) for name in names)

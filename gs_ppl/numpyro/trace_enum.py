@@ -27,14 +27,14 @@ def _analytic(site: dict[str, Any]) -> dict[str, Any]:
 
 
 class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
-    """NumPyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has.
+    """NumPyro's, with the exact categorical divergence at soft sites, as in TraceMeanField_ELBO.
 
-    A program may have enumerated and soft sites side by side. Soft values are scored by masses:
-    an estimate by log q - log p would not have its optimum at q = p. The model has the rows of the
-    guide's subsampled plates; NumPyro's own draws others.
+    A program may have both enumerated and soft sites. log_prob of soft values is a mass; an
+    estimate by log q - log p would not have its optimum at q = p. In subsampled plates the model
+    gets the rows of the guide. NumPyro's own ELBO draws other rows for the model.
 
     Raises:
-        ValueError: naming the soft site, where its law depends on one that the model enumerates.
+        ValueError: for a soft site whose law depends on a site that the model enumerates.
 
     Example:
         >>> elbo = TraceEnum_ELBO(max_plate_nesting=1)

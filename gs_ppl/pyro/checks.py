@@ -185,29 +185,28 @@ def _warn_of_equal(
 def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any) -> None:
     """Runs guide and model, and refuses pairings whose loss would be finite but wrong.
 
-    AnnealedSVI does it at its first step, and again where the shapes of its arguments are new. The
-    random state is left as it was. Under a bare SVI that nobody checks, a bare discrete law on one
-    side stays unseen. A program with relaxed sites runs some ten times more, with values along
-    edges of the simplex, to see whether it follows them as its gradient says; a jump below 8e-6
-    of the sum of the terms' sizes stays unseen. Warns where all classes of a relaxed site are alike
-    because components start equal.
+    AnnealedSVI calls it at its first step, and again if the shapes of its arguments are new. A bare
+    SVI does not call it. It does not change the random state. A program with relaxed sites runs
+    about ten times more, with values along edges of the simplex: does the loss change as its
+    gradient predicts? A jump below 8e-6 of the sum of the terms' absolute values is not found. It
+    warns if all classes of a relaxed site are equal because the components start equal.
 
     Args:
-        model: program, relaxed or enumerated as it is handed to SVI.
-        guide: program, likewise.
+        model: program, relaxed or enumerated, as it is given to SVI.
+        guide: program, as it is given to SVI.
         loss: the ELBO object.
         *args: what the programs take.
         **kwargs: what the programs take.
 
     Raises:
-        ValueError: naming the site and the cure: a density paired with a mass, class indices with
-            vectors, log-space with the simplex; a straight-through guide over Pyro's own
-            OneHotCategorical, whose score has no gradient; a discrete guide site that the loss
-            has no gradient for; a soft mass where the loss has no analytic divergence; plates,
-            rows, scale or a mask on one side alone; a batch axis in no plate; a latent that is
-            neither in the guide nor enumerated by the loss; dependent sites in another order than
-            the model's, under TraceMeanField_ELBO; a relaxed value that is read as a class, by
-            long(), argmax, == or if, which has no gradient.
+        ValueError: naming the site and the cure, for: a density paired with a mass, class indices
+            with vectors, log-space with the simplex; a straight-through guide with Pyro's own
+            OneHotCategorical, whose log_prob has no gradient; a discrete site of the guide if the
+            loss has no gradient for it; a soft mass if the loss has no analytic divergence; plates,
+            rows, scales or masks that differ; a batch axis outside of plates; a latent that is
+            neither in the guide nor enumerated; under TraceMeanField_ELBO dependent sites in
+            another order than in the model; a relaxed value that is used as a class, by long(),
+            argmax, == or if, which has no gradient.
 
     Example:
         >>> import pyro, torch

@@ -67,38 +67,39 @@ def compare(
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> Comparison:
-    """How wrong is a relaxation, and which one to use? Answered on the program itself.
+    """How wrong is a relaxation of this program, and which one is best for it?
 
-    Model and guide may be discrete, relaxed or automatic: each is discretized and enumerated for
-    the exact numbers, and relaxed anew for each family, objective and temperature. The guide's
-    parameters are taken as they are. The draws of all methods share their random numbers, site by
-    site, continuous latents included; the random state is left as it was.
+    Model and guide may be discrete, relaxed or automatic. For the exact numbers both are made
+    discrete and enumerated. Then they are relaxed for each family, objective and temperature. The
+    guide is not trained. All methods use the same random numbers at each site, also at continuous
+    latents. The random state does not change.
 
     Args:
         model: program.
         guide: program, or an automatic guide.
         *args: what the programs take.
-        families: classes to relax by; and ELBOs that have a gradient for the discrete program, such
-            as RLOO_ELBO(), which has no temperature. One that keeps state in the guide (wrap)
-            adds it by itself.
-        objectives: of the soft families, see relax; straight-through ones have one alone.
-        temperatures: tau > 0, of each family.
-        temperature: one temperature in place of several.
-        loss: ELBO of the relaxed programs; TraceMeanField_ELBO unless given.
-        num_samples: draws for each method.
-        adaptation_steps: by which the state that an ELBO keeps adapts to the program first.
+        families: classes to relax by; also ELBOs that have a gradient for the discrete program,
+            such as RLOO_ELBO(), which has no temperature. ELBOs with state in the guide are
+            wrapped by compare.
+        objectives: of the soft families, see relax; straight-through families have only one.
+        temperatures: tau > 0, for each family.
+        temperature: one temperature instead of several.
+        loss: ELBO of the relaxed programs; default TraceMeanField_ELBO.
+        num_samples: number of draws for each method.
+        adaptation_steps: number of steps in which the state of an ELBO adapts to the program.
         budget: CPU time to spend on a gradient, in estimates by STGumbelSoftmax. The last line
             names the family with the least bias^2 + variance x cost / budget (`best`).
-        cost: CPU time of one estimate by family, as {"RLOO_ELBO(2)": 2.0}, over STGumbelSoftmax's
-            (or the cheapest family's, without it); None: measured, to half an octave.
-        relabel: sites of which the guide's classes are matched to the model's.
-        max_entries: an enumeration that makes a larger table is not tried.
+        cost: CPU time of one estimate by family, as {"RLOO_ELBO(2)": 2.0}, relative to
+            STGumbelSoftmax (or to the cheapest family, without it). None: measured, and rounded
+            to half an octave.
+        relabel: sites whose classes in the guide are matched to those in the model.
+        max_entries: largest table of an enumeration, in numbers.
         seed: of the draws.
         progress_bar: whether to show one.
         **kwargs: what the programs take.
 
     Raises:
-        ValueError: naming the site, where a relaxation of the program is refused (see check).
+        ValueError: naming the site, if a relaxation of the program is refused (see check).
 
     Example:
         >>> import pyro, torch

@@ -93,12 +93,13 @@ def _lowered(site: str, law: Any) -> Any:
 def config_enumerate(fn: Callable | None = None) -> Any:
     """Marks every discrete latent site for exact enumeration under TraceEnum_ELBO.
 
-    One-hot, relaxed and straight-through sites are lowered: inference sees an integer Categorical
-    with the same parameters (class indices in traces and samples), the program its one-hot vector.
-    Condition and substitute accept indices and one-hot vectors alike.
+    One-hot, relaxed and straight-through sites are lowered: for inference they are an integer
+    Categorical with the same parameters, so that traces and samples have class indices. The program
+    still gets its one-hot vector.
+    Condition and substitute accept indices and one-hot vectors.
 
     Raises:
-        ValueError: naming the site, where to_event has joined several discrete variables.
+        ValueError: naming the site, if to_event joins several discrete variables.
 
     Example:
         >>> import pyro, torch

@@ -40,22 +40,22 @@ def to_inference_data(
 ) -> Any:
     """Draws of a guide, or of the exact posterior, as ArviZ groups.
 
-    Both programs are made discrete first (see discretize), and a program that declares a
-    `temperature` runs at 1. One-hot sites become class indices, bits 0 and 1. Random state and
-    parameter store are left as they were.
+    Both programs are made discrete first (see discretize). A program with an argument `temperature`
+    runs at temperature 1. One-hot vectors become class indices, bits become 0 and 1. Random
+    state and parameter store do not change.
 
     The groups, with one chain:
 
     - posterior: latents, and deterministic sites.
-    - log_likelihood: of each observed site, for each point of its plates; masks count.
+    - log_likelihood: of each observed site, for each point of its plates, with masks.
     - posterior_predictive, prior, prior_predictive, observed_data.
-    - sample_stats: `lp` = log p(x, z) of the drawn z; `log_q` the log density that z was drawn
-      with: q(z) of the guide; with infer_discrete q(w) p(z | x, w), w the latents not enumerated;
-      `log_weight` = lp - log_q: its mean is the ELBO of the draws, the log of the mean of its exp
-      the evidence. Handlers that scale count in none of them.
+    - sample_stats: `lp` = log p(x, z) of the drawn z. `log_q` is the log density of the draw: q(z)
+      of the guide; with infer_discrete q(w) p(z | x, w), w the latents that are not enumerated.
+      `log_weight` = lp - log_q. Its mean is the ELBO of the draws; the log of the mean of its exp
+      is the log evidence. Handlers that scale have no effect on these.
 
-    `arviz.loo` fits a Pareto law to the likelihoods of the draws. Where all latents together have
-    few values, these have ties: ArviZ 0.2x warns, and 1.x refuses.
+    `arviz.loo` fits a Pareto law to the likelihoods of the draws. If the latents have few values,
+    some draws have equal likelihoods: then ArviZ 0.2x warns, and 1.x fails.
 
     Args:
         model: program.
@@ -66,14 +66,14 @@ def to_inference_data(
         seed: of the draws.
         infer_discrete: whether to draw discrete latents from their exact posterior too, given the
             guide's draws of the others.
-        coords: labels by dimension; 0, 1, ... unless given.
-        dims: names of the dimensions by site, chain and draw left out. Unless given, those of the
-            plates, and {site}_dim_{i} for axis i of a site that has none.
+        coords: labels by dimension; default 0, 1, ...
+        dims: names of the dimensions by site, without chain and draw. Default: the names of the
+            plates, and {site}_dim_{i} for an axis i without a plate.
         **kwargs: what the programs take.
 
     Raises:
-        ValueError: naming the latent that guide and enumeration leave out, the guide's that the
-            model has not, the plate that is subsampled, an unknown name in coords or dims.
+        ValueError: for a latent that is neither in the guide nor enumerated, a latent of the guide
+            that is not in the model, a subsampled plate, and an unknown name in coords or dims.
         ImportError: without ArviZ.
 
     Example:

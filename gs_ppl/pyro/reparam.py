@@ -25,12 +25,12 @@ class GumbelSoftmaxReparam(Reparam):
     soft law.
     (TransformReparam takes the log of z, or the logit of a bit, instead.)
 
-    `inverse(law, z)` is the noise that gives z, to which an initial value is taken:
-    g = tau log z - a + c, where c, on which z does not depend, is such that sum exp(-g) = K.
-    (Pyro's reparameterizer of this name has tau z where tau log z is right.)
+    `inverse(law, z)` is the noise that gives z, for an initial value: g = tau log z - a + c. The
+    constant c has no effect on z, and is chosen such that sum exp(-g) = K. (Pyro's reparameterizer
+    of this name has tau z, which is wrong, instead of tau log z.)
 
     Raises:
-        ValueError: naming the site, if it is observed or has another law.
+        ValueError: for a site that is observed, or has another law.
 
     Example:
         >>> import pyro, torch

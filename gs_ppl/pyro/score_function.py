@@ -116,7 +116,7 @@ class RLOO_ELBO(ScoreFunctionELBO):
 
     G = mean_i (r_i - mean_{j != i} r_j) grad log q(b_i)
 
-    For any program: plates, subsampling, dependent sites, continuous latents beside.
+    It takes any program: with plates, subsampling, dependent sites and continuous latents.
 
     Args:
         num_particles: at least 2.
@@ -165,13 +165,13 @@ class NVIL_ELBO(ScoreFunctionELBO):
 
     G = (r - C - c) / max(1, s) grad log q(b), c and s the running moments of r - C
 
-    Unbiased where `normalize` is False; the division by s, one number for each site, keeps the
-    direction of G by that site. For any program, as RLOO_ELBO.
+    Unbiased if `normalize` is False. The division by s, which is one number for each site, does not
+    change the direction of G for that site. It takes any program, as RLOO_ELBO.
 
     C = nn_baseline(nn_baseline_input), in nats, for sites of the guide that have
     `infer={"baseline": {"nn_baseline": f, "nn_baseline_input": x}}`, else 0; the parameters of f
-    descend on the square of the signal r - C - c. The running moments are parameters of the guide
-    that no gradient reaches: hand SVI `elbo.wrap(guide)`.
+    are trained to minimize the square of r - C - c. The running moments are parameters of the guide
+    without a gradient; so give SVI the guide `elbo.wrap(guide)`.
 
     Args:
         num_particles: as in pyro.infer.Trace_ELBO.
@@ -180,7 +180,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         vectorize_particles, **options: as in pyro.infer.Trace_ELBO.
 
     Raises:
-        ValueError: for a guide that is not wrapped, a decay outside of [0, 1), and naming a site
+        ValueError: for a guide that is not wrapped, for a decay outside of [0, 1), and for a site
             whose C has more axes than its plates.
 
     Source: Mnih, Gregor 2014, algorithm 1.
@@ -229,7 +229,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         for name, x in r.items():
             if f"{name}_nvil" not in state:
                 raise ValueError(
-                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: hand SVI"
+                    f"site {name!r}: NVIL_ELBO keeps its running mean in the guide: give SVI"
                     " elbo.wrap(guide)"
                 )
             mean, variance, _ = state[f"{name}_nvil"].to(x)

@@ -25,18 +25,18 @@ def init_to_rows(
     *,
     fallback: Callable = init_to_median,
 ) -> Any:
-    """A start, for init_loc_fn, at rows of the data: components are apart from the first step.
+    """An init_loc_fn that starts components at rows of the data that are far from each other.
 
-    The first row is drawn uniformly, each next one with probability in proportion to its squared
-    distance to the nearest of those before it.
+    The first row is drawn uniformly. The probability of each next row is proportional to its
+    squared distance to the nearest row that was already drawn.
 
     Args:
-        site: left out; the automatic guide hands it in.
-        rows: by name of a site of shape (K, ...) data of shape (N, ...), N >= K.
-        fallback: the start of all other sites.
+        site: leave it out; the automatic guide passes it.
+        rows: data of shape (N, ...) by the name of a site of shape (K, ...), N >= K.
+        fallback: the init_loc_fn of all other sites.
 
     Raises:
-        ValueError: naming the site, where its rows do not fit.
+        ValueError: naming the site, if its rows do not fit.
 
     Source: k-means++, Arthur and Vassilvitskii 2007.
 
@@ -76,23 +76,24 @@ def init_to_rows(
 def best_start(
     make: Callable[[], Run], *args: Any, num_starts: int = 10, num_steps: int = 20, **kwargs: Any
 ) -> Run:
-    """The best of several starts: that of the least mean loss, over the second half of a few steps.
+    """The best of several starts: the one with the least mean loss in the second half of its steps.
 
-    Clears the parameter store at each start, and leaves in it the parameters of the best one.
+    It clears the parameter store at each start. At the end the store has the parameters of the best
+    start.
 
     Args:
         make: makes model, guide and optimizer anew and returns SVI or AnnealedSVI; its guide should
             start at random, such as by init_to_rows.
         *args: what the programs take.
         num_starts: number of starts.
-        num_steps: steps of each.
+        num_steps: number of steps of each start.
         **kwargs: what the programs take.
 
     Returns:
         The SVI of the best start, after its first steps.
 
     Raises:
-        ValueError: where the loss of all starts is NaN or infinite.
+        ValueError: if the loss of all starts is NaN or infinite.
 
     Example:
         >>> import pyro, torch

@@ -164,8 +164,8 @@ class JitTraceMeanField_ELBO(TraceMeanField_ELBO, infer.JitTraceMeanField_ELBO):
 class AnnealedSVI(SVI):
     """SVI whose step t runs at the temperature schedule(t).
 
-    Handlers and guides (relax, AutoGumbelSoftmax) that have no temperature of their own take it;
-    so do programs that declare an argument `temperature`. No others see it. It is a 0-d
+    Handlers and guides (relax, AutoGumbelSoftmax) without a temperature of their own use it, and so
+    do programs that have an argument `temperature`. Other programs do not see it. It is a 0-d
     tensor, so that the Jit ELBOs compile once.
 
     Args:
@@ -256,7 +256,7 @@ class AnnealedSVI(SVI):
         evaluate_every: int | None = None,
         **kwargs: Any,
     ) -> Training:
-        """Steps on the same data; the arrays of the run.
+        """Takes steps on the same data, and returns the arrays of the run.
 
         Args:
             num_steps: number of steps.
@@ -264,12 +264,13 @@ class AnnealedSVI(SVI):
             progress_bar: whether to show one, with loss and temperature.
             callback: called with step, loss and temperature.
             callback_every: number of steps from one call to the next.
-            evaluate_every: number of steps between evaluations of the discrete ELBO, by ten draws.
+            evaluate_every: number of steps between evaluations of the discrete ELBO, with ten
+                draws.
             **kwargs: what the programs take.
 
         Raises:
-            ValueError: naming the step and the first site, where the loss is NaN; naming the sites,
-                where that of all steps is infinite.
+            ValueError: if the loss is NaN, naming the step and the first site; if the loss of all
+                steps is infinite, naming the sites.
         """
         first = self.num_steps
         watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)
@@ -326,7 +327,7 @@ class AnnealedSVI(SVI):
         return {n: float(node["log_prob_sum"]) for n, node in nodes if "log_prob_sum" in node}
 
     def get_state(self) -> dict[str, Any]:
-        """Step, parameters and optimizer: what set_state resumes from in mid-schedule."""
+        """Step, parameters and optimizer, for set_state, which continues the schedule too."""
         return {
             "num_steps": self.num_steps,
             "params": pyro.get_param_store().get_state(),
@@ -334,9 +335,9 @@ class AnnealedSVI(SVI):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes the run up where get_state left it.
+        """Continues a run from the state that get_state returned.
 
-        Parameters that exist are written in place: those of a torch module must, so run the
+        Parameters that exist are written in place. Those of a torch module must exist: run the
         programs once before, by evaluate_loss.
         """
         self.num_steps = state["num_steps"]

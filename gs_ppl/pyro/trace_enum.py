@@ -22,13 +22,13 @@ def is_soft_mass(fn: Any) -> bool:
 
 
 class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
-    """Pyro's, with the exact categorical divergence at soft sites, as TraceMeanField_ELBO has it.
+    """Pyro's, with the exact categorical divergence at soft sites, as in TraceMeanField_ELBO.
 
-    A program may have enumerated and soft sites side by side. Soft values are scored by masses:
-    an estimate by log q - log p would not have its optimum at q = p.
+    A program may have both enumerated and soft sites. log_prob of soft values is a mass; an
+    estimate by log q - log p would not have its optimum at q = p.
 
     Raises:
-        ValueError: naming the soft site, where its law depends on one that the model enumerates.
+        ValueError: for a soft site whose law depends on a site that the model enumerates.
 
     Example:
         >>> elbo = TraceEnum_ELBO(max_plate_nesting=1)
