@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _report import TITLES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,6 +26,7 @@ def name_lines(ax: Axes, names: list[str]) -> None:
     for _ in range(100):  # neighbours push each other until none touch
         for i in np.flatnonzero(np.diff(heights) < APART):
             heights[i : i + 2] = heights[i : i + 2].mean() + 0.501 * APART * np.array([-1, 1])
+    heights -= min(heights[0], 0)  # none below the axes
     for i, height in zip(order, heights, strict=True):
         color = lines[i].get_color()
         ax.text(1.03, height, names[i], transform=ax.transAxes, color=color, va="center")
@@ -38,9 +40,12 @@ def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
     cell one is shown: with the estimator's own settings, on NumPyro, the first seed.
     """
     models: dict[str, dict[str, np.ndarray]] = {}
+    sides: dict[tuple[str, str], str] = {}
     for result in sorted(results, key=priority, reverse=True):  # the last one stays
-        curves = models.setdefault(result["row"].removesuffix(", tuned"), {})
-        curves[result["column"]] = np.array(result["evaluations"] or result["losses"])
+        model, name = result["row"].removesuffix(", tuned"), result["column"]
+        curves = models.setdefault(model, {})
+        curves[name] = np.array(result["evaluations"] or result["losses"])
+        sides[model, name] = TITLES[result["backend"]]
     models = {model: models[model] for model in sorted(models) if len(models[model]) > 2} or models
     present = {name for curves in models.values() for name in curves}
     groups = {title: present.intersection(names) for title, names in GROUPS.items()}
@@ -61,9 +66,11 @@ def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
             ax.spines[["top", "right"]].set_visible(False)
             if shown:
                 name_lines(ax, shown)
-        line[0].set_ylabel(f"{model}\nnats")
+        line[0].set_ylabel(f"{model}\nnats per image")
     for ax, title in zip(axes[0], groups, strict=True):
         ax.set_title(title)
+    ppls = " and ".join(sorted({sides[m, n] for m, curves in models.items() for n in curves}))
+    figure.suptitle(f"{ppls}: negative bound of test images", fontsize="large")
     figure.supxlabel("thousand steps", fontsize="medium")
     figure.savefig(path, dpi=110)
 

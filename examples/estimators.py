@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _pictures import name_lines
 from _report import TITLES, make_parser, parse, write_report
 from _step_cost import time_in_turns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -181,31 +183,48 @@ def draw(rows: list[Row], path: Path) -> None:
     has the more samples.
     """
     side = rows[-1]["backend"]
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    panels = figure.subplots(1, len(VERSIONS), sharey=True)
-    n = np.geomspace(1, 10_000, 100)
-    for ax, version in zip(panels, VERSIONS, strict=True):
-        for i, method in enumerate(list_methods("bits")):
+    methods = list_methods("bits")
+    groups = {
+        "with a temperature (better of τ = 0.5, 1)": [
+            method for method in methods if method in FAMILIES
+        ],
+        "score functions": [method for method in methods if method not in FAMILIES],
+    }
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = figure.subplots(len(groups), len(VERSIONS), sharex=True, sharey=True)
+    named: list[tuple[Axes, list[str]]] = []
+    for line, (group, names) in zip(axes, groups.items(), strict=True):
+        for ax, version in zip(line, VERSIONS, strict=True):
             shown = [r for r in rows if (r["version"], r["backend"]) == (version, side)]
-            shown = [row for row in shown if row["method"] == method and row["cost"]]
-            if shown:
-                biases = [row["bias"] if is_seen(row) else 0.0 for row in shown]
-                errors = [
-                    np.hypot(bias, np.sqrt(row["variance"] / n))
-                    for bias, row in zip(biases, shown, strict=True)
-                ]
-                line = "-" if method in FAMILIES else "--"
-                ax.plot(
-                    n * shown[0]["cost"], np.min(errors, 0), line, color=f"C{i % 10}", label=method
-                )
-        ax.set(xscale="log", yscale="log", title=f"{TITLES[side]}, {version}")
+            curves = draw_errors(shown, methods)
+            own = [name for name in names if name in curves]
+            for name in (*(curves.keys() - {*own}), *own):
+                ax.plot(*curves[name], **({"lw": 2} if name in own else {"color": "0.85"}))
+            ax.set(xscale="log", yscale="log", title=f"{TITLES[side]}, {version}: {group}")
+            named.append((ax, own))
+            ax.spines[["top", "right"]].set_visible(False)
+    for ax, own in named:  # at the limits that all axes share
+        name_lines(ax, own)
+    for ax in axes[-1]:
         ax.set_xlabel("cost, in steps with STGumbelSoftmax")
-        ax.grid(alpha=0.3)
-    panels[0].set_ylabel("error of the mean gradient, relative to the exact one")
-    panels[-1].legend(
-        loc="upper left", bbox_to_anchor=(1.01, 1.0), title="at the better τ of .5, 1"
-    )
+    figure.supylabel("error of the mean gradient, relative to the exact one", fontsize="medium")
     figure.savefig(path, dpi=110)
+
+
+def draw_errors(shown: list[Row], methods: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By method the cost of averaging, and the error of the average."""
+    n = np.geomspace(1, 10_000, 100)
+    curves = {}
+    for method in methods:
+        own = [row for row in shown if row["method"] == method and row["cost"]]
+        if own:
+            biases = [row["bias"] if is_seen(row) else 0.0 for row in own]
+            errors = [
+                np.hypot(bias, np.sqrt(row["variance"] / n))
+                for bias, row in zip(biases, own, strict=True)
+            ]
+            curves[method] = n * own[0]["cost"], np.min(errors, 0)
+    return curves
 
 
 def main() -> None:

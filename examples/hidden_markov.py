@@ -318,22 +318,30 @@ def make_table(fits: list[Fit], alone: float) -> Table:
 
 
 def draw_letters(fits: list[Fit], text: np.ndarray, path: Path) -> None:
-    """How often each letter is in the vowels' state; one row per method, letters as enumerated."""
-    figure = Figure(figsize=(11, 0.9 + 0.36 * len(fits)), layout="constrained")
-    ax = figure.subplots()
-    shares = np.array([share_in_vowel_state(f, text) for f in fits])
-    order = np.argsort(-shares[0], kind="stable")
-    image = ax.imshow(shares[:, order], cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
-    labels = [f"{TITLES[f.backend]}: {f.method.label}" for f in fits]
-    ax.set_yticks(range(len(fits)), labels=labels)
-    ax.set_xticks(range(len(order)), labels=[SYMBOLS[letter] for letter in order])
-    ax.tick_params(length=0)
-    for tick, letter in zip(ax.get_xticklabels(), order, strict=True):
+    """How often each letter is in the vowels' state; a panel per backend, letters as enumerated."""
+    backends = list(dict.fromkeys(f.backend for f in fits))
+    height = 0.8 + sum(0.7 + 0.32 * sum(f.backend == b for f in fits) for b in backends)
+    figure = Figure(figsize=(10, height), layout="constrained")
+    axes = figure.subplots(len(backends), 1, sharex=True, squeeze=False)[:, 0]
+    order = np.argsort(-share_in_vowel_state(fits[0], text), kind="stable")
+    for ax, backend in zip(axes, backends, strict=True):
+        own = [f for f in fits if f.backend == backend]
+        shares = np.array([share_in_vowel_state(f, text) for f in own])
+        image = ax.imshow(shares[:, order], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        ax.set_yticks(range(len(own)), labels=[f.method.label for f in own])
+        ax.set_title(TITLES[backend])
+        ax.tick_params(length=0)
+        ax.set_yticks(np.arange(1, len(own)) - 0.5, minor=True)
+        ax.grid(which="minor", axis="y", color="white", lw=2)
+        ax.tick_params(which="minor", length=0)
+        ax.spines[:].set_visible(False)
+    axes[-1].set_xticks(range(len(order)), labels=[SYMBOLS[letter] for letter in order])
+    axes[-1].set_xlabel("letter; vowels and the space in red")
+    for tick, letter in zip(axes[-1].get_xticklabels(), order, strict=True):
         if SYMBOLS[letter] in VOWELS:
             tick.set(color="tab:red", weight="bold")
-    ax.spines[:].set_visible(False)
-    figure.colorbar(image, label="share in the vowels' state", aspect=30, pad=0.01)
-    figure.savefig(path, dpi=130)
+    figure.colorbar(image, ax=list(axes), label="share in the vowels' state", aspect=30, pad=0.01)
+    figure.savefig(path, dpi=120)
 
 
 def share_in_vowel_state(f: Fit, text: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def draw(record: dict, path: Path) -> None:
             ax.loglog(x, y, "o-", markersize=4, linewidth=width, label=contender)
         ax.set_title(f"{TITLES[ppl]}: {rows[0]['extent']}")
         ax.set_xlabel(f"classes K, {ELEMENTS} elements" if by_class else "batch, K = 10")
-        ax.set_ylabel("ns an element" if by_class else "µs a call")
+        ax.set_ylabel("ns per element" if by_class else "µs per call")
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
