@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from _report import TITLES, make_parser, parse, write_report
@@ -317,23 +318,25 @@ def make_table(fits: list[Fit], alone: float) -> Table:
     return table
 
 
-def draw_letters(fits: list[Fit], text: np.ndarray, path: Path) -> None:
+def draw_letters(rows: list[dict[str, Any]], path: Path) -> None:
     """How often each letter is in the vowels' state; a panel per backend, letters as enumerated."""
-    backends = list(dict.fromkeys(f.backend for f in fits))
-    height = 0.8 + sum(0.7 + 0.32 * sum(f.backend == b for f in fits) for b in backends)
-    figure = Figure(figsize=(10, height), layout="constrained")
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    order = np.argsort(-np.array(rows[0]["in_vowel_state"]), kind="stable")
+    figure = Figure(figsize=(10, 1 + 0.5 * len(backends) + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(backends), 1, sharex=True, squeeze=False)[:, 0]
-    order = np.argsort(-share_in_vowel_state(fits[0], text), kind="stable")
     for ax, backend in zip(axes, backends, strict=True):
-        own = [f for f in fits if f.backend == backend]
-        shares = np.array([share_in_vowel_state(f, text) for f in own])
-        image = ax.imshow(shares[:, order], cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        ax.set_yticks(range(len(own)), labels=[f.method.label for f in own])
+        own = [row for row in rows if row["backend"] == backend]
+        shares = np.array([row["in_vowel_state"] for row in own])[:, order]
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        labels = [
+            f"{row['method']}, τ = {row['temperature']}" if row["temperature"] else row["method"]
+            for row in own
+        ]
         ax.set_title(TITLES[backend])
-        ax.tick_params(length=0)
+        ax.set_yticks(range(len(own)), labels=labels)
         ax.set_yticks(np.arange(1, len(own)) - 0.5, minor=True)
         ax.grid(which="minor", axis="y", color="white", lw=2)
-        ax.tick_params(which="minor", length=0)
+        ax.tick_params(which="both", length=0)
         ax.spines[:].set_visible(False)
     axes[-1].set_xticks(range(len(order)), labels=[SYMBOLS[letter] for letter in order])
     axes[-1].set_xlabel("letter; vowels and the space in red")
@@ -404,8 +407,6 @@ def main() -> None:
     console = Console()
     console.print(make_table(fits, alone))
     pictures = [arguments.output / "letters.png", arguments.output / "curves.png"]
-    draw_letters(fits, text, pictures[0])
-    draw_curves(fits, alone, pictures[1])
     rows = [
         {
             "backend": f.backend,
@@ -415,10 +416,13 @@ def main() -> None:
             "held_out_nats_per_letter": f.held_out,
             "share_of_gain": compute_gain(f, fits, alone),
             "vowels_apart": f.separation,
+            "in_vowel_state": share_in_vowel_state(f, text).round(4).tolist(),
             "seconds": f.seconds,
         }
         for f in fits
     ]
+    draw_letters(rows, pictures[0])
+    draw_curves(fits, alone, pictures[1])
     target = write_report(arguments, pictures, rows, letters=text.size, nats_of_letters_alone=alone)
     console.print(*pictures, target, sep="\n")
 

@@ -1,14 +1,14 @@
 """The laws of the Gumbel-Softmax family, once, in float64 NumPy: the oracle that the tests trust.
 
-Both backends implement these formulas again, for speed, gradients and low precision; here they
-are written to be read. The symbols are those of the whole library::
+Both backends implement these formulas again, for speed, gradients and low precision. Here they
+are written for readers. The symbols are those of the whole library::
 
     a = logits (unnormalised)   pi = softmax(a)    tau = temperature    K = number of categories
     E ~ Exp(1)                  g = -log E         l = log_softmax((a + g) / tau)     y = exp(l)
 
 Arrays broadcast. The last axis of categorical arguments holds the categories; a temperature is
-broadcast against the axes before it. A logit of -inf masks its category: K then counts the finite
-logits of that batch element, and masked coordinates are l = -inf, y = 0. Densities, entropies and
+broadcast against the axes before it. A logit of -inf masks its category: masked categories do not
+count in K, and their coordinates are l = -inf, y = 0. Densities, entropies and
 divergences are in nats.
 """
 
@@ -288,8 +288,8 @@ def exp_gumbel_softmax_kl(p_logits: ArrayLike, q_logits: ArrayLike) -> Array:
         q_logits: logits of q, shape (..., K), in nats.
 
     Returns:
-        Shape (...), in nats; inf where the two mask different categories. It does not tend to
-        `categorical_kl` as the temperature falls.
+        Shape (...), in nats; inf where the two mask different categories. It does not converge
+        to `categorical_kl` as the temperature falls.
 
     Raises:
         ValueError: if logits are out of their range or shapes do not broadcast.

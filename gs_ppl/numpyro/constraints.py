@@ -1,7 +1,8 @@
 """Supports of the relaxed laws and the bijections from R^(K-1), registered with NumPyro's registry.
 
 The bijection is the isometric log-ratio: x in R^(K-1) becomes a zero-sum vector z of the same
-length |z| = |x|, and l = log_softmax(z). Unlike stick breaking it treats the categories alike.
+length |z| = |x|, and l = log_softmax(z). Unlike stick breaking it treats all categories in the same
+way.
 
 NumPyro has no one-hot constraint, and its SVI warns of every latent site with a discrete support.
 A straight-through sample takes discrete values but has a gradient: its support says so.

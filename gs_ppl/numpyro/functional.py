@@ -2,7 +2,7 @@
 
 Letters: a = logits, tau = temperature, E = standard exponential noise (-log E is standard Gumbel),
 l = log of the relaxed sample, y = exp(l), K = number of categories, which is the last axis. A
-logit of -inf masks its category; `finite` marks the categories that exist, None meaning all.
+logit of -inf masks its category. `finite` marks the categories that are not masked; None: all.
 Everything is in nats.
 """
 
@@ -255,7 +255,7 @@ def exp_gumbel_softmax_log_prob(
 def exp_gumbel_softmax_noise_log_prob(
     temperature: Temperature, noise: Array, finite: Array | None = None
 ) -> Array:
-    """Log density of the sample that the noise gives: the logits cancel.
+    """Log density of the sample that this noise gives; it does not depend on the logits.
 
     log p(l) = lgamma(K) + (K - 1) log tau + sum log E - K log sum E.
 
@@ -268,7 +268,7 @@ def exp_gumbel_softmax_noise_log_prob(
 
 
 def noise_residue(noise: Array, finite: Array | None = None) -> Array:
-    """What the score of an own sample takes from its noise: sum log E - K log(mean E)."""
+    """The part of the log density that depends on the noise: sum log E - K log(mean E)."""
     K = noise.shape[-1] if finite is None else finite.sum(-1).astype(noise.dtype)
     return sum_finite(jnp.log(noise), finite) - K * jnp.log(sum_finite(noise, finite) / K)
 
@@ -296,7 +296,8 @@ def gumbel_noise_of(
 ) -> Array:
     """Gumbel noise g = tau l - a + c that gives the sample l, with c such that sum exp(-g) = K.
 
-    c leaves l alone; in law sum exp(-g) is Gamma(K), independent of l. Masked categories have 0.
+    c has no effect on l. The law of sum exp(-g) is Gamma(K), independent of l. The noise of masked
+    categories is 0.
 
     Example:
         >>> g = gumbel_noise_of(0.5, jnp.zeros(2), jnp.log(jnp.array([0.8, 0.2])))
@@ -357,7 +358,7 @@ def exp_gumbel_softmax_kl(p_logits: Array, q_logits: Array) -> Array:
 
 
 def to_simplex(log_value: Array, dtype: np.dtype, finite: Array | None = None) -> Array:
-    """y = exp(l), moved inside the open simplex where it rounds to its boundary.
+    """y = exp(l), clamped to the open simplex if it rounds to the boundary.
 
     The gradient is that of exp. Masked categories stay 0.
     """
@@ -419,7 +420,7 @@ def one_hot_argmax(log_value: Array) -> Array:
 def categorical_log_prob(logits: Array, value: Array, finite: Array | None = None) -> Array:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
 
-    Logits of -inf want `finite`, the categories that exist: without it the sum has 0 times -inf.
+    With logits of -inf pass `finite`; without it the sum contains 0 times -inf.
 
     Example:
         >>> round(float(categorical_log_prob(jnp.zeros(2), jnp.array([0.25, 0.75]))), 4)
@@ -433,7 +434,7 @@ def categorical_log_prob(logits: Array, value: Array, finite: Array | None = Non
 
 
 def categorical_entropy(logits: Array, finite: Array | None = None) -> Array:
-    """Entropy -sum pi log pi; logits of -inf want `finite`, as in categorical_log_prob."""
+    """Entropy -sum pi log pi; with logits of -inf pass `finite`, as in categorical_log_prob."""
     log_pi = log_softmax(logits)
     existing = log_pi if finite is None else jnp.where(finite, log_pi, 0.0)
     return -(jnp.exp(log_pi) * existing).sum(-1)
@@ -445,9 +446,9 @@ def categorical_kl(
     p_finite: Array | None = None,
     q_finite: Array | None = None,
 ) -> Array:
-    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has.
+    """KL sum pi_p (log pi_p - log pi_q); infinite if q masks a category that p has.
 
-    Logits of -inf want `p_finite` and `q_finite`, as in categorical_log_prob.
+    With logits of -inf pass `p_finite` and `q_finite`, as in categorical_log_prob.
     """
     lp, lq = log_softmax(p_logits), log_softmax(q_logits)
     pi = jnp.exp(lp)
@@ -504,7 +505,7 @@ def gumbel_sigmoid_log_prob(
 def gumbel_sigmoid_kl(p_logits: Array, q_logits: Array) -> Array:
     """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0).
 
-    Of two bits of the same probability 0 or 1 it is 0; where one has it alone, inf.
+    It is 0 if both bits have the same probability 0 or 1, and inf if only one has it.
     """
 
     def pair(a: Array) -> Array:
@@ -515,7 +516,7 @@ def gumbel_sigmoid_kl(p_logits: Array, q_logits: Array) -> Array:
 
 
 def to_unit_interval(logit_value: Array, dtype: np.dtype) -> Array:
-    """y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1; the gradient of sigmoid."""
+    """y = sigmoid(x), clamped to (0, 1) if it rounds to 0 or 1; the gradient of sigmoid."""
     y = jax.nn.sigmoid(logit_value)
     inner = jnp.clip(lax.stop_gradient(y), *open_unit_interval(dtype))
     return straight_through(inner, y).astype(dtype)
@@ -536,8 +537,8 @@ def _from_unit_interval_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tu
 def bernoulli_log_prob(logits: Array, value: Array, unsure: Array | None = None) -> Array:
     """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
 
-    `unsure` marks the probabilities that are neither 0 nor 1 (None: all); the others have the log
-    mass 0 at their value, -inf elsewhere, without gradient.
+    `unsure` marks the probabilities that are neither 0 nor 1 (None: all). The other bits have the
+    log mass 0 at their value and -inf elsewhere, without gradient.
 
     Example:
         >>> round(float(bernoulli_log_prob(jnp.zeros(()), jnp.full((), 0.3))), 4)

@@ -2,7 +2,7 @@
 
 Letters: a = logits, tau = temperature, E = standard exponential noise (-log E is standard Gumbel),
 l = log of the relaxed sample, y = exp(l), K = number of categories, which is the last axis. A
-logit of -inf masks its category; `finite` marks the categories that exist, None meaning all.
+logit of -inf masks its category. `finite` marks the categories that are not masked; None: all.
 Everything is in nats.
 """
 
@@ -161,9 +161,10 @@ def gumbel_softmax_draw_(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y inside the open simplex, its log l, and the residue of the noise; overwrites the noise.
 
-    They are those of exp_gumbel_softmax_sample, to_simplex and noise_residue; but in one step that
-    takes the noise for a constant, differentiates by hand and needs no memory beside y and l. Where
-    a compiler, a tracer or torch.func does as much, it sees these three, and the noise stays.
+    The results are those of exp_gumbel_softmax_sample, to_simplex and noise_residue. They are
+    computed in one step, which takes the noise as a constant, has a derivative written by hand, and
+    needs no memory except y and l. Under a compiler, a tracer or torch.func those three functions
+    run instead, and the noise is not overwritten.
 
     Example:
         >>> y, l, residue = gumbel_softmax_draw_(0.5, torch.zeros(2), torch.tensor([1.0, 2.0]))
@@ -269,7 +270,7 @@ def exp_gumbel_softmax_log_prob(
 def exp_gumbel_softmax_noise_log_prob(
     temperature: Temperature, noise: Tensor, finite: Tensor | None = None
 ) -> Tensor:
-    """Log density of the sample that the noise gives: the logits cancel.
+    """Log density of the sample that this noise gives; it does not depend on the logits.
 
     log p(l) = lgamma(K) + (K - 1) log tau + sum log E - K log sum E.
 
@@ -282,7 +283,7 @@ def exp_gumbel_softmax_noise_log_prob(
 
 
 def noise_residue(noise: Tensor, finite: Tensor | None = None) -> Tensor:
-    """What the score of an own sample takes from its noise: sum log E - K log(mean E)."""
+    """The part of the log density that depends on the noise: sum log E - K log(mean E)."""
     K = noise.shape[-1] if finite is None else finite.sum(-1)
     return sum_finite(noise.log(), finite) - K * (sum_finite(noise, finite) / K).log()
 
@@ -309,7 +310,8 @@ def gumbel_noise_of(
 ) -> Tensor:
     """Gumbel noise g = tau l - a + c that gives the sample l, with c such that sum exp(-g) = K.
 
-    c leaves l alone; in law sum exp(-g) is Gamma(K), independent of l. Masked categories have 0.
+    c has no effect on l. The law of sum exp(-g) is Gamma(K), independent of l. The noise of masked
+    categories is 0.
 
     Example:
         >>> g = gumbel_noise_of(0.5, torch.zeros(2), torch.tensor([0.8, 0.2]).log())
@@ -372,7 +374,7 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 
 def to_simplex(log_value: Tensor, dtype: torch.dtype, finite: Tensor | None = None) -> Tensor:
-    """y = exp(l), moved inside the open simplex where it rounds to its boundary.
+    """y = exp(l), clamped to the open simplex if it rounds to the boundary.
 
     The gradient is that of exp. Masked categories stay 0.
     """
@@ -428,7 +430,7 @@ def one_hot_argmax(log_value: Tensor) -> Tensor:
 def categorical_log_prob(logits: Tensor, value: Tensor, finite: Tensor | None = None) -> Tensor:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
 
-    Logits of -inf want `finite`, the categories that exist: without it the sum has 0 times -inf.
+    With logits of -inf pass `finite`; without it the sum contains 0 times -inf.
 
     Example:
         >>> categorical_log_prob(torch.zeros(2), torch.tensor([0.25, 0.75]))
@@ -442,7 +444,7 @@ def categorical_log_prob(logits: Tensor, value: Tensor, finite: Tensor | None = 
 
 
 def categorical_entropy(logits: Tensor, finite: Tensor | None = None) -> Tensor:
-    """Entropy -sum pi log pi; logits of -inf want `finite`, as in categorical_log_prob."""
+    """Entropy -sum pi log pi; with logits of -inf pass `finite`, as in categorical_log_prob."""
     log_pi = log_softmax(logits)
     existing = log_pi if finite is None else log_pi.where(finite, 0.0)
     return -(log_pi.exp() * existing).sum(-1)
@@ -454,9 +456,9 @@ def categorical_kl(
     p_finite: Tensor | None = None,
     q_finite: Tensor | None = None,
 ) -> Tensor:
-    """KL sum pi_p (log pi_p - log pi_q); infinite where q masks a category that p has.
+    """KL sum pi_p (log pi_p - log pi_q); infinite if q masks a category that p has.
 
-    Logits of -inf want `p_finite` and `q_finite`, as in categorical_log_prob.
+    With logits of -inf pass `p_finite` and `q_finite`, as in categorical_log_prob.
     """
     lp, lq = log_softmax(p_logits), log_softmax(q_logits)
     pi = lp.exp()
@@ -505,7 +507,7 @@ def gumbel_sigmoid_log_prob(
 def gumbel_sigmoid_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL of two relaxed bits at the same temperature: the two-category law with logits (a, 0).
 
-    Of two bits of the same probability 0 or 1 it is 0; where one has it alone, inf.
+    It is 0 if both bits have the same probability 0 or 1, and inf if only one has it.
     """
 
     def pair(a: Tensor) -> Tensor:
@@ -517,7 +519,7 @@ def gumbel_sigmoid_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 
 
 def to_unit_interval(logit_value: Tensor, dtype: torch.dtype) -> Tensor:
-    """y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1; the gradient of sigmoid."""
+    """y = sigmoid(x), clamped to (0, 1) if it rounds to 0 or 1; the gradient of sigmoid."""
     y = logit_value.sigmoid()
     inner = y.detach().clamp(*open_unit_interval(dtype))
     return (y + (inner - y.detach())).to(dtype)
@@ -531,8 +533,8 @@ def from_unit_interval(value: Tensor) -> Tensor:
 def bernoulli_log_prob(logits: Tensor, value: Tensor, unsure: Tensor | None = None) -> Tensor:
     """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
 
-    `unsure` marks the probabilities that are neither 0 nor 1 (None: all); the others have the log
-    mass 0 at their value, -inf elsewhere, without gradient.
+    `unsure` marks the probabilities that are neither 0 nor 1 (None: all). The other bits have the
+    log mass 0 at their value and -inf elsewhere, without gradient.
 
     Example:
         >>> bernoulli_log_prob(torch.tensor(0.0), torch.tensor(0.3))

@@ -1,4 +1,4 @@
-"""KL divergences in torch's registry: mass against mass, density against density; mixed refused."""
+"""KL divergences in torch's registry: mass on mass, density on density; mixed pairs refused."""
 
 import math
 
