@@ -176,7 +176,7 @@ class config_enumerate(Messenger):
 def _refuse_joined(site: str, what: str) -> NoReturn:
     raise ValueError(
         f"site {site!r}: {what} discrete variables into one, whose joint support is not enumerated:"
-        " use a plate instead, and stay inside of it with all that depends on the site"
+        " use a plate instead, with everything that depends on the site inside of it"
     )
 
 

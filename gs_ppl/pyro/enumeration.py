@@ -49,8 +49,8 @@ class EnumerateMessenger(Messenger):
         if dims is not None and msg["fn"].event_dim > dims:
             raise ValueError(
                 f"site {msg['name']!r}: to_event joins {msg['fn'].event_shape} discrete variables"
-                " into one, whose joint support is not enumerated: use a plate instead, and stay"
-                " inside of it with all that depends on the site"
+                " into one, whose joint support is not enumerated: use a plate instead, with"
+                " everything that depends on the site inside of it"
             )
         msg["fn"] = rewrap(msg["fn"], partial(_lowered, msg["name"]))
         if isinstance(msg["fn"], OneHotIndex) and _in_prototype():
