@@ -33,6 +33,7 @@ def source_paths() -> list[Path]:
             for name in subfolders
             if name not in GENERATED and (name == ".ci" or not name.startswith("."))
         ]
+        files = [name for name in files if name != ".git"]  # in a worktree of git
         found += [(Path(folder) / name).relative_to(ROOT) for name in subfolders + files]
     return found
 
@@ -240,6 +241,7 @@ GLOBAL_STATE = {
         """,
     "numpyro": """
         import jax, numpyro, numpyro.infer, numpyro.infer.autoguide
+        import scipy.special  # 1.12 sets a filter for its own warning
 
         def framework_state():
             return dict(
