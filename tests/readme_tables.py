@@ -568,6 +568,25 @@ def goals() -> str:
     return table(["what", "beside", "to reach", "here", ""], rows)
 
 
+def matrix() -> str:
+    """Whole suites on other Pythons and versions; what was mended on the way is said."""
+    record = json.loads((ROOT / "tests" / "matrix" / "record.json").read_text())
+    shown = {"torch": "torch", "Pyro": "pyro-ppl", "JAX": "jax", "NumPyro": "numpyro"}
+    shown |= {"NumPy": "numpy", "ArviZ": "arviz"}
+    words = "passed", "failed", "skipped"
+    rows = [
+        [
+            row["python"],
+            row["constraints"],
+            *(row["versions"][package] for package in shown.values()),
+            *(str(row["tests"].get(word, 0)) for word in words),
+            str(row["run again after mending"]),
+        ]
+        for row in record
+    ]
+    return table(["Python", "versions", *shown, *words, "of which run again, mended"], rows)
+
+
 BENCH = {
     "goals": goals,
     "speed_pyro": partial(speed, "pyro"),
@@ -608,6 +627,7 @@ DOCUMENTS = {
     },
     SITE / "howtos" / "starting_well.md": {"starting": starting},
     SITE / "howtos" / "structured_guides.md": {"structure": structure},
+    SITE / "start" / "install.md": {"matrix": matrix},
     SITE / "results" / "peers.md": {"peers": peers},
 }
 
