@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -105,6 +106,20 @@ def test_lowest_versions_are_those_that_are_claimed():
     assert pinned - {line for line in pinned if line.startswith("jaxlib==")} == {
         re.sub(r"(\.0)+$", "", line) for line in claimed
     }
+
+
+def test_the_lowest_versions_are_those_that_were_run():
+    """Who raises one runs them: RECORD=1 make matrix-test CONSTRAINTS=constraints-lowest.txt"""
+    rows = json.loads((ROOT / "tests" / "matrix" / "record.json").read_text())
+    assert not any("failed" in row["tests"] for row in rows)
+    (lowest,) = (row for row in rows if row["constraints"] == "constraints-lowest.txt")
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    assert {f"{name}=={version}" for name, version in plain(lowest["versions"])} <= set(lines)
+
+
+def plain(versions: dict[str, str]) -> list[tuple[str, str]]:
+    """Without the build of torch, as in 2.8.0+cpu."""
+    return [(name, version.partition("+")[0]) for name, version in versions.items()]
 
 
 DISTRIBUTIONS = {"pyro": "pyro-ppl", "sklearn": "scikit-learn"}
