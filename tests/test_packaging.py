@@ -108,13 +108,14 @@ def test_lowest_versions_are_those_that_are_claimed():
     }
 
 
-def test_the_lowest_versions_are_those_that_were_run():
+def test_a_record_of_the_lowest_versions_is_of_those_claimed():
     """Who raises one runs them: RECORD=1 make matrix-test CONSTRAINTS=constraints-lowest.txt"""
     rows = json.loads((ROOT / "tests" / "matrix" / "record.json").read_text())
     assert not any("failed" in row["tests"] for row in rows)
-    (lowest,) = (row for row in rows if row["constraints"] == "constraints-lowest.txt")
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
-    assert {f"{name}=={version}" for name, version in plain(lowest["versions"])} <= set(lines)
+    for row in rows:
+        if row["constraints"] == "constraints-lowest.txt":
+            assert {f"{name}=={version}" for name, version in plain(row["versions"])} <= set(lines)
 
 
 def plain(versions: dict[str, str]) -> list[tuple[str, str]]:
