@@ -322,7 +322,7 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
     found = {
         name: _without_soft(site, x, take) if isinstance(x, Distribution) else take(x)
         for name, x in getattr(fn, "__dict__", {}).items()
-        if isinstance(x, SoftIndex | Distribution)
+        if isinstance(x, (SoftIndex, Distribution))
     }
     changed = {name: x for name, x in found.items() if x is not fn.__dict__[name]}
     if not changed:
