@@ -15,7 +15,8 @@ def _wraps(kind: Any) -> bool:
 
 def is_wrapper(fn: Any) -> bool:
     """Whether this is to_event, mask or expand."""
-    return _wraps(type(fn))
+    kind: Any = type(fn)
+    return _wraps(kind)
 
 
 def innermost(fn: Any) -> Any:
