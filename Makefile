@@ -61,6 +61,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/steps.py --output tests/benchmarks
 	$(BIN)/python tests/benchmarks/memory.py --output tests/benchmarks
 	$(BIN)/python tests/benchmarks/soft_index.py --output tests/benchmarks
+	$(BIN)/python tests/benchmarks/compare_calls.py --output tests/benchmarks
 	$(BIN)/python tests/readme_tables.py
 
 $(VENV)/.bench: $(INSTALLED)

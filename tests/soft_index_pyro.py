@@ -135,7 +135,7 @@ REFUSED = {
     "product": (lambda s, t: t.x[sum(vars(s)[f"b{i}"] for i in range(30)).long()], "product"),
     # of torch
     "while": (lambda s, t: [0 for _ in iter(lambda: bool(s.z[0] < 3), False)], "while"),
-    "shape": (lambda s, t: torch.zeros(s.z[0]), "zeros"),
+    "shape": (lambda s, t: torch.zeros(s.z[0]), "zeros or item()"),  # in torch 2.4 item
     "operator": (lambda s, t: operator.index(s.z[0]), "Python integer"),
     "assign_soft": (lambda s, t: t.perm.__setitem__(0, s.z[0]), "assignment"),
     "slice": (lambda s, t: t.locs[: s.z[0]], "Python integer"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-SECTIONS = ["speed", "steps", "memory", "soft_index"]
+SECTIONS = ["speed", "steps", "memory", "soft_index", "compare_calls"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -39,14 +39,15 @@ def test_relaxed_integers_in_scan(backend, kind):
 
 
 def test_a_soft_choice_observes_no_site(backend):
+    """Where the branches observe two values; one constant may be the same object in both."""
     from numpyro.contrib.control_flow import cond
 
-    def draw(loc):
-        return backend.ppl.sample("w", backend.native.Normal(loc, 1.0), obs=0.1)
+    def draw(loc, x):
+        return backend.ppl.sample("w", backend.native.Normal(loc, 1.0), obs=x)
 
     def model():
         z = backend.ppl.sample("z", backend.native.Categorical(probs=TRANSITION[0]))
-        return cond(z == 1, draw, draw, 0.0)
+        return cond(z == 1, lambda loc: draw(loc, 0.1), lambda loc: draw(loc, 0.2), 0.0)
 
     with pytest.raises(ValueError, match=r"site 'w' is observed inside of cond, .* jnp\.where"):
         backend.trace(backend.gs.relax(model, 0.5), 0)

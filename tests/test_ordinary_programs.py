@@ -222,7 +222,7 @@ def test_no_latents(backend):
         backend.ppl.sample("x", law, obs=backend.array(0.5))
 
     tree = backend.to_inference_data(model, num_samples=3)
-    assert "posterior" not in tree.groups()
+    assert "posterior" not in tree
     np.testing.assert_allclose(tree["sample_stats"]["lp"], norm.logpdf(0.5), rtol=1e-6)
 
 

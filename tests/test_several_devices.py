@@ -183,8 +183,7 @@ def test_two_devices_are_one_in_jax(backend, jax):
     """With the same keys, to the rounding of sums over rows."""
     from two_processes_numpyro import params
 
-    with jax.enable_x64(True):
-        one, two = params(1), params(2)
+    one, two = params(1), params(2)
     assert one.keys() == two.keys()
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-9, rtol=0)
@@ -204,8 +203,7 @@ def test_two_processes_are_one_in_jax(backend, jax, tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     options = {"env": os.environ | {"XLA_FLAGS": flags}, "stderr": subprocess.PIPE, "text": True}
     children = [subprocess.Popen(c, **options) for c in commands]
-    with jax.enable_x64(True):
-        one = params(1)
+    one = params(1)
     errors = [child.communicate()[1] for child in children]
     assert all(child.returncode == 0 for child in children), errors
     with np.load(file) as two:

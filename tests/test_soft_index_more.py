@@ -1,5 +1,6 @@
 """Soft indices: rarer forms, as in test_soft_index.py, and the traps of torch."""
 
+import contextlib
 import importlib
 
 import numpy as np
@@ -221,3 +222,37 @@ def test_infinite_entries(backend, side):  # noqa: F811
         a, b = backend.array(a), backend.array(b)
         program = m.interpret(lambda a=a, b=b: table[m.soft_index("a", a), m.soft_index("b", b)])
         np.testing.assert_equal(float(program()), wanted)
+
+
+@pytest.mark.only("pyro")
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "raises"])
+def test_modes_of_the_program(backend, whole):
+    """Its own modes and devices, entered before the first soft value, leave as they came."""
+    torch = backend.torch
+    from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+    from gs_ppl.pyro.soft_index import interpret, soft_index
+
+    class Counting(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def program():
+        with torch.device("cpu"), Counting():
+            z = soft_index("z", y)
+            inside = table[z]
+        if not whole:
+            raise ArithmeticError
+        return inside, table[z], interpret(lambda: table[soft_index("w", y)])()
+
+    seen = []
+    y, table = torch.tensor([0.25, 0.0, 0.75]), torch.tensor([1.0, 2.0, 3.0])
+    with Counting() as around:
+        with contextlib.nullcontext() if whole else pytest.raises(ArithmeticError):
+            assert [float(x) for x in interpret(program)()] == [2.5] * 3
+        assert _get_current_function_mode_stack() == [around]
+        seen.clear()
+        table.exp()
+        assert seen == [torch.Tensor.exp]
+    assert _get_current_function_mode_stack() == []

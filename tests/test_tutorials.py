@@ -7,10 +7,11 @@ import json
 import re
 from pathlib import Path
 
-import jupytext
-import nbformat
 import pytest
-from myst_nb.core.read import read_myst_markdown_notebook
+
+jupytext = pytest.importorskip("jupytext", reason="of the extra [docs]")
+nbformat = pytest.importorskip("nbformat", reason="of the extra [docs]")
+read = pytest.importorskip("myst_nb.core.read", reason="of the extra [docs]")
 
 SITE = Path(__file__).parents[1] / "docs"
 FOLDER = SITE / "tutorials"
@@ -37,7 +38,7 @@ def test_jupyter_and_the_site_read_the_same_cells(page):
     path = FOLDER / f"{page}.md"
     cells = sources(jupytext.read(path))
     assert cells
-    assert cells == sources(read_myst_markdown_notebook(path.read_text()))
+    assert cells == sources(read.read_myst_markdown_notebook(path.read_text()))
     for i, cell in enumerate(cells):
         compile(cell, f"{page}, cell {i}", "exec")
         assert max(map(len, cell.splitlines())) <= 100

@@ -1,15 +1,22 @@
 """The law inside of its wrappers: to_event, mask, expand. All that has a base else is its own."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 # by name, which torch, Pyro and NumPyro share; ZeroInflatedDistribution has a base and is a law
 WRAPPERS = {"Independent", "MaskedDistribution", "ExpandedDistribution"}
 
 
+@cache
+def _wraps(kind: Any) -> bool:
+    return any(base.__name__ in WRAPPERS for base in kind.__mro__)
+
+
 def is_wrapper(fn: Any) -> bool:
     """Whether this is to_event, mask or expand."""
-    return any(kind.__name__ in WRAPPERS for kind in type(fn).__mro__)
+    kind: Any = type(fn)
+    return _wraps(kind)
 
 
 def innermost(fn: Any) -> Any:

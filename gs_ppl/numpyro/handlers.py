@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from numpyro.distributions import (
     Bernoulli,
     BernoulliLogits,
@@ -446,10 +446,11 @@ def select(table: Array, z: Array, binary: bool = False, *, axis: int = -1) -> A
             f"select: axis {axis} of the table and the classes of z must agree, got shapes"
             f" {table.shape} and {z.shape}; pass binary=True for a soft bit"
         )
+    if axis == 0 and is_vector:  # a matrix product: no array of rows x columns x classes
+        return jnp.tensordot(z, table, 1, precision=lax.Precision.HIGHEST)
     if axis == 0:
-        batch = z.shape[:-1] if is_vector else z.shape
         table = jnp.moveaxis(table, 0, -1)  # the classes last, and z before the other axes
-        z = z.reshape(batch + (1,) * (table.ndim - 1) + z.shape[len(batch) :])
+        z = z.reshape(z.shape + (1,) * (table.ndim - 1))
     if not jnp.issubdtype(z.dtype, jnp.floating):
         shape = jnp.broadcast_shapes(table.shape[:-1], z.shape)
         table = jnp.broadcast_to(table, (*shape, table.shape[-1]))

@@ -24,6 +24,9 @@ NEEDS_VALUES = (  # a program that runs without jit alone
 )
 TINY = 1e-6  # of the simplex, where the value is its log
 
+# what runs some ten times: most of the time of compiling goes into making it fast
+IN_HASTE = {"xla_backend_optimization_level": 0}
+
 
 class Probe:
     """Replays a program with relaxed values along edges, all else as in its trace."""
@@ -63,7 +66,7 @@ class Probe:
         """By the way of differentiation that there is: a custom_vjp has none forward."""
         for differentiate in (_forward, _backward):
             slopes = partial(self._values_and_slopes, differentiate)
-            for run in (jax.jit(slopes), slopes):
+            for run in (jax.jit(slopes, compiler_options=IN_HASTE), slopes):
                 try:
                     found = run(*point)
                 except NEEDS_VALUES as error:

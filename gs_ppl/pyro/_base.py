@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.util import ignore_jit_warnings
 from torch import Size, Tensor
 from torch.distributions import constraints
+from torch.distributions.utils import lazy_property
 
 from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.laws import (
@@ -98,11 +99,7 @@ def check_temperature(
 
 
 class Parameters(TorchDistribution):
-    """Temperature (if the class has one) and logits, with `event_dims` axes an event.
-
-    `finite` marks the categories that exist, `unsure` the bits whose probability is neither 0 nor
-    1, None meaning all of them.
-    """
+    """Temperature (if the class has one) and logits, with `event_dims` axes an event."""
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
     fields: ClassVar[tuple[str, ...]] = ("logits", "temperature", "finite", "unsure")
@@ -110,8 +107,6 @@ class Parameters(TorchDistribution):
     event_dims: ClassVar[int] = 1
     temperature: Any  # a Temperature, or None
     logits: Tensor
-    finite: Tensor | None
-    unsure: Tensor | None
     scored_as: ClassVar[str]  # "density" or "mass"
     _validate_args: bool
 
@@ -127,15 +122,9 @@ class Parameters(TorchDistribution):
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         what, given = ("probs", probs) if logits is None else ("logits", logits)
         assert given is not None  # or parse_logits had refused
-        limits = self._limits(given.detach(), validate)
-        if validate and limits is not None:
+        limits = read(*given.detach().aminmax()) if validate and given.numel() else None
+        if limits is not None:
             check_logits(name, what, limits, self.logits, self.event_dims)
-        lowest = 0.0 if what == "probs" else -math.inf
-        masked = self.event_dims and given.numel() and not (limits and limits[0] > lowest)
-        self.finite = self.logits.detach() > -math.inf if masked else None
-        low, high = (0.0, 1.0) if what == "probs" else (-math.inf, math.inf)
-        known = limits is not None and low < limits[0] and limits[-1] < high
-        self.unsure = None if self.event_dims or known else self.logits.detach().isfinite()
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.dim() - self.event_dims]
         if self.has_temperature:
@@ -143,11 +132,25 @@ class Parameters(TorchDistribution):
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
-    def _limits(self, given: Tensor, validate: bool) -> list[float] | None:
-        """What the checks read, all at once: the smallest value, and the largest to check it."""
-        if not given.numel():
+    # read when it is asked for: a law that is only replaced, or sampled by torch, needs none of it
+    @lazy_property
+    def finite(self) -> Tensor | None:
+        """Marks the categories that exist; None: all."""
+        a = self.logits.detach()
+        if not self.event_dims or not a.numel():
             return None
-        return read(*given.aminmax()) if validate or not self.event_dims else read(given.amin())
+        lowest = read(a.amin())
+        return None if lowest and lowest[0] > -math.inf else a > -math.inf
+
+    @lazy_property
+    def unsure(self) -> Tensor | None:
+        """Marks the bits whose probability is neither 0 nor 1; None: all."""
+        a = self.logits.detach()
+        if self.event_dims or not a.numel():
+            return None
+        limits = read(*a.aminmax())
+        known = limits and -math.inf < limits[0] and limits[1] < math.inf
+        return None if known else a.isfinite()
 
     def _expand(self, batch_shape: Size) -> None:
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
@@ -175,7 +178,8 @@ class Parameters(TorchDistribution):
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
         for name in self.fields:
-            setattr(new, name, getattr(self, name))
+            if name in self.__dict__:  # what was not asked for yet stays so
+                setattr(new, name, self.__dict__[name])
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
         return new

@@ -322,7 +322,7 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
     found = {
         name: _without_soft(site, x, take) if isinstance(x, Distribution) else take(x)
         for name, x in getattr(fn, "__dict__", {}).items()
-        if isinstance(x, SoftIndex | Distribution)
+        if isinstance(x, (SoftIndex, Distribution))
     }
     changed = {name: x for name, x in found.items() if x is not fn.__dict__[name]}
     if not changed:
@@ -527,10 +527,12 @@ def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) ->
             f"select: axis {axis} of the table and the classes of z must agree, got shapes"
             f" {tuple(table.shape)} and {tuple(z.shape)}; pass binary=True for a soft bit"
         )
+    if axis == 0 and is_vector:  # a matrix product: no array of rows x columns x classes
+        dtype = promote_types(table.dtype, z.dtype)
+        return torch.tensordot(z.to(dtype), table.to(dtype), 1)
     if axis == 0:
-        batch = z.shape[:-1] if is_vector else z.shape
         table = table.movedim(0, -1)  # the classes last, and z before the other axes
-        z = z.reshape(batch + (1,) * (table.dim() - 1) + z.shape[len(batch) :])
+        z = z.reshape(z.shape + (1,) * (table.dim() - 1))
     if not z.is_floating_point():
         return Vindex(table)[..., z.long()]
     if binary:

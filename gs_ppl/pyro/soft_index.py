@@ -12,13 +12,15 @@ arrays, so that `b == 1` and `(1 - b).long()` are right; anything else takes its
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import wraps
 from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_map
 
 from gs_ppl.pyro import soft_rules  # noqa: F401  enters the rules
@@ -46,6 +48,16 @@ __all__ = [
 ]
 
 
+_innermost: ContextVar["_Reading | None"] = ContextVar("innermost", default=None)
+
+
+def _handed_over(z: SoftIndex) -> SoftIndex:
+    """A soft value that the program will get, which is to read tables by it."""
+    if reading := _innermost.get():
+        reading.begin()
+    return z
+
+
 def _axis(site: str, weights: Tensor, shape: torch.Size) -> Axis:
     return Axis(frozenset([site]), weights, draw_ids(shape, weights.device))
 
@@ -70,7 +82,8 @@ def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> Soft
     shape = torch.Size(batch)
     table = torch.arange(K, device=weights.device) if values is None else values
     axis = _axis(site, weights.movedim(-1, 0), shape)
-    return SoftIndex(Form(table.reshape(K, *[1] * len(shape)), (axis,), shape, values is None))
+    form = Form(table.reshape(K, *[1] * len(shape)), (axis,), shape, values is None)
+    return _handed_over(SoftIndex(form))
 
 
 def soft_bit(site: str, y: Tensor) -> SoftIndex:
@@ -81,7 +94,7 @@ def soft_bit(site: str, y: Tensor) -> SoftIndex:
         table = torch.arange(2, dtype=y.dtype, device=y.device).reshape(2, *[1] * len(shape))
         return Form(table, (_axis(site, torch.stack([1 - y, y]), shape),), shape, True)
 
-    return SoftIndex(form, y)
+    return _handed_over(SoftIndex(form, y))
 
 
 def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
@@ -93,7 +106,7 @@ def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
         axis = _axis(site, y.movedim(-1, 0)[..., None], torch.Size([*batch, 1]))
         return Form(table, (axis,), torch.Size([*batch, K]))
 
-    return SoftIndex(form, y)
+    return _handed_over(SoftIndex(form, y))
 
 
 def leave(value: Any) -> Any:
@@ -124,7 +137,30 @@ def hardened(value: SoftIndex) -> Tensor:
 
 
 class _Reading(TorchFunctionMode):
-    """`t[z]` of a plain table t, which torch does not dispatch on z."""
+    """`t[z]` of a plain table t, which torch does not dispatch on z.
+
+    A mode costs a microsecond at each call of torch, so that it begins with the first soft value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth, self.begun = _len_torch_function_stack(), False
+
+    def begin(self) -> None:
+        """Below the modes that the program has entered and will leave, as if it had begun first."""
+        if not self.begun:
+            above = [_pop_mode() for _ in range(_len_torch_function_stack() - self.depth)]
+            for mode in [self, *reversed(above)]:
+                _push_mode(mode)
+            self.begun = True
+
+    def end(self) -> None:
+        if self.begun:
+            above = []
+            while (mode := _pop_mode()) is not self:
+                above.append(mode)  # a device, say, that was entered at the bottom
+            for mode in reversed(above):
+                _push_mode(mode)
 
     def __torch_function__(
         self, func: Callable, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -150,11 +186,16 @@ def interpret(fn: Callable) -> Callable:
 
     @wraps(fn, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:
-        with _Reading():
-            try:
-                return tree_map(leave, fn(*args, **kwargs))
-            except NotImplementedError as error:
-                _name_total(error)
-                raise
+        reading = _Reading()
+        token = _innermost.set(reading)
+        try:
+            result = fn(*args, **kwargs)
+            return None if result is None else tree_map(leave, result)
+        except NotImplementedError as error:
+            _name_total(error)
+            raise
+        finally:
+            reading.end()
+            _innermost.reset(token)
 
     return program

@@ -234,10 +234,11 @@ class AnnealedSVI(SVI):
             self._checked.add(signature)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        self._check(self.temperature(), *args, **kwargs)
+        temperature = self.temperature()
+        self._check(temperature, *args, **kwargs)
         by_row = gradients_by_row() if self._sparse else nullcontext()
         with missing_site_named("pyro"), by_row:
-            loss = super().step(self.temperature(), *args, **kwargs)
+            loss = super().step(temperature, *args, **kwargs)
         self.num_steps += 1
         return loss
 

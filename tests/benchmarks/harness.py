@@ -33,6 +33,22 @@ def interleave(
     return times
 
 
+def by_turns(contenders: dict[str, Callable[[], object]], rounds: int, ours: str) -> dict:
+    """Of calls that take seconds: medians, and of how many times as long as ours each took."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            seconds[name].append(seconds_of(call, 1))
+    ratios = {
+        name: median([t / o for t, o in zip(taken, seconds[ours], strict=True)])
+        for name, taken in seconds.items()
+    }
+    return {
+        "seconds": {name: _round(median(taken), 1) for name, taken in seconds.items()},
+        "times ours": {name: _round(ratio, 1) for name, ratio in ratios.items()},
+    }
+
+
 def median(values: list[float]) -> float | None:
     values = [value for value in values if not math.isnan(value)]
     return statistics.median(values) if values else None

@@ -3,16 +3,18 @@
     make bench    # or: python tests/benchmarks/soft_index.py --output tests/benchmarks
 
 writes a section of speed.json: the time of an ELBO and its gradient, in JAX also that of tracing
-and compiling it, and the bytes that `table[z]` needs at its peak beside those of its result. One
-pinned thread; the two ways take turns, round by round; process CPU time.
+and compiling it; time and bytes at the peak of `table[z]` with its gradient, beside `select` and a
+matrix product; and a chain whose guide has structure, beside mean field. One pinned thread; the
+ways take turns, round by round; process CPU time.
 """
 
 import importlib
-import time
 from argparse import Namespace
+from functools import partial
+from types import ModuleType
 
 import numpy as np
-from harness import interleave, median, summary
+from harness import by_turns, interleave, summary
 from record import run
 
 ONE_HOT, INTEGERS = "one-hot", "integers"
@@ -20,6 +22,10 @@ SIZES = {"rows": 1000, "classes": 8, "width": 32, "steps": 12, "raters": 5}
 QUICK = {"rows": 4, "classes": 2, "width": 2, "steps": 2, "raters": 2}
 PROGRAMS = ["mixture", "hidden_markov", "annotation"]
 COMPILATIONS = 3  # of each way
+PRODUCT = "product"
+LOOK_UPS = [{"rows": 100_000, "classes": K, "width": 100} for K in (10, 100)]
+CHAIN = SIZES | {"classes": 10, "width": 2, "steps": 100}
+MEAN_FIELD, STRUCTURED = "mean field", "structured"
 
 
 def tables(rows: int, classes: int, width: int, steps: int, raters: int) -> dict[str, np.ndarray]:
@@ -39,32 +45,48 @@ def tables(rows: int, classes: int, width: int, steps: int, raters: int) -> dict
 def measure(side: str, options: Namespace) -> dict:
     ways = importlib.import_module(f"soft_index_ways_{side}")
     shown = tables(**(QUICK if options.quick else SIZES))
-    peak = importlib.import_module(f"contenders_{side}").peak
-    result = 4 * shown["x"].shape[0] * shown["locs"].shape[1]
     rows = []
     for name in PROGRAMS:
         steps = {way: ways.step(name, shown, way == ONE_HOT) for way in (ONE_HOT, INTEGERS)}
         found = summary(interleave(steps, options.rounds, options.seconds), ONE_HOT)
         rows.append({"program": name, **found, "compile": compilation(ways, name, shown, options)})
-    peaks = {way: peak(ways.look_up(shown, way == ONE_HOT)) for way in (ONE_HOT, INTEGERS)}
-    return {"ours": INTEGERS, "rows": rows, "memory": {"minimum": result, "peaks": peaks}}
+    sizes = [QUICK] if options.quick else LOOK_UPS
+    return {
+        "ours": INTEGERS,
+        "rows": rows,
+        "look ups": [look_up(side, ways, size, options) for size in sizes],
+        "chain": chain(ways, options),
+    }
 
 
-def compilation(ways: object, name: str, shown: dict, options: Namespace) -> dict | None:
-    """Seconds of each way, by turns, and the ratio; None where nothing is compiled."""
+def look_up(side: str, ways: ModuleType, size: dict[str, int], options: Namespace) -> dict:
+    """`table[z]` and its gradient in weights and table; times and bytes over a matrix product."""
+    size = {name: size[name] for name in ("rows", "classes", "width")}
+    calls = ways.look_ups(**size)
+    peak = importlib.import_module(f"contenders_{side}").peak
+    found = summary(interleave(calls, options.rounds, options.seconds), PRODUCT)
+    return {**size, **found, "peaks": {way: peak(call) for way, call in calls.items()}}
+
+
+def chain(ways: ModuleType, options: Namespace) -> dict:
+    """A guide that has a table over the classes of the state before, and one that has none."""
+    shown = tables(**(QUICK if options.quick else CHAIN))
+    calls = {
+        name: ways.step("hidden_markov", shown, False, parents)
+        for name, parents in ((MEAN_FIELD, "none"), (STRUCTURED, "model"))
+    }
+    size = {"steps": len(shown["series"]), "classes": len(shown["locs"])}
+    return size | summary(interleave(calls, options.rounds, options.seconds), MEAN_FIELD)
+
+
+def compilation(ways: ModuleType, name: str, shown: dict, options: Namespace) -> dict | None:
+    """Seconds of each way, by turns, and the ratios; None where nothing is compiled."""
     if not hasattr(ways, "compile_step"):
         return None
-    seconds: dict[str, list[float]] = {ONE_HOT: [], INTEGERS: []}
-    for _ in range(1 if options.quick else COMPILATIONS):
-        for way, taken in seconds.items():
-            start = time.process_time()
-            ways.compile_step(name, shown, way == ONE_HOT)
-            taken.append(time.process_time() - start)
-    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    return {
-        "seconds": {way: median(taken) for way, taken in seconds.items()},
-        "times": median(ratios),
+    calls = {
+        way: partial(ways.compile_step, name, shown, way == ONE_HOT) for way in (ONE_HOT, INTEGERS)
     }
+    return by_turns(calls, 1 if options.quick else COMPILATIONS, ONE_HOT)
 
 
 if __name__ == "__main__":

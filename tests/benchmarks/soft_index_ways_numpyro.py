@@ -14,7 +14,7 @@ from numpyro.contrib.funsor import markov
 from numpyro.infer import TraceMeanField_ELBO
 from numpyro.ops.indexing import Vindex
 
-from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical, relax
+from gs_ppl.numpyro import AutoGumbelSoftmax, OneHotCategorical, relax, select
 from gs_ppl.numpyro.soft_index import interpret, soft_index
 
 TAU = 0.5
@@ -54,10 +54,12 @@ def annotation(t: SimpleNamespace, hot: bool) -> None:
             numpyro.sample("y", dist.Categorical(probs), obs=t.labels)
 
 
-def prepare(name: str, tables: dict[str, np.ndarray], hot: bool) -> tuple[Callable, tuple]:
+def prepare(
+    name: str, tables: dict[str, np.ndarray], hot: bool, parents: str = "none"
+) -> tuple[Callable, tuple]:
     """The compiled ELBO with its gradient, and its arguments."""
     model = partial(globals()[name], read(tables), hot)
-    guide = AutoGumbelSoftmax(model, TAU)
+    guide = AutoGumbelSoftmax(model, TAU, parents=parents)
     seeded = numpyro.handlers.seed(guide, jax.random.key(0))
     sites = numpyro.handlers.trace(seeded).get_trace().values()
     params = {site["name"]: site["value"] for site in sites if site["type"] == "param"}
@@ -66,8 +68,10 @@ def prepare(name: str, tables: dict[str, np.ndarray], hot: bool) -> tuple[Callab
     return jax.jit(loss), (params, jax.random.key(1))
 
 
-def step(name: str, tables: dict[str, np.ndarray], hot: bool) -> Callable[[], object]:
-    loss, arguments = prepare(name, tables, hot)
+def step(
+    name: str, tables: dict[str, np.ndarray], hot: bool, parents: str = "none"
+) -> Callable[[], object]:
+    loss, arguments = prepare(name, tables, hot, parents)
     return lambda: jax.block_until_ready(loss(*arguments))
 
 
@@ -81,9 +85,20 @@ def call(f: Callable, *arguments: jax.Array) -> None:
     jax.block_until_ready(f(*arguments))
 
 
-def look_up(tables: dict[str, np.ndarray], hot: bool) -> partial:
-    """A row of the table for each class of the weights."""
-    t = read(tables)
-    y = jnp.broadcast_to(t.weights, (len(t.x), len(t.weights)))
-    f = interpret(lambda y, table: y @ table if hot else table[soft_index("z", y)])
-    return partial(call, jax.jit(f), y, t.locs)
+def look_ups(rows: int, classes: int, width: int) -> dict[str, partial]:
+    """A row of the table for each class of the weights, and its gradient in both."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (rows, classes), (classes, width), (rows, width)
+    arrays = [jax.random.uniform(*drawn) for drawn in zip(keys, shapes, strict=True)]
+    ways = {
+        "integers": interpret(lambda y, table: table[soft_index("z", y)]),
+        "select": lambda y, table: select(table, y, axis=0),
+        "product": lambda y, table: y @ table,
+    }
+
+    def gradient(way: Callable, y: jax.Array, table: jax.Array, slope: jax.Array) -> tuple:
+        return jax.vjp(way, y, table)[1](slope)
+
+    return {
+        name: partial(call, jax.jit(partial(gradient, way)), *arrays) for name, way in ways.items()
+    }

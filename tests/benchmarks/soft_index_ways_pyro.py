@@ -12,7 +12,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from pyro.ops.indexing import Vindex
 
-from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical, relax
+from gs_ppl.pyro import AutoGumbelSoftmax, OneHotCategorical, relax, select
 from gs_ppl.pyro.soft_index import interpret, soft_index
 
 TAU = 0.5
@@ -52,22 +52,35 @@ def annotation(t: SimpleNamespace, hot: bool) -> None:
             pyro.sample("y", dist.Categorical(probs), obs=t.labels)
 
 
-def step(name: str, tables: dict[str, np.ndarray], hot: bool) -> Callable[[], object]:
+def step(
+    name: str, tables: dict[str, np.ndarray], hot: bool, parents: str = "none"
+) -> Callable[[], object]:
     model = partial(globals()[name], read(tables), hot)
-    guide, relaxed = AutoGumbelSoftmax(model, TAU), relax(model, TAU)
-    elbo = TraceMeanField_ELBO()
+    # each guide keeps its own: others have the same names
+    own_parameters = partial(pyro.settings.context, module_local_params=True)
+    with own_parameters():
+        guide = AutoGumbelSoftmax(model, TAU, parents=parents)
+    relaxed, elbo = relax(model, TAU), TraceMeanField_ELBO()
 
     def call() -> None:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), own_parameters():
             elbo.loss_and_grads(relaxed, guide)
 
     return call
 
 
-def look_up(tables: dict[str, np.ndarray], hot: bool) -> Callable[[], object]:
-    """A row of the table for each class of the weights."""
-    t = read(tables)
-    y = t.weights.expand(len(t.x), -1)
-    program = interpret(lambda: y @ t.locs if hot else t.locs[soft_index("z", y)])
-    program()  # what is made once
-    return program
+def look_ups(rows: int, classes: int, width: int) -> dict[str, Callable[[], object]]:
+    """A row of the table for each class of the weights, and its gradient in both."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (rows, classes), (classes, width), (rows, width)
+    y, table, slope = (torch.rand(shape, generator=generator) for shape in shapes)
+    leaves = y.requires_grad_(), table.requires_grad_()
+    ways = {
+        "integers": interpret(lambda: table[soft_index("z", y)]),
+        "select": lambda: select(table, y, axis=0),
+        "product": lambda: y @ table,
+    }
+    return {
+        name: lambda way=way: torch.autograd.grad(way(), leaves, slope)
+        for name, way in ways.items()
+    }

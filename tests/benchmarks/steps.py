@@ -4,18 +4,20 @@
 
 writes a section of speed.json. 784-(20x10)-784, linear, batches of 100 drawn at each step, Adam;
 loops without a PPL that have the same networks, minibatches, objective and optimizer. One pinned
-thread; the contenders take turns, round by round; process CPU time.
+thread; the contenders take turns, round by round; process CPU time. In JAX also the seconds to the
+end of the first step, with all that is traced and compiled for it.
 """
 
 import importlib
 from argparse import Namespace
 
 import numpy as np
-from harness import interleave, summary
+from harness import by_turns, interleave, summary
 from record import run
 
 VARIABLES, CLASSES, PIXELS, BATCH = 20, 10, 784, 100
 STEPS = 20  # of a call
+FIRST_STEPS = 5  # of each contender, each from the beginning
 
 
 def measure(side: str, options: Namespace) -> dict:
@@ -25,6 +27,10 @@ def measure(side: str, options: Namespace) -> dict:
     loops = contenders.make(images, VARIABLES, CLASSES, batch, steps)
     found = summary(interleave(loops, options.rounds, options.seconds), contenders.OURS)
     found["us"] = {name: us / steps for name, us in found["us"].items()}
+    if hasattr(contenders, "first_steps"):
+        starts = contenders.first_steps(images, VARIABLES, CLASSES, batch)
+        rounds = 1 if options.quick else FIRST_STEPS
+        found["first step"] = by_turns(starts, rounds, contenders.BY_HAND)
     return {"ours": contenders.OURS, "by hand": contenders.BY_HAND, **found}
 
 

@@ -53,6 +53,24 @@ def make(
     }
 
 
+def first_steps(
+    images: np.ndarray, variables: int, classes: int, batch: int
+) -> dict[str, Callable[[], object]]:
+    """From programs and networks that exist to the end of the first step."""
+    x, key = jnp.asarray(images[:batch]), jax.random.key(1)
+    vae = VAE(variables, classes, pixels=images.shape[-1], rngs=nnx.Rngs(0))
+
+    def of_svi() -> object:
+        svi = make_svi(vae)
+        return jax.block_until_ready(jax.jit(svi.update)(svi.init(key, x), x)[1])
+
+    def of_loop() -> object:
+        loop = Loop(vae)
+        return jax.block_until_ready(jax.jit(loop.update)(loop.init(key), x)[1])
+
+    return {OURS: of_svi, BY_HAND: of_loop}
+
+
 def make_svi(vae: VAE) -> AnnealedSVI:
     return AnnealedSVI(relax(vae.model), relax(vae.guide), ADAM, TraceMeanField_ELBO(), SCHEDULE)
 

@@ -2,7 +2,8 @@
 # Tests on one Python with one set of versions, in an environment of its own that is removed again.
 # Usage: tests/matrix/run.sh PYTHON CONSTRAINTS [pyro|numpyro|both] [TEST...]
 # Without a side and tests: the whole suite of both. One side alone installs that PPL alone; tests
-# that are named do without the packages of the paper's models.
+# that are named do without the packages of the paper's models. With RECORD=1 in the environment, a
+# whole suite that passes leaves its row in record.json, which the site shows.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1 constraints=$2 side=${3:-both}
@@ -21,4 +22,7 @@ echo "$("$scratch/venv/bin/python" --version), $constraints, $side:" \
     "$("$scratch/venv/bin/python" -m pip list 2>/dev/null |
         grep -iE '^(arviz|jax|numpy|numpyro|pyro-ppl|torch) ' | tr -s '\n ' ' ')"
 OMP_NUM_THREADS=1 "$scratch/venv/bin/pytest" -n 2 --dist loadfile -p no:cacheprovider \
-    --backend "$side" "${tests[@]}"
+    --backend "$side" --junitxml="$scratch/report.xml" "${tests[@]}"
+if [ "${RECORD:-}" = 1 ] && [ "$side" = both ] && [ ${#tests[@]} -eq 0 ]; then
+    "$scratch/venv/bin/python" tests/matrix/record.py "$constraints" "$scratch/report.xml"
+fi
