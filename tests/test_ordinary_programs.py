@@ -268,3 +268,28 @@ def test_a_declared_temperature(backend, place):
     run = annealing.annealed(programs[place])
     backend.trace(lambda: run(0.25, backend.array(0.5)), 0)
     assert seen == [0.25]
+
+
+# --- numbers of ones ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["plate", "stacked"])
+def test_a_number_of_ones_is_a_location(backend, form):
+    """The sum of bits goes into a law as it is; its mean counts, whatever the law validates."""
+    weights = np.array([0.25, 0.5, 1.0, 0.0])
+
+    def model():
+        bit, normal = backend.native.Bernoulli(probs=backend.array(0.4)), backend.native.Normal
+        if form == "plate":
+            with backend.ppl.plate("rows", 4):
+                z = backend.ppl.sample("z", bit)
+        else:
+            z = backend.stack([backend.ppl.sample(f"z_{i}", bit) for i in range(4)])
+        backend.ppl.sample("x", normal(z.sum(), 1.0), obs=backend.array(2.0))
+
+    names = ["z"] if form == "plate" else [f"z_{i}" for i in range(4)]
+    values = dict(zip(names, [weights] if form == "plate" else weights, strict=True))
+    relaxed = backend.gs.relax(model, temperature=0.5)
+    score = float(backend.log_joint(relaxed, {n: backend.array(y) for n, y in values.items()}))
+    bits = weights @ np.log([0.4] * 4) + (1 - weights) @ np.log([0.6] * 4)
+    assert score == pytest.approx(bits + norm.logpdf(2.0, weights.sum()), abs=1e-5)
