@@ -63,6 +63,18 @@ def test_words(backend, impl):
     assert stats.chi2.sf((z**2).sum(), 64) > FAILURE_RATE
 
 
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("size", [1, 5, 4096, 4097])
+def test_words_are_those_of_split(backend, size):
+    """First words before second ones, whichever way they are joined."""
+    import jax
+
+    key = jax.random.key(3)
+    pairs = backend.numpy(jax.random.key_data(jax.random.split(key, (size + 1) // 2)))
+    words = backend.numpy(backend.F.random_words(key, size))
+    np.testing.assert_array_equal(words, pairs.T.ravel()[:size])
+
+
 def test_same_noise_same_sample():
     """The sides agree to 1e-12 in float64 on samples, scores, entropies and divergences."""
     rng = np.random.default_rng(0)

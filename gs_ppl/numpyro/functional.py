@@ -40,6 +40,10 @@ def uniform_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.f
     return jnp.maximum(u, 2.0 ** -(p + 1)).reshape(shape)
 
 
+# XLA on CPUs fuses a short join with what is made of it, which then runs element by element.
+FEW = 2**12
+
+
 def random_words(key: Array, size: int) -> Array:
     """Words of 32 random bits.
 
@@ -47,8 +51,12 @@ def random_words(key: Array, size: int) -> Array:
     """
     if jax.random.key_impl(key) != "threefry2x32":
         return jax.random.bits(key, (size,), jnp.uint32)
-    pairs = jax.random.key_data(jax.random.split(key, (size + 1) // 2))
-    return jnp.concatenate([pairs[:, 0], pairs[:, 1]])[:size]
+    half = (size + 1) // 2
+    pairs = jax.random.key_data(jax.random.split(key, half))
+    if size > FEW:
+        return jnp.concatenate([pairs[:, 0], pairs[:, 1]])[:size]
+    words = jnp.zeros(2 * half, jnp.uint32)
+    return words.at[:half].set(pairs[:, 0]).at[half:].set(pairs[:, 1])[:size]
 
 
 def exponential_noise(
