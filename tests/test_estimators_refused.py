@@ -30,8 +30,8 @@ REFUSED = [
         for name in ("MuProp", "REBAR", "DARN", "DisARM")
         for law, what in {
             "normal": "guides of discrete sites .* not Normal: use RLOO_ELBO",
-            "relaxed": r"the discrete program, and GumbelSoftmax is relaxed: .* discretize",
-            "straight-through": "the discrete program, and STGumbelSoftmax is relaxed",
+            "relaxed": r"the discrete program, but GumbelSoftmax is relaxed: .* discretize",
+            "straight-through": "the discrete program, but STGumbelSoftmax is relaxed",
         }.items()
     ),
 ]

@@ -26,6 +26,7 @@ FORCED = {
 # The same, of one name only.
 FORCED_IN = {
     # Pyro's AutoGuideList hands its parts the arguments of the program, NumPyro's the parameters
+    "AutoGuideList.median": {"args", "kwargs"},
     "AutoGumbelSoftmax.median": {"args", "kwargs"},
     "AutoGumbelSoftmax.quantiles": {"args", "kwargs"},
     # NumPyro's AutoGuideList hands its parts the arguments of the program

@@ -197,7 +197,7 @@ def rows_inside(backend):
     ("make", "message"),
     [
         (no_plate, "sparse=True is for rows of a plate, and no discrete latent is in one"),
-        (rows_inside, r"site 'z': sparse=True wants .* plate\('data', ..., dim=-2\)"),
+        (rows_inside, r"site 'z': with sparse=True .* plate\('data', ..., dim=-2\)"),
     ],
 )
 def test_programs_without_rows_on_the_first_axis(backend, make, message):
