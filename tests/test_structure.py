@@ -258,7 +258,7 @@ REFUSED = {
     "unknown parent": ("factorial", {"b": ["d"]}, ValueError, "no discrete latent.*'d'"),
     "later": ("factorial", {"a": ["b"]}, ValueError, "site 'a'.*'b' comes later"),
     "itself": ("factorial", {"a": ["a"]}, ValueError, "site 'a'.*'a' is the site itself"),
-    "plate": (beside, "model", ValueError, "site 'below': a parent must not be in a plate.*'z' is in 'data'"),
+    "plate": (beside, "model", ValueError, "site 'below': .* not be in a plate.*'z' is in 'data'"),
     "to_event": (joined, "model", ValueError, "site 'w'.*to_event joins several in 'z'"),
 }
 
