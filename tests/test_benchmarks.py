@@ -14,6 +14,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 SECTIONS = ["speed", "steps", "memory", "soft_index", "compare_calls"]
 
 
+@pytest.mark.quick("memory")
 @pytest.mark.parametrize("section", SECTIONS)
 def test_program(section, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{section}.py", "--quick", "--output", tmp_path]

@@ -135,7 +135,11 @@ def test_categorical_objective_tends_to_the_discrete_elbo(backend, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["mixture", pytest.param("hidden_markov", marks=pytest.mark.long), "bernoulli_net"]
+    "name",
+    [
+        "mixture",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("hidden_markov", "bernoulli_net")),
+    ],
 )
 def test_guide_tends_to_the_best_factorised_one(backend, name):
     best, optima = best_factorised(name)

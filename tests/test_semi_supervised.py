@@ -105,6 +105,7 @@ def test_augment():
     assert grey.mean() == pytest.approx(0.3, abs=0.02)  # 6 standard errors
 
 
+@pytest.mark.quick("mlp")
 @pytest.mark.parametrize("sizes", VARIANTS.values(), ids=VARIANTS)
 def test_log_joint_is_the_same_on_both_sides(sizes):
     pyro, numpyro, latents = make_pair(*MODEL, *INPUTS, **sizes, alpha=3.0)
