@@ -89,6 +89,7 @@ def by_hand(backend, model):
     ("make", "kind"),
     [(delta, "one_hot"), (delta, "integer"), (by_parts, "one_hot"), (by_hand, "one_hot")],
 )
+@pytest.mark.quick("one_hot")
 def test_mixture_at_a_point(backend, make, kind):
     model, x = mixture(backend, kind), backend.array(ROWS)
     guide = make(backend, model)

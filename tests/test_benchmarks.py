@@ -61,6 +61,7 @@ def test_loop_by_hand_is_the_objective_in_torch(monkeypatch):
     assert loop.loss(x).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_loop_by_hand_is_the_objective_in_jax(monkeypatch):
     """Equal in the mean, |z| < 5: a failure in 10^6 seeds."""
     monkeypatch.syspath_prepend(BENCHMARKS)

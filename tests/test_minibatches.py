@@ -125,6 +125,7 @@ def test_starts_that_do_not_fit(backend, shape):
 
 
 @pytest.mark.parametrize("size", [4, None], ids=["minibatch", "all"])
+@pytest.mark.quick("minibatch")
 def test_compare(backend, size):
     """After a first call at 4 rows: marginals of all rows; over all rows the exact evidence."""
     logits = np.random.default_rng(0).normal(size=(8, 3))

@@ -92,7 +92,8 @@ def distances(p, q):
 
 
 @pytest.mark.parametrize(
-    "name", ["mixture", pytest.param("factorial", marks=pytest.mark.long), "bernoulli_net"]
+    "name",
+    ["mixture", *(pytest.param(n, marks=pytest.mark.long) for n in ("factorial", "bernoulli_net"))],
 )
 def test_categorical_objective_tends_to_the_discrete_elbo(backend, name):
     """Above a guide that is not the prior, on common random numbers.
@@ -167,6 +168,7 @@ def optimum(objective, x, tau, draws=20_000):
 
 
 @pytest.mark.parametrize("objective", KLS)
+@pytest.mark.quick("categorical")
 def test_guide_finds_the_optimum_of_its_objective(backend, objective):
     """At low temperature the relaxed one lies away from the posterior, which is best of all."""
     tau = 0.1

@@ -165,6 +165,7 @@ def loss_by_hand(xp, networks, x, labelled_x, labels):
     return -total
 
 
+@pytest.mark.quick("mlp")
 @pytest.mark.parametrize("sizes", VARIANTS.values(), ids=VARIANTS)
 def test_enumerated_objective_is_the_sum_over_classes(side, sizes, monkeypatch):
     """Value and gradient, on both sides, at the same weights."""
