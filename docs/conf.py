@@ -68,7 +68,7 @@ TOPICS = {
         "Handlers and checks",
         "Relax a program, make it discrete again, enumerate it, and check that guide and model"
         " fit.",
-        ["handlers", "enumeration", "checks", "reparam"],
+        ["handlers", "selection", "enumeration", "checks", "reparam"],
     ),
     "guides": (
         "Guides",

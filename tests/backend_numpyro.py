@@ -492,7 +492,38 @@ class NumPyroBackend:
         """Counts as the PPL's Binomial has them."""
         return counts
 
+    def start_anew(self) -> None:
+        """What the PPL keeps globally: nothing."""
+
+    # devices
+
+    def why_no_gpu(self) -> str | None:
+        """Why its tests cannot run, if they cannot."""
+        try:
+            self.jax.devices("cuda")
+        except RuntimeError as error:
+            return f"JAX sees no GPU: {error}"
+        return None
+
+    @contextmanager
+    def other_place(self, gpu: bool) -> Iterator[Callable]:
+        """Puts arrays on a device that is not the default one."""
+        device = self.jax.devices("cuda" if gpu else "cpu")[-1]
+        yield lambda x: self.jax.device_put(x, device)
+
+    def bound(self, x: Array) -> Array:
+        """Where it is, to stay there, as arrays that were placed do."""
+        return self.jax.device_put(x, x.device)
+
     # the life of a guide
+
+    def saved_of_both(
+        self, locs: dict[str, float], logits: dict[str, np.ndarray]
+    ) -> dict[str, Array]:
+        """Parameters of auto_relaxed that another process has trained."""
+        return {f"{name}_auto_loc": self.array(x) for name, x in locs.items()} | (
+            self.saved_logits(logits)
+        )
 
     @property
     def saved_script(self) -> Any:

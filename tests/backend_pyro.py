@@ -494,7 +494,39 @@ class PyroBackend:
         """Counts as the PPL's Binomial has them."""
         return self.array(counts)
 
+    def start_anew(self) -> None:
+        """Parameters and seed that the PPL keeps globally."""
+        self.ppl.clear_param_store()
+        self.ppl.set_rng_seed(0)
+
+    # devices
+
+    def why_no_gpu(self) -> str | None:
+        """Why its tests cannot run, if they cannot."""
+        if self.torch.cuda.is_available():
+            return None
+        return f"torch {self.torch.__version__} sees no GPU"
+
+    @contextmanager
+    def other_place(self, gpu: bool) -> Iterator[Callable]:
+        """Puts arrays on a device that is not the default one; within it that device is there."""
+        elsewhere = importlib.import_module("elsewhere")
+        with nullcontext() if gpu else elsewhere.other_device():
+            yield lambda x: x.to("cuda" if gpu else elsewhere.DEVICE)
+
+    def bound(self, x: Array) -> Array:
+        """Where it is, to stay there."""
+        return x
+
     # the life of a guide
+
+    def saved_of_both(self, locs: dict[str, float], logits: dict[str, np.ndarray]) -> None:
+        """Parameters of auto_relaxed, of this process, that another one has trained."""
+        self.ppl.clear_param_store()
+        kinds = {"0.locs": locs, "1.logits": logits}
+        for kind, values in kinds.items():
+            for name, value in values.items():
+                self.ppl.param(f"AutoGuideList.{kind}.{name}", self.array(value))
 
     @property
     def saved_script(self) -> Any:

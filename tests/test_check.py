@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from backends import BACKENDS
 from programs import LOCS, PRIOR
-from readme_tables import table
 from scipy import stats
+from tables import table
 
 from gs_ppl import reference
 

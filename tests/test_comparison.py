@@ -230,3 +230,6 @@ def test_a_fault_of_ours_is_no_note():
     assert [note.endswith(": not enumerated: theirs") for note in notes] == [True, True]
     with pytest.raises(NotImplementedError):
         comparison.run(Ours(), options)
+    Ours.marginals = eval("lambda *_: {}['z']", {"__name__": "gs_ppl.somewhere"})
+    with pytest.raises(KeyError, match="z"):
+        comparison.run(Ours(), options)

@@ -4,48 +4,26 @@ In torch a device of the tests' own stands in for a GPU (elsewhere.py), in JAX t
 the CPU; each test runs on a GPU as well, where there is one.
 """
 
-from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
-from elsewhere import DEVICE, other_device
 from laws import LAWS, name
 
-GPU = "cuda"
 
-
-def reason_without_gpu(backend):
-    """Why its cells cannot run, if they cannot."""
-    if backend.name == "pyro":
-        torch = backend.torch
-        return None if torch.cuda.is_available() else f"torch {torch.__version__} sees no GPU"
-    try:
-        backend.jax.devices(GPU)
-    except RuntimeError as error:
-        return f"JAX sees no GPU: {error}"
-    return None
-
-
-@pytest.fixture(params=["elsewhere", GPU])
+@pytest.fixture(params=["elsewhere", "cuda"])
 def place(request, backend):
     """Puts arrays on a device that is not the default one; within it that device is there."""
-    if request.param == GPU and (reason := reason_without_gpu(backend)):
+    gpu = request.param == "cuda"
+    if gpu and (reason := backend.why_no_gpu()):
         pytest.skip(reason)
-    if backend.name == "pyro":
-        device = DEVICE if request.param == "elsewhere" else GPU
-        with other_device() if request.param == "elsewhere" else nullcontext():
-            yield lambda x: x.to(device)
-    else:
-        kind = "cpu" if request.param == "elsewhere" else GPU
-        yield partial(backend.jax.device_put, device=backend.jax.devices(kind)[-1])
+    with backend.other_place(gpu) as put:
+        yield put
 
 
 def test_two_devices_do_not_mix(backend, place):
     """What the tests below rest on."""
-    here, there = backend.array([1.0, 2.0]), place(backend.array([1.0, 2.0]))
-    if backend.name == "numpyro":  # bound to its device, as arrays that were placed are
-        here = backend.jax.device_put(here, here.device)
+    here, there = backend.bound(backend.array([1.0, 2.0])), place(backend.array([1.0, 2.0]))
     assert there.device != here.device
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)device"):
         here + there

@@ -124,3 +124,20 @@ def test_pyros_own_one_hot_law(backend, name):
         assert np.abs(gradients[0].mean(0) - gradients[1].mean(0)).max() < 4 * error
     else:
         np.testing.assert_allclose(*gradients, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("base", "method"), [("ScoreFunctionELBO", "center"), ("SubstitutingELBO", "estimate")]
+)
+def test_an_elbo_without_its_estimate_says_so(backend, base, method):
+    rooms = backend.gs.score_function, backend.gs.substitution
+    base = next(getattr(room, base) for room in rooms if hasattr(room, base))
+
+    def program():
+        law = backend.gs.OneHotCategorical(logits=backend.array([0.0, 1.0]))
+        backend.ppl.sample("z", law)
+
+    guide = backend.gs.discretize(backend.gs.AutoGumbelSoftmax(program))
+    elbo = type("Mine", (base,), {})(num_particles=2)
+    with pytest.raises(NotImplementedError, match=rf"^Mine must define {method}"):
+        backend.loss_and_gradient(elbo, program, guide, 0)

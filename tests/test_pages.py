@@ -43,9 +43,7 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES)
 def test_code_in_tabs(page, backend, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if backend.name == "pyro":
-        backend.ppl.clear_param_store()
-        backend.ppl.set_rng_seed(0)
+    backend.start_anew()
     exec("\n".join(blocks_of(page, backend.name)), {})
 
 

@@ -468,3 +468,10 @@ def test_reinmax_has_less_bias_than_st_gumbel_softmax(backend, scale, factor):
     }
     assert all(row.floor < row.bias / 2 for row in rows.values())
     assert rows["ReinMax"].bias < factor * rows["STGumbelSoftmax"].bias
+
+
+@pytest.mark.parametrize("base", ["OneHotEstimator", "BitEstimator"])
+def test_a_family_without_a_surrogate_says_so(backend, base):
+    mine = type("Mine", (getattr(backend.gs.straight_through, base),), {})
+    with pytest.raises(NotImplementedError, match=r"^Mine must define surrogate$"):
+        backend.sample(mine(0.5, logits=backend.array([0.0, 1.0])), 0)

@@ -307,12 +307,12 @@ class _Exact:
         try:
             check_size(self._session, side, self._limit)
             enumerate_()
-        except KeyError as error:  # whose text is a name alone
-            self.notes.append(f"{what}: not enumerated: the PPL's enumeration found no {error}")
-        except (ValueError, NotImplementedError) as error:
-            if isinstance(error, NotImplementedError) and _is_own(error):
+        except (KeyError, ValueError, NotImplementedError) as error:
+            if not isinstance(error, ValueError) and _is_own(error):
                 raise
-            self.notes.append(f"{what}: not enumerated: {error}")
+            is_name = isinstance(error, KeyError)
+            why = f"the PPL's enumeration found no {error}" if is_name else str(error)
+            self.notes.append(f"{what}: not enumerated: {why}")
 
 
 def check_size(session: Session, side: str, limit: int) -> None:

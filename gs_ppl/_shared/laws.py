@@ -64,3 +64,8 @@ def refuse_form(law: Any, what: str) -> NoReturn:
     """A soft sample's moments are integrals over the simplex."""
     name, what_of = type(law).__name__, what.removesuffix(" of a bit")
     raise NotImplementedError(f"{name} has no {what_of} in closed form: {WHY[what]}")
+
+
+def refuse_undefined(thing: Any, method: str) -> NoReturn:
+    """What each class of a kind has to say for itself."""
+    raise NotImplementedError(f"{type(thing).__name__} must define {method}")

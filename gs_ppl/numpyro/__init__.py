@@ -24,10 +24,11 @@ from gs_ppl.numpyro.distributions import (
     SoftOneHotCategorical,
 )
 from gs_ppl.numpyro.enumeration import config_enumerate
-from gs_ppl.numpyro.handlers import discretize, relax, select
+from gs_ppl.numpyro.handlers import discretize, relax
 from gs_ppl.numpyro.inference_data import to_inference_data
 from gs_ppl.numpyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.numpyro.score_function import NVIL_ELBO, RLOO_ELBO
+from gs_ppl.numpyro.selection import select
 from gs_ppl.numpyro.starting import best_start, init_to_rows
 from gs_ppl.numpyro.straight_through import (
     GappedST,

@@ -30,7 +30,7 @@ from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
 from gs_ppl.numpyro.follow import _used
-from gs_ppl.numpyro.handlers import discretize, relax, select
+from gs_ppl.numpyro.handlers import discretize, relax
 from gs_ppl.numpyro.integers import (
     class_dims,
     event_dims,
@@ -38,6 +38,7 @@ from gs_ppl.numpyro.integers import (
     is_integer,
     support_of,
 )
+from gs_ppl.numpyro.selection import select
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 

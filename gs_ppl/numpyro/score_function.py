@@ -18,6 +18,7 @@ from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import mutable
 from numpyro.util import check_model_guide_match
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.score_function import check_baseline
 from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
@@ -53,7 +54,7 @@ class ScoreFunctionELBO(ShownELBO, ELBO):
 
     def center(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
         """The learning signal of each site; the first axis of r is that of the particles."""
-        raise NotImplementedError
+        refuse_undefined(self, "center")
 
     def update(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
         """What the guide's mutable sites become."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl.numpyro import constraints
 from gs_ppl.numpyro import functional as F
 from gs_ppl.numpyro.distributions import BernoulliScored, CategoricalScored, Relaxed, Shape
@@ -45,7 +46,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
 
     def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         """The soft value whose gradient the sample has: each class has its own."""
-        raise NotImplementedError
+        refuse_undefined(self, "surrogate")
 
 
 class BitEstimator(BernoulliScored, Relaxed):
@@ -71,7 +72,7 @@ class BitEstimator(BernoulliScored, Relaxed):
 
     def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
         """The soft value whose gradient the sample has: each class has its own."""
-        raise NotImplementedError
+        refuse_undefined(self, "surrogate")
 
 
 # --- straight-through Gumbel-Softmax --------------------------------------------------------------

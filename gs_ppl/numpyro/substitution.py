@@ -21,6 +21,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import get_importance_trace
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
@@ -241,7 +242,7 @@ class SubstitutingELBO(ShownELBO, ELBO):
 
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Array]:
         """G by the logits of each site, from the run at the samples."""
-        raise NotImplementedError
+        refuse_undefined(self, "estimate")
 
     def particle(self, programs: Programs, shared: SharedNoise) -> Array:
         """The ELBO at the samples, with the estimate as its gradient."""

@@ -24,10 +24,11 @@ from gs_ppl.pyro.distributions import (
     SoftOneHotCategorical,
 )
 from gs_ppl.pyro.enumeration import config_enumerate
-from gs_ppl.pyro.handlers import discretize, relax, select
+from gs_ppl.pyro.handlers import discretize, relax
 from gs_ppl.pyro.inference_data import to_inference_data
 from gs_ppl.pyro.reparam import GumbelSoftmaxReparam
 from gs_ppl.pyro.score_function import NVIL_ELBO, RLOO_ELBO
+from gs_ppl.pyro.selection import select
 from gs_ppl.pyro.starting import best_start, init_to_rows
 from gs_ppl.pyro.straight_through import (
     GappedST,

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.reprs import ShownELBO
 from gs_ppl.pyro.handlers import is_latent
 
@@ -88,7 +89,7 @@ class SurrogateELBO(ShownELBO, Trace_ELBO):
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss, with the estimate for its gradient: each subclass has its own."""
-        raise NotImplementedError
+        refuse_undefined(self, "differentiable_loss")
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         loss = self.differentiable_loss(model, guide, *args, **kwargs)

@@ -32,7 +32,6 @@ from gs_ppl.pyro.handlers import (
     discretize,
     random_state,
     relax,
-    select,
 )
 from gs_ppl.pyro.integers import (
     class_dims,
@@ -42,6 +41,7 @@ from gs_ppl.pyro.integers import (
     is_integer,
     support_of,
 )
+from gs_ppl.pyro.selection import select
 from gs_ppl.pyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 

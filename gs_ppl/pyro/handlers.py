@@ -1,4 +1,4 @@
-"""Handlers that relax and discretize the latents of a program; select, for tables of classes."""
+"""Handlers that relax and discretize the latents of a program."""
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,7 +14,6 @@ from pyro.distributions import (
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
 )
-from pyro.ops.indexing import Vindex
 from pyro.poutine.messenger import Messenger, _bound_partial, _context_wrap
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
@@ -66,7 +65,7 @@ from gs_ppl.pyro.soft_index import (
 )
 from gs_ppl.pyro.soft_value import SoftIndex
 
-__all__ = ["discretize", "relax", "select"]
+__all__ = ["discretize", "relax"]
 
 
 def is_relaxed(law: Any) -> bool:
@@ -481,60 +480,3 @@ def discretize(fn: Callable | None = None) -> Any:
         tensor(1.)
     """
     return _wrap(DiscretizeMessenger(), fn)
-
-
-# --- select ---------------------------------------------------------------------------------------
-
-
-def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) -> Tensor:
-    """The entry z of a table, for an integer, one-hot or soft z; for a soft z it is a mean.
-
-    Along the last axis (-1) the other axes of the table broadcast with the batch of z. The result
-    is sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer z, and
-    table_0 (1 - z) + table_1 z for a bit (`binary`). Along the first axis (0) the result is
-    table[z]: the other axes of the table come after the batch of z. For a table with one axis both
-    are the same. So one program works with integers, relaxed, and enumerated.
-
-    Args:
-        table: shape (..., K), or (K, ...) along axis 0; K = 2 where binary.
-        z: floating with last axis K; or integer, or a bit, of the batch shape.
-        binary: whether a floating z is a bit.
-        axis: -1 or 0, the axis of the classes.
-
-    Shapes: along -1 the batch of z broadcast with (...); along 0 the batch of z + (...).
-
-    Raises:
-        ValueError: for another axis, and if table and z differ in K.
-
-    Example:
-        >>> import torch
-        >>> table = torch.tensor([1.0, 2.0, 4.0])
-        >>> select(table, torch.tensor([0.5, 0.5, 0.0])), select(table, torch.tensor(2))
-        (tensor(1.5000), tensor(4.))
-        >>> transition = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-        >>> select(transition, torch.tensor([1, 1, 0]), axis=0).shape
-        torch.Size([3, 2])
-    """
-    if axis not in (-1, 0) or table.dim() == 0:
-        raise ValueError(
-            "select: axis must be -1 or 0, the last or the first of the table's, got axis"
-            f" {axis!r} and a table of shape {tuple(table.shape)}"
-        )
-    is_vector = z.is_floating_point() and not binary
-    classes = z.shape[-1:] if is_vector else (2,) if binary else (table.shape[axis],)
-    if (table.shape[axis],) != tuple(classes):
-        raise ValueError(
-            f"select: axis {axis} of the table and the classes of z must agree, got shapes"
-            f" {tuple(table.shape)} and {tuple(z.shape)}; pass binary=True for a soft bit"
-        )
-    if axis == 0 and is_vector:  # a matrix product: no array of rows x columns x classes
-        dtype = promote_types(table.dtype, z.dtype)
-        return torch.tensordot(z.to(dtype), table.to(dtype), 1)
-    if axis == 0:
-        table = table.movedim(0, -1)  # the classes last, and z before the other axes
-        z = z.reshape(z.shape + (1,) * (table.dim() - 1))
-    if not z.is_floating_point():
-        return Vindex(table)[..., z.long()]
-    if binary:
-        return table[..., 0] * (1 - z) + table[..., 1] * z
-    return (table * z).sum(-1)

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.score_function import check_baseline
 from gs_ppl._shared.wrappers import is_masked, unmasked
 from gs_ppl.pyro._elbo import (
@@ -38,7 +39,7 @@ class ScoreFunctionELBO(SurrogateELBO):
 
     def center(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The learning signal of each site; the first axis of r is that of the particles."""
-        raise NotImplementedError
+        refuse_undefined(self, "center")
 
     def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
         """What parameters of the guide that are state become."""

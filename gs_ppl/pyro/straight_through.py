@@ -6,6 +6,7 @@ from numbers import Integral, Real
 import torch
 from torch import Size, Tensor
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl.pyro import functional as F
 from gs_ppl.pyro.distributions import BernoulliScored, CategoricalScored, Relaxed
 from gs_ppl.pyro.functional import Temperature
@@ -41,7 +42,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
 
     def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         """The soft value whose gradient the sample has: each class has its own."""
-        raise NotImplementedError
+        refuse_undefined(self, "surrogate")
 
 
 class BitEstimator(BernoulliScored, Relaxed):
@@ -64,7 +65,7 @@ class BitEstimator(BernoulliScored, Relaxed):
 
     def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
         """The soft value whose gradient the sample has: each class has its own."""
-        raise NotImplementedError
+        refuse_undefined(self, "surrogate")
 
 
 # --- straight-through Gumbel-Softmax --------------------------------------------------------------

@@ -20,6 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
@@ -221,7 +222,7 @@ class SubstitutingELBO(SurrogateELBO):
 
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         """G by the logits of each site, from the run at the samples."""
-        raise NotImplementedError
+        refuse_undefined(self, "estimate")
 
     def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
         """The ELBO at the samples, with the estimate as its gradient."""
