@@ -38,6 +38,7 @@ SYMBOLS = "abcdefghijklmnopqrstuvwxyz␣"
 VOWELS = "aeiou␣"  # the kind that the space behaves like
 LENGTH = 10  # letters in a sequence; --quick, half as long a chain to compile, has 5
 LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+STEPS = 1500
 CHUNK = 20  # steps between two points of the curves
 
 
@@ -389,7 +390,7 @@ def draw_curves(fits: list[Fit], alone: float, path: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse(make_parser(__doc__, "results/hidden_markov", steps=1500))
+    arguments = parse(make_parser(__doc__, "results/hidden_markov", steps=STEPS))
     steps = 40 if arguments.quick else -(-arguments.steps // CHUNK) * CHUNK
     methods = list_methods(steps, arguments.quick)
     rng = np.random.default_rng(arguments.seed)

@@ -86,7 +86,7 @@ def list_trees(seed: int, quick: bool) -> list[Tree]:
         draw_tree("binary tree of 7", (None, 0, 0, 1, 1, 2, 2), 3, rng),
         draw_tree("chain with twigs", (None, 0, 1, 2, 0, 1, 2), 3, rng),
     ]
-    return trees[:1] if quick else [fit_chain(seed, 600), *trees]
+    return trees[:1] if quick else [fit_chain(seed, hidden_markov.STEPS), *trees]
 
 
 # --- exact numbers --------------------------------------------------------------------------------
@@ -131,10 +131,10 @@ METHODS = {  # how the temperature is shown, and its last value; None: one that 
     "GumbelSoftmax": ("1 → 0.1", 0.1),
     "STGumbelSoftmax": ("1 → 0.3", 0.3),
     "ReinMax": ("1", 1.0),
-    "RLOO_ELBO(8)": ("", None),
+    "RLOO_ELBO(16)": ("", None),
     "TraceEnum_ELBO": ("", None),
 }
-DRAWS = 8  # of RLOO_ELBO
+DRAWS = 16  # of RLOO_ELBO
 
 
 def train_pyro(tree: Tree, method: str, last: float | None, steps: int, seed: int) -> list:
