@@ -293,3 +293,36 @@ def test_a_number_of_ones_is_a_location(backend, form):
     score = float(backend.log_joint(relaxed, {n: backend.array(y) for n, y in values.items()}))
     bits = weights @ np.log([0.4] * 4) + (1 - weights) @ np.log([0.6] * 4)
     assert score == pytest.approx(bits + norm.logpdf(2.0, weights.sum()), abs=1e-5)
+
+
+MOVES = {
+    "column": lambda s: s[:, None] + s[None, :],
+    "slice": lambda s: s[1:],
+    "element": lambda s: s[0],
+    "elements": lambda s: s[np.array([0, 2])],
+    "reshape": lambda s: s.reshape(2, 2).T,
+    "total": lambda s: s.sum(),
+    "difference": lambda s: 3 * s - s[np.array([3, 2, 1, 0])],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_numbers_of_ones_are_moved(backend, move):
+    """A linear function of bits has its value at the weights; what is recorded is an integer."""
+    weights = np.array([[0.25, 0.5, 1.0], [0.0, 0.75, 0.25], [1.0, 1.0, 0.0], [0.1, 0.2, 0.3]])
+
+    def model():
+        with backend.ppl.plate("rows", 4):
+            probs = backend.array(np.full((4, 3), 0.4))
+            z = backend.ppl.sample("z", backend.native.Bernoulli(probs=probs).to_event(1))
+        moved = MOVES[move](z.sum(-1))
+        backend.ppl.deterministic("moved", moved)
+        backend.ppl.factor("f", (2.5 * moved).sum())
+
+    relaxed = backend.given(backend.gs.relax(model, temperature=0.5), {"z": backend.array(weights)})
+    score = float(backend.seeded_log_joint(relaxed, 0))
+    bits = (weights * np.log(0.4) + (1 - weights) * np.log(0.6)).sum()
+    want = MOVES[move](weights.sum(-1))
+    assert score == pytest.approx(bits + (2.5 * want).sum(), abs=1e-5)
+    recorded = backend.numpy(backend.recorded(relaxed, 0)["moved"])
+    np.testing.assert_allclose(recorded, want, atol=0.5 + 1e-6)

@@ -331,8 +331,10 @@ def leave(value: Any) -> Any:
 
 
 def hardened(value: Any) -> jax.Array:
-    """Value of the class of largest weight, without gradient."""
+    """Value of the class of largest weight, without gradient; of a total, the nearest integer."""
     with set_current_trace(value._trace.below):
+        if value.total:
+            return lax.stop_gradient(jnp.round(value.total[0]).astype(value.aval.dtype))
         table = jnp.asarray(full(value.table, len(value.axes), value.aval.shape))
         for axis in value.axes:
             best = jnp.broadcast_to(axis.weights.argmax(0), table.shape[1:])

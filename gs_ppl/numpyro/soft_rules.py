@@ -109,6 +109,8 @@ def elementwise(trace: Any, primitive: Any, params: dict[str, Any], args: list[A
         return primitive.bind(*map(as_mean, args), **params)
     if name == "select_n" and soft == [0] and args[0].aval.dtype == bool:
         args[0] = _of_two(trace, args[0])
+    if name == "select_n" and 0 not in soft and any(args[i].total for i in soft):
+        return structural(trace, primitive, params, args)
     if name == "select_n" and 0 not in soft and not ends and _one_form(trace, args[1:]):
         return structural(trace, primitive, params, args)
     given = [x if fact is None else fact for x, fact in zip(args, facts, strict=True)]
@@ -126,6 +128,18 @@ def total(trace: Any, value: Any, args: list[Any], out: Any) -> Soft:
     aval = jax.core.ShapedArray(out.shape, out.dtype, weak_type=out.weak_type)
     form = partial(refuse, sites, "sum over several draws, but as a number,", DRAWS_CURE)
     return Soft(trace, aval, form, total=(value, sites))
+
+
+def _moved_total(
+    trace: Any, primitive: Any, params: dict[str, Any], args: list[Any], data: range, outs: Any
+) -> Any:
+    """A structural move of totals: the same of their means."""
+    dtype = jnp.result_type(float)
+    given = [jnp.asarray(as_mean(x), dtype) if i in data else x for i, x in enumerate(args)]
+    found, soft = primitive.bind(*given, **params), [args[i] for i in data]
+    if isinstance(found, list | tuple):
+        return [total(trace, x, soft, out) for x, out in zip(found, outs, strict=True)]
+    return total(trace, found, soft, outs)
 
 
 def _of_two(trace: Any, x: Soft) -> Soft:
@@ -242,6 +256,8 @@ def structural(trace: Any, primitive: Any, params: dict[str, Any], args: list[An
     data, places = args[where], range(len(args))[where]
     controls = {i: x for i, x in enumerate(args) if i not in places}
     outs = result(primitive, params, args)
+    if any(isinstance(x, Soft) and x.total for x in data):
+        return _moved_total(trace, primitive, params, args, places, outs)
     facts = {i: trace.value(x) for i, x in controls.items()}
 
     def run(controls: dict[int, Any], *data: Any) -> Any:
@@ -407,6 +423,8 @@ def as_soft(trace: Any, x: Any, like: Soft) -> Soft:
 
 def join(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Soft:
     """Concatenation, made when asked for: an index array is taken apart again."""
+    if any(isinstance(x, Soft) and x.total for x in args):
+        return structural(trace, primitive, params, args)
     out = result(primitive, params, args)
     aval = jax.core.ShapedArray(out.shape, out.dtype, weak_type=out.weak_type)
 
@@ -427,8 +445,11 @@ REDUCE: dict[str, Callable] = {
 
 def reduction(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
     """Over the classes of one draw, on the table."""
-    (x,), m, over, name = args, len(args[0].axes), params["axes"], primitive.name
+    (x,), over, name = args, params["axes"], primitive.name
     out, shape = result(primitive, params, args), x.aval.shape
+    if x.total and name == "reduce_sum":
+        return total(trace, mean(x).sum(over), args, out)
+    m = len(x.axes)
     if any((a.ids != a.ids.take([0], d)).any() for a in x.axes for d in over if shape[d]):
         if name == "reduce_sum" and not x.is_float and all(a.bit for a in x.axes):
             return total(trace, mean(x).sum(over), args, out)
