@@ -189,3 +189,11 @@ def test_what_is_said_of_an_analytic_divergence_below_enumerated_sites():
     elbo = numpyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
     with pytest.raises(AssertionError, match="analytic KL computation for the latent variable `w`"):
         elbo.loss(KEY, {}, model, guide)
+
+
+def test_xla_takes_the_option_by_which_it_compiles_in_haste():
+    """The probe's programs run some ten times; what XLA does not know it refuses by name."""
+    square = jax.jit(lambda x: x**2, compiler_options={"xla_backend_optimization_level": 0})
+    assert float(square(3.0)) == 9.0
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        jax.jit(lambda x: x**2, compiler_options={"xla_no_such_option": 0})(3.0)

@@ -171,3 +171,19 @@ def test_names_of_enumerated_axes():
     assert x["infer"]["_dim_to_symbol"][-1] == symbol
     assert symbol in x["packed"]["log_prob"]._pyro_dims
     assert symbol in z["packed"]["log_prob"]._pyro_dims
+
+
+def test_modes_of_torch_functions_are_a_stack():
+    """Taken off and put back one by one, which the reading mode begins below others by."""
+    from torch._C import _len_torch_function_stack
+    from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+    from torch.overrides import _pop_mode as pop
+    from torch.overrides import _push_mode as push
+
+    before = _len_torch_function_stack()
+    with TorchFunctionMode() as outer, TorchFunctionMode() as inner:
+        assert _len_torch_function_stack() == before + 2
+        assert pop() is inner
+        assert _get_current_function_mode_stack()[-1] is outer
+        push(inner)
+        assert _get_current_function_mode_stack()[-2:] == [outer, inner]
