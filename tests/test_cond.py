@@ -154,7 +154,7 @@ def test_branches_under_compare(backend):
     report = backend.compare(model, guide, num_samples=200, temperatures=[0.5], families=[ST])
     assert (report.evidence, report.elbo) == (None, None)
     for note in report.notes:
-        assert "site 'z': sites inside of cond are not enumerated: draw it before, and" in note
+        assert "site 'z': sites inside of cond are not enumerated: draw the site before" in note
     fit = stats.norm(LOCS).logpdf(0.3).mean()
     elbo, (found,) = fit - divergence(np.full(3, 1 / 3), TRANSITION[1]), report.estimates
     assert abs(found.elbo.mean - elbo) < 4 * found.elbo.error < 1

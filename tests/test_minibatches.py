@@ -80,7 +80,7 @@ def test_all_rows_in_another_order_are_refused(backend):
         return backend.trace(lambda: guide(backend.array(rows, "int64")), 0)["z"]
 
     np.testing.assert_array_equal(drawn(range(8)).argmax(-1), CLASSES)
-    with pytest.raises(ValueError, match="plate 'data': it is given all its rows in another order"):
+    with pytest.raises(ValueError, match="plate 'data' is given all its rows in another order"):
         drawn([1, 0, *range(2, 8)])
 
 

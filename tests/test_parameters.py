@@ -80,7 +80,7 @@ def test_both_or_neither(backend, law):
     [
         ("logits", [0.0, NAN], "logits must be neither NaN nor .inf, got"),
         ("logits", [0.0, INF], "logits must be neither NaN nor .inf, got"),
-        ("logits", [[0.0, 1.0], [-INF, -INF]], "needs a category that exists, got all logits -inf"),
+        ("logits", [[0.0, 1.0], [-INF, -INF]], "needs an unmasked category, got all logits -inf"),
         (
             "probs",
             [0.5, -0.5],
@@ -88,7 +88,7 @@ def test_both_or_neither(backend, law):
         ),
         ("probs", [0.5, NAN], "probs must be non-negative and finite, got"),
         ("probs", [0.5, INF], "probs must be non-negative and finite, got"),
-        ("probs", [[0.5, 0.5], [0.0, 0.0]], "needs a category that exists, got all-zero probs"),
+        ("probs", [[0.5, 0.5], [0.0, 0.0]], "needs an unmasked category, got all-zero probs"),
     ],
 )
 def test_bad_vectors(backend, law, what, values, message):
@@ -100,7 +100,7 @@ def test_bad_vectors(backend, law, what, values, message):
 @pytest.mark.parametrize(
     ("what", "values", "message"),
     [
-        ("logits", [0.0, NAN], "logits must be no NaN, got"),
+        ("logits", [0.0, NAN], "logits must be numbers, not NaN, got"),
         ("probs", [0.5, -0.1], "probs must be between 0 and 1, got"),
         ("probs", [0.5, 1.1], "probs must be between 0 and 1, got"),
         ("probs", [0.5, NAN], "probs must be between 0 and 1, got"),

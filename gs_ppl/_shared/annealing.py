@@ -1,4 +1,4 @@
-"""The temperature that an annealed run hands down to handlers, guides and programs."""
+"""The temperature that an annealed run passes to handlers, guides and programs."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ _temperature: ContextVar[Any] = ContextVar("temperature", default=None)
 def at_temperature(temperature: Any) -> Iterator[None]:
     """Sets the temperature of handlers and guides that have no temperature of their own.
 
-    Use it in a training loop without AnnealedSVI: your own, or that of another engine.
+    Use it in a training loop without AnnealedSVI: your own loop, or the loop of another engine.
 
     Args:
         temperature: tau > 0, a number or an array; in JAX it may be traced.
@@ -36,12 +36,12 @@ def at_temperature(temperature: Any) -> Iterator[None]:
 
 
 def temperature_in_force(explicit: Any) -> Any:
-    """The handler's own, else that of the annealed run, else None."""
+    """The temperature of the handler, else that of the annealed run, else None."""
     return _temperature.get() if explicit is None else explicit
 
 
 def refuse_without_temperature(site: str) -> NoReturn:
-    """Drawn or scored; what replaces the law, such as discretize, needs none."""
+    """A draw or a score needs a temperature; discretize, which replaces the law, does not."""
     raise ValueError(
         f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI;"
         " after training use discretize(guide), which needs none"
@@ -49,9 +49,9 @@ def refuse_without_temperature(site: str) -> NoReturn:
 
 
 def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn: fn) -> Callable:
-    """`fn` with the temperature as a first positional argument, which handlers and guides see.
+    """`fn` with the temperature as first positional argument; handlers and guides use it.
 
-    A program that declares an argument `temperature` gets it there, wherever it stands.
+    A program that declares an argument `temperature` gets it too, at any position.
     `innermost` finds the program inside of handlers that hide its signature.
     """
     inside = innermost(fn)
@@ -72,7 +72,7 @@ def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn
 
 
 def refuse_before_first_run(takes_arguments: bool, first_run: str) -> None:
-    """In a fresh process a guide learns the latents of a program with arguments by running it."""
+    """A new guide of a program with arguments knows the latents only after its first run."""
     if takes_arguments:
         raise ValueError(
             "AutoGumbelSoftmax: the program takes arguments, and the guide has not run yet, so that"
@@ -81,7 +81,7 @@ def refuse_before_first_run(takes_arguments: bool, first_run: str) -> None:
 
 
 def takes(fn: Any, count: int) -> bool:
-    """Whether it is a function that can be called with so many arguments first; no class."""
+    """Whether `fn` is a function, not a class, that takes `count` positional arguments."""
     if not callable(fn) or isinstance(fn, type):
         return False
     try:
@@ -94,7 +94,7 @@ def takes(fn: Any, count: int) -> bool:
 
 
 def check_argument(argument: str, fits: bool, wanted: str, got: Any) -> None:
-    """Refuses what AnnealedSVI cannot take for its optimizer, loss or schedule."""
+    """Refuses an optimizer, loss or schedule that AnnealedSVI cannot use."""
     if not fits:
         shown = f"the class {got.__name__}" if isinstance(got, type) else repr(got)
         raise TypeError(f"AnnealedSVI: {argument} must be {wanted}, got {shown}")

@@ -1,11 +1,11 @@
-"""What both sides ask of a program and a guide before new rows are assigned."""
+"""Checks of program and guide before new rows are assigned, for both backends."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from gs_ppl._shared.comparison import Program, Session, check_size
 
-FIT_DRAWS = 4  # of RLOO_ELBO a step
+FIT_DRAWS = 4  # draws of RLOO_ELBO in each step
 
 
 def check_draws(num_samples: int) -> None:
@@ -14,17 +14,17 @@ def check_draws(num_samples: int) -> None:
 
 
 def check_program(model: Program, plates: Mapping[str, tuple[int, int]]) -> None:
-    """Refuses latents of the new rows that are not summed out, and plates that show a part.
+    """Refuses latents of the new rows that cannot be summed out, and subsampled plates.
 
-    `plates` are sizes by name, in full and as seen.
+    `plates`: by name, the full size and the number of rows that the program sees.
     """
     if not model.discrete:
         raise ValueError("assign: the program has no discrete latents")
     for name, (size, seen) in plates.items():
         if size != seen:
             raise ValueError(
-                f"plate {name!r} has {seen} of its {size} rows: give assign a program whose plate"
-                " has all rows of the call"
+                f"plate {name!r} has only {seen} of its {size} rows: give assign a program in which"
+                " the plate has all its rows"
             )
     of_data = {frame.name for name in _with_rows(model) for frame in model.frames(name)}
     for name in model.continuous:
@@ -64,27 +64,28 @@ def check_guide(model: Program, guide: Program) -> None:
     for name in model.continuous:
         if name not in guide.sites:
             raise ValueError(
-                f"site {name!r} is a latent without finite classes, which the guide does not draw:"
-                f" draw it there, or give its value, as in condition(model, data={{{name!r}: ...}})"
+                f"site {name!r} is a latent without a finite set of classes, and the guide does not"
+                " draw it: draw it in the guide, or give its value, as in"
+                f" condition(model, data={{{name!r}: ...}})"
             )
         wanted, got = (tuple(program.sites[name]["value"].shape) for program in (model, guide))
         if wanted != got:
             raise ValueError(
-                f"site {name!r} has shape {wanted} at these arguments, and the guide draws {got}:"
-                " it belongs to the rows that the guide was trained on; give its values, as in"
+                f"site {name!r} has shape {wanted} at these arguments, but the guide draws shape"
+                f" {got}, for the rows that the guide was trained on: give its values, as in"
                 f" condition(model, data={{{name!r}: ...}})"
             )
 
 
 def fits(session: Session, max_entries: int, fit_steps: int) -> bool:
-    """Whether the latents are enumerated; where they are not, refuses that no step may be taken."""
+    """Whether the latents are enumerated; if they are not, refuses fit_steps below 1."""
     try:
         check_size(session, "model", max_entries)
     except ValueError as error:
         if fit_steps < 1:
             raise ValueError(
-                f"assign: the latents are not enumerated: {error}; give fit_steps=, which makes no"
-                " table"
+                f"assign: the latents are not enumerated: {error}; give fit_steps= of at least 1: a"
+                " fit needs no table"
             ) from error
         return False
     return True

@@ -1,4 +1,4 @@
-"""How `compare` comes to its numbers; what it finds, and how that is shown, is in report.py."""
+"""How `compare` computes its numbers; report.py has the results and how they are shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gs_ppl.report import (
     Value,
 )
 
-ADAPTATION_RATE = 0.02  # of Adam, for the state that an ELBO keeps
+ADAPTATION_RATE = 0.02  # learning rate of Adam for the state of an ELBO
 
 Gradients = dict[str, np.ndarray]  # by parameter, shape (draws, size)
 
@@ -40,9 +40,9 @@ def normalized(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Program:
-    """A program made discrete, and what one run of it shows.
+    """A program made discrete, and the sites of one run.
 
-    Each side sets `sites`, `discrete` (event dims by latent) and `continuous` from the trace.
+    Each backend sets `sites`, `discrete` (event dims by latent) and `continuous` from the trace.
     """
 
     sites: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Program:
         return shape[-1] ** math.prod(shape[:-1]) if self.discrete[site] else 2 ** math.prod(shape)
 
     def upstream(self) -> Mapping[str, Collection[str]]:
-        """By site, the sites that its law depends on."""
+        """For each site, the sites that its law depends on."""
         raise NotImplementedError
 
     @cached_property
@@ -86,17 +86,17 @@ class Session:
     model: Program
     guide: Program
     sizes: Mapping[str, int]  # rows of each plate that a draw sees
-    stochastic: bool  # continuous latents or subsampled rows: exact numbers take draws too
+    stochastic: bool  # has continuous latents or subsampled rows: exact numbers need draws too
     seconds: float  # CPU time of one draw of the last estimate
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Those of the guide, then those that the model has alone."""
+        """The parameters of the guide, then those that only the model has."""
         return {**self.guide.parameters, **self.model.parameters, **self.guide.parameters}
 
     @cached_property
     def kinds(self) -> dict[str, str]:
-        """Of each parameter."""
+        """The kind of each parameter."""
         logits, guide = self.logits(), self.guide.parameters
         return {
             name: (LOGITS if name in logits else CONTINUOUS) if name in guide else MODEL
@@ -104,9 +104,9 @@ class Session:
         }
 
     def logits(self) -> Collection[str]:
-        """The guide's parameters that the law of a discrete latent takes.
+        """The parameters of the guide on which the law of a discrete latent depends directly.
 
-        Other latents are held: a parameter that reaches it through their values does not count.
+        The other latents are fixed: a parameter that acts only through their values does not count.
         """
         raise NotImplementedError
 
@@ -116,7 +116,7 @@ class Session:
         return tuple(frame.name for frame in program.frames(site))
 
     def table(self, side: str) -> tuple[int, list[str]]:
-        """Entries and latents of the largest table of enumeration, "model" or "guide"."""
+        """Entries and latents of the largest table when "model" or "guide" is enumerated."""
         model, guide, sizes = self.model, self.guide, dict(self.sizes)
         plates: dict[str, list[str]] = {}
         for program in [model] if side == "model" else [guide, model]:
@@ -125,18 +125,18 @@ class Session:
                 sizes[site] = program.classes(site)
         if side == "model":
             return largest_table(model.factors, plates, sizes)
-        # each term of the model is averaged by itself over the guide
+        # each term of the model is averaged over the guide separately
         return max(largest_table([*guide.factors, term], plates, sizes) for term in model.factors)
 
     def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Log evidence, shape (draws,), and class probabilities by site.
 
-        Of the "model", given its data, or of the "guide", which has none.
+        For the "model" given its data, or for the "guide", which has no data.
         """
         raise NotImplementedError
 
     def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
-        """ELBO of the discretized guide, enumerated, and its gradient."""
+        """The enumerated ELBO of the discretized guide, and its gradient."""
         raise NotImplementedError
 
     def relaxed(
@@ -148,16 +148,16 @@ class Session:
     def discrete(
         self, elbo: Any, draws: int, adaptation_steps: int
     ) -> tuple[np.ndarray, Gradients]:
-        """The same of the discrete program, by an ELBO that has a gradient for it.
+        """ELBO of the discrete program, and its gradient as `elbo` estimates it.
 
-        State that the ELBO keeps in the guide adapts before, by as many steps.
+        If `elbo` keeps state in the guide, the state first adapts for `adaptation_steps` steps.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `compare` is asked for, the same on both sides."""
+    """The options of `compare`, the same for both backends."""
 
     families: Sequence[Family | Any]
     objectives: Sequence[str]
@@ -188,7 +188,7 @@ class Options:
 def list_rows(
     families: Sequence[Family | Any], objectives: Sequence[str], temperatures: Sequence[float]
 ) -> list[tuple[Family | Any, str, float]]:
-    """Family, objective and temperature of each estimate; an ELBO is not a family."""
+    """Family (or ELBO), objective and temperature of each estimate; NaN for an ELBO."""
     rows: list[tuple[Family | Any, str, float]] = []
     for family in families:
         if hasattr(family, "num_particles") and not isinstance(family, type):
@@ -204,7 +204,7 @@ def list_rows(
 
 
 def run(session: Session, options: Options) -> Comparison:
-    """Enumerates what fits, relaxes by each row of the table, and puts both side by side."""
+    """Enumerates where the tables fit, draws the estimates of each row, and compares them."""
     draws, relabel = options.num_samples, options.relabel
     exact = _Exact(session, draws if session.stochastic else 1, options.max_entries)
     marginals = {
@@ -238,9 +238,10 @@ def run(session: Session, options: Options) -> Comparison:
 def relative_costs(
     labels: Sequence[str], seconds: Sequence[float], given: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:
-    """By family the CPU time of one estimate over that of the unit, and which family that is.
+    """The family that is the unit, and by family the CPU time of one estimate relative to it.
 
-    To half an octave: what is finer changes from run to run. What is given stands as it is.
+    Times are rounded to half an octave: finer differences change from run to run. Given costs are
+    not changed.
     """
     if unknown := sorted(set(given) - set(labels)):
         raise ValueError(
@@ -257,7 +258,7 @@ def relative_costs(
 
 
 class Draws(NamedTuple):
-    """Of one row of the table; seconds are those of one draw."""
+    """The draws of one row of the table; `seconds` is the CPU time of one draw."""
 
     elbo: np.ndarray
     gradients: Gradients
@@ -327,7 +328,7 @@ def check_size(session: Session, side: str, limit: int) -> None:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether this library has raised it: what a PPL does not do is a note, a fault here is not."""
+    """Whether this library raised the error: that is a bug; a limit of the PPL becomes a note."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -345,7 +346,7 @@ def _estimate(
     family, objective, temperature = row
     elbo, gradients, _ = draw(*row)
     gap = None
-    if objective == "relaxed":  # the same draws: what differs is the KL
+    if objective == "relaxed":  # with the same draws: only the KL differs
         gap = Value.of(draw(family, "categorical", temperature).elbo - elbo)
 
     def quality(groups: Mapping[str, Sequence[str]]) -> dict[str, Gradient]:
@@ -380,14 +381,14 @@ def _joined(gradients: Gradients, names: Sequence[str]) -> np.ndarray:
 def squared_error(draws: np.ndarray, exact: np.ndarray, share: float) -> Value | None:
     """bias^2 + share x variance of an estimator, over the square of the exact gradient.
 
-    What noise adds to the bias is subtracted, so that an unbiased estimator has 0 on average. The
-    standard error is that of a U-statistic, of both orders: without bias only the second counts,
-    and noise makes the estimate of the first twice as large as it is.
+    The part of bias^2 that is noise is subtracted, so that an unbiased estimator has 0 on average.
+    The standard error is that of a U-statistic, with its first and second order. Without bias only
+    the second order counts, and noise makes the estimate of the first twice the second.
 
     Args:
         draws: shape (n, size).
         exact: shape (1, size), or (n, size) draw by draw.
-        share: of the variance that remains, 1 / (number of draws that are averaged).
+        share: part of the variance that remains, 1 / (number of draws that are averaged).
     """
     n, norm = len(draws), float((exact.mean(0) ** 2).sum())
     if norm == 0:

@@ -1,4 +1,4 @@
-"""How large the tables of an exact enumeration would be, before it is tried."""
+"""The size of the tables of an exact enumeration, computed before it runs."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Factor:
     """The score of one site: the latents and the plates that it depends on.
 
-    `entries` is the size of one event, such as the pixels of an image.
+    `entries` is the size of one event, such as the number of pixels of an image.
     """
 
     site: str
@@ -28,14 +28,14 @@ def largest_table(
 ) -> tuple[int, list[str]]:
     """Entries of the largest table that tensor variable elimination makes, and its latents.
 
-    A latent is summed out by adding up all scores that it occurs in; those within the most plates
-    come first, and among them the one whose table is the smallest. What is left within a plate is
-    then added up along it. That needs rows which are independent given what is outside.
+    To sum out a latent, all scores that depend on it are added. The latents within the most plates
+    come first; among these, the latent with the smallest table. Scores that are left within a plate
+    are then added along the plate. This needs rows that are independent given the latents outside.
 
     Args:
         factors: the scores of all sites.
         latents: the discrete latents, each with the plates that it lies in.
-        sizes: number of values of each latent, of rows of each plate.
+        sizes: number of values of each latent, and number of rows of each plate.
 
     Raises:
         ValueError: naming the sites, where the rows of a plate depend on each other.
@@ -65,7 +65,7 @@ def largest_table(
         if crossed:
             raise ValueError(
                 f"latents {', '.join(map(repr, sorted(joint.latents)))} depend on each other across"
-                f" plates of which none is within the other, along {', '.join(map(repr, crossed))}"
+                f" plates that are not nested, along {', '.join(map(repr, crossed))}"
             )
         if largest is None or joint.size(sizes) > largest.size(sizes):
             largest = joint
@@ -84,7 +84,7 @@ def _join(tables: list[Factor], name: str, plates: Mapping[str, frozenset[str]])
 def _check_rows(
     table: Factor, latents: Mapping[str, Collection[str]], sizes: Mapping[str, int]
 ) -> None:
-    """Refuses a score of all rows of a latent at once, which the PPLs may sum to a wrong number."""
+    """Refuses a score that depends on all rows of a latent at once: PPLs may sum it wrongly."""
     for name in sorted(table.latents):
         plates = frozenset(latents[name]) - table.plates
         if plates:
@@ -93,13 +93,14 @@ def _check_rows(
             )
             raise ValueError(
                 f"{table.site!r} depends on all rows of {name!r} along plate"
-                f" {', '.join(map(repr, sorted(plates)))} at once, {shown(entries)} entries: write"
-                " the plate as a Python loop, with a site for each row"
+                f" {', '.join(map(repr, sorted(plates)))} at once, which needs a table of"
+                f" {shown(entries)} entries: write the plate as a Python loop, with a site for each"
+                " row"
             )
 
 
 def shown(entries: int) -> str:
-    """A size that may be beyond floating point."""
+    """A size as text; it may be too large for a float."""
     if entries < 10**7:
         return f"{entries:,}"
     power = len(str(entries)) - 1

@@ -1,4 +1,4 @@
-"""Which class relaxes a site, and what is said where there is none."""
+"""Which class relaxes a site, and the errors if there is none."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def check_family(argument: str, family: Any) -> None:
 
 
 def family_label(family: Family | Any) -> str:
-    """The class with its options, as one would write it; an ELBO with its particles."""
+    """The class with its options, as in code; an ELBO with its number of particles."""
     if isinstance(family, type):
         return family.__name__
     if not isinstance(family, partial):
@@ -48,8 +48,8 @@ def family_label(family: Family | Any) -> str:
 class Relaxation:
     """How discrete sites are relaxed: the options that relax and AutoGumbelSoftmax share.
 
-    A `family` by site name leaves the others to the default. Where there is no temperature the law
-    is one of `without_temperature`, by its event dimensions, which discretize can replace.
+    If `family` is a dict by site name, the other sites use the default. Without a temperature the
+    law of a site is `without_temperature[event_dims]`; discretize can replace it.
     """
 
     temperature: Any
@@ -81,7 +81,7 @@ class Relaxation:
     def law(
         self, site: str, event_dims: int, of_values: Callable[[Any], Any] | None = None
     ) -> Callable[..., Any]:
-        """Makes the law of a site from its parameters; `of_values` is for one of integers."""
+        """A function from parameters to the law of a site; integer sites need `of_values`."""
         family = self.family
         if isinstance(family, Mapping):
             family = family.get(site, self.default)
@@ -99,12 +99,12 @@ class Relaxation:
 
 
 def named(option: Any) -> set[str]:
-    """The sites that an option by site name speaks of."""
+    """The sites that an option names, if it is a dict by site name."""
     return set(option) if isinstance(option, Mapping) else set()
 
 
 def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Any:
-    """The class that stands at a site: binary at a bit, scored as the objective says.
+    """The class for a site: binary for a bit, and scored as the objective says.
 
     It keeps the options of the family.
 
@@ -113,7 +113,9 @@ def counterpart(family: Family, event_dims: int, objective: str, site: str) -> A
     """
     if isinstance(family, partial):
         if family.args:
-            raise ValueError(f"site {site!r}: the options of {family_label(family)} go by keyword")
+            raise ValueError(
+                f"site {site!r}: give the options of {family_label(family)} by keyword"
+            )
         return partial(counterpart(bare(family), event_dims, objective, site), **family.keywords)
     return _class_at(family, event_dims, objective, site)
 
@@ -129,20 +131,20 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
     if objective == "categorical" and family.scored_as == "density":
         if family.mass_scored is None:
             raise ValueError(
-                f"site {site!r}: objective='categorical' scores masses, and {family.__name__} is a"
-                " density without a counterpart: use GumbelSoftmax"
+                f"site {site!r}: objective='categorical' scores masses, but {family.__name__} has"
+                " only a density: use GumbelSoftmax"
             )
         return family.mass_scored
     if objective == "relaxed" and family.scored_as == "mass" and not family.is_hard:
         raise ValueError(
-            f"site {site!r}: objective='relaxed' scores densities, and {family.__name__} is a mass;"
-            " use GumbelSoftmax"
+            f"site {site!r}: objective='relaxed' scores densities, but {family.__name__} has only a"
+            " mass: use GumbelSoftmax"
         )
     return family
 
 
 def refuse_integer(site: str) -> None:
-    """A program that runs inside of a bare handler cannot read a soft index."""
+    """A program inside of the context manager cannot compute with a soft index."""
     raise ValueError(
         f"site {site!r} draws an integer, which the context manager cannot relax: write"
         " relax(program) instead"
@@ -158,7 +160,7 @@ def refuse_support(site: str, law: str) -> None:
 
 
 def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
-    """Only a law of counts is cut off, at a count."""
+    """Only a law of counts can be truncated, and only at a count."""
     if not isinstance(largest, int) or isinstance(largest, bool) or largest < 1:
         raise ValueError(
             f"site {site!r}: truncate wants the largest count, 1 or more, got {largest!r}"
@@ -168,7 +170,7 @@ def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
 
 
 def refuse_weights(site: str) -> None:
-    """A guide draws a site that the model keeps an integer."""
+    """The guide relaxes a site that is still an integer in the model."""
     raise ValueError(
         f"site {site!r}: the guide draws weights of its classes, but the model draws an integer,"
         " since relax(sites=...) leaves it out: give both the same sites="
@@ -176,7 +178,7 @@ def refuse_weights(site: str) -> None:
 
 
 def refuse_class_indices(site: str) -> None:
-    """NumPyro reads the last axis of a batch of integers as that of the weights."""
+    """NumPyro takes the last axis of a batch of integers for the axis of the weights."""
     raise ValueError(
         f"site {site!r}: a relaxed site got class indices of a batch from outside of relax: relax"
         " the guide too, as in relax(guide), or use AutoGumbelSoftmax; or condition inside, as in"
@@ -185,10 +187,10 @@ def refuse_class_indices(site: str) -> None:
 
 
 def refuse_choice(site: str) -> None:
-    """A branch that a soft index chooses observes a site of its own."""
+    """A soft index chooses a branch of cond, and the branch observes a site."""
     raise ValueError(
-        f"site {site!r} is observed inside of cond, whose choice is a soft index: observe it after"
-        " cond, with parameters that jnp.where chooses"
+        f"site {site!r} is observed inside of cond, whose predicate is a soft index: observe it"
+        " after cond, with parameters that jnp.where chooses"
     )
 
 
@@ -198,7 +200,7 @@ def refuse_soft_value(site: str, what: str, cure: str) -> None:
 
 
 def refuse_reparameterization(site: str, got: str) -> None:
-    """GumbelSoftmaxReparam is about latent sites with a soft relaxed law."""
+    """GumbelSoftmaxReparam is only for latent sites with a soft relaxed law."""
     raise ValueError(
         f"site {site!r}: GumbelSoftmaxReparam takes a latent site with a soft relaxed law"
         f" (GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid), {got}"
@@ -216,16 +218,16 @@ def check_sites(wanted: set[str], discrete: set[str]) -> None:
 
 
 def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> NoReturn:
-    """The divergence of a soft site is analytic only where no parent of it is summed out."""
+    """The divergence of a soft site is analytic only if none of its parents is summed out."""
     raise ValueError(
-        f"site {site!r}: its law depends on a site that the model enumerates, over which its"
+        f"site {site!r}: its law depends on a site that the model enumerates, so that its"
         " divergence is not analytic: enumerate it too, or relax its parents"
     ) from cause
 
 
 @contextmanager
 def at_site(site: str) -> Iterator[None]:
-    """Bad parameters are refused with the name of the site that has them."""
+    """Adds the name of the site to an error about its parameters."""
     try:
         yield
     except ValueError as error:
@@ -235,7 +237,7 @@ def at_site(site: str) -> Iterator[None]:
 
 
 def refuse_sure_rows(site: str, plate: str) -> None:
-    """Rows that a subsampled plate has not shown may have other impossible classes."""
+    """Rows that a subsampled plate has not shown yet may have other impossible classes."""
     raise ValueError(
         f"site {site!r}: the rows of the subsampled plate {plate!r} differ in their impossible"
         " classes: give init_logits for all rows, with -inf at these classes"
@@ -243,8 +245,8 @@ def refuse_sure_rows(site: str, plate: str) -> None:
 
 
 def refuse_straight_through(site: str, law: str) -> None:
-    """Pyro's own classes score a relaxed tensor that stands behind the hard sample."""
+    """Pyro's own classes score the relaxed tensor of a hard sample, not its value."""
     raise ValueError(
-        f"site {site!r}: {law} is not scored at its value, so that no ELBO of it is right: use"
+        f"site {site!r}: {law} is not scored at its value, so that the ELBO is wrong: use"
         " STGumbelSoftmax or STGumbelSigmoid"
     )

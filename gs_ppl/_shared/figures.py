@@ -31,7 +31,7 @@ def to_figure(comparison: Comparison) -> Figure:
     of = "logits' gradient" if several else "gradient"
     _draw_gradients(curves[1], comparison, "bias", f"relative bias of the {of}")
     _draw_gradients(curves[2], comparison, "variance", f"variance of the {of}")
-    handles, labels = curves[0].get_legend_handles_labels()  # of all three
+    handles, labels = curves[0].get_legend_handles_labels()  # the same in all three panels
     options: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": min(len(labels), 5) or 1}
     parts[0].legend(handles, labels, loc="outside lower center", **options)
     if sites:
@@ -58,7 +58,7 @@ def _label(family: str, objective: str) -> str:
 
 
 def _is_level(rows: list[Estimate]) -> bool:
-    """Whether it is one without a temperature: a line across the axes."""
+    """Whether the rows have no temperature: they become a horizontal line."""
     return math.isnan(rows[0].temperature)
 
 
@@ -116,7 +116,7 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
 
 
 def _draw_marginal(ax: Axes, site: str, marginal: Marginal) -> None:
-    """Side by side for one row of the plates; exact against approximate for many."""
+    """Bars side by side for one row of the plates; exact against approximate for many rows."""
     both = [("exact posterior", marginal.exact), ("guide", marginal.approximate)]
     sides = [(label, array) for label, array in both if array is not None]
     K = sides[0][1].shape[-1]

@@ -1,4 +1,4 @@
-"""What automatic guides of both sides say of the sizes, rows and masks that they follow."""
+"""Checks of sizes, rows and masks that automatic guides follow, for both backends."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def signature(value: Any) -> Any:
-    """The shapes of arguments, and the integers and words among them: what sizes depend on."""
+    """The shapes of arguments, and integers and strings among them: sizes depend on these."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
     if isinstance(value, Mapping):
@@ -20,17 +20,17 @@ def signature(value: Any) -> Any:
 
 
 def check_broadcast(site: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Refuses starting logits of another shape than a site's, or than that of all its rows."""
+    """Refuses initial logits that do not broadcast to the shape of a site with all its rows."""
     try:
         fits = np.broadcast_shapes(given, wanted) == wanted
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"site {site!r}: init_logits of shape {given} do not fit {wanted}")
+        raise ValueError(f"site {site!r}: init_logits of shape {given} do not fit shape {wanted}")
 
 
 def check_full_size(plate: str, known: int, size: int) -> None:
-    """Refuses other data than that which an automatic guide has logits for."""
+    """Refuses a plate with more or fewer rows than an automatic guide has logits for."""
     if known != size:
         raise ValueError(
             f"plate {plate!r} has {size} rows, and the automatic guide has logits for {known}: for"
@@ -40,14 +40,14 @@ def check_full_size(plate: str, known: int, size: int) -> None:
 
 
 def refuse_order(plate: str) -> NoReturn:
-    """A plate picks rows of a parameter only where it has some of them."""
+    """A plate selects rows of a parameter only if it has a part of them."""
     raise ValueError(
-        f"plate {plate!r}: it is given all its rows in another order, but the parameters of an"
+        f"plate {plate!r} is given all its rows in another order, but the parameters of an"
         " automatic guide keep their order: give all rows in order, or some rows in any order"
     )
 
 
-# They take a Hessian, or Langevin steps, of the program that they are given.
+# These guides compute a Hessian of the program that they are given, or Langevin steps on it.
 NEED_THE_WHOLE = {
     "AutoLaplaceApproximation",
     "AutoDAIS",
@@ -57,7 +57,7 @@ NEED_THE_WHOLE = {
 
 
 def check_continuous(part: Any) -> None:
-    """Refuses guides that would see the prior alone: a part is without the discrete latents."""
+    """Refuses guides that need the whole program: a part does not see the discrete latents."""
     for cls in type(part).__mro__:
         if cls.__name__ in NEED_THE_WHOLE:
             raise ValueError(
@@ -67,7 +67,7 @@ def check_continuous(part: Any) -> None:
 
 
 def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
-    """An automatic guide reads masks off a run of the model, whose draws are others."""
+    """An automatic guide reads masks from a run of the model, which has other draws."""
     raise ValueError(
         f"site {site!r}: its mask depends on the latent {latent!r}, which an automatic guide cannot"
         " follow: write the guide by hand, under the same mask"
@@ -75,14 +75,14 @@ def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
 
 
 def check_same_sites(marked: Collection[str], now: Collection[str], known: Collection[str]) -> None:
-    """Refuses latents that some runs have alone: the first run told which ones there are."""
+    """Refuses latents that only some runs have: the guide knows those of its first run."""
     for site in sorted({*marked, *now} - ({*now} & {*known})):
         raise ValueError(_coming_and_going(site))
 
 
 @contextmanager
 def missing_site_named(ppl: str) -> Iterator[None]:
-    """A PPL's ELBO looks up what the guide has not drawn, and fails with a KeyError."""
+    """Names the site where a PPL's ELBO fails with a KeyError: the guide has not drawn it."""
     try:
         yield
     except KeyError as error:

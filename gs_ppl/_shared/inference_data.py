@@ -12,16 +12,16 @@ import numpy as np
 import gs_ppl
 from gs_ppl._extras import require
 
-Group = Mapping[str, np.ndarray]  # by site, the axis of the draws in front
+Group = Mapping[str, np.ndarray]  # by site; the first axis is that of the draws
 
 
 @dataclass(frozen=True)
 class Site:
-    """A site of a model, as one run shows it."""
+    """A site of a model in one run."""
 
     kind: str  # "latent", "deterministic" or "observed"
     value: np.ndarray
-    plates: tuple[str | None, ...]  # by batch axis, None for one without
+    plates: tuple[str | None, ...]  # for each batch axis; None: no plate
     event_dims: int | None = None  # 1 for a one-hot vector, 0 for a bit
 
     def indices(self, values: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ class Layout:
         return [name for name, site in self.sites.items() if site.kind == kind]
 
     def check(self, in_guide: Collection[str] | None, enumerated: Collection[str]) -> None:
-        """Refuses a guide, or its absence, that leaves a latent without a law, or adds one."""
+        """Refuses latents that are neither in the guide nor enumerated, or only in the guide."""
         latents = {*self.named("latent")}
         missing = latents - {*(in_guide or ())} - {*enumerated}
         extra = {*(in_guide or ())} - latents
@@ -58,7 +58,7 @@ class Layout:
 
 
 def plate_axes(frames: Mapping[int, str], batch_dims: int) -> tuple[str | None, ...]:
-    """The plate of each batch axis, from plates by their negative dim."""
+    """The plate of each batch axis; `frames` has the plates by their negative dim."""
     return tuple(frames.get(i - batch_dims) for i in range(batch_dims))
 
 
@@ -83,10 +83,10 @@ class Names:
         coords: Mapping[str, Sequence[Any]] | None,
         dims: Mapping[str, Sequence[str]] | None,
     ) -> Names:
-        """The plates', where the user has no other.
+        """The names that the user gives, else those of the plates.
 
         Raises:
-            ValueError: naming what coords or dims speak of and the program does not have.
+            ValueError: naming what is in coords or dims and not in the program.
         """
         coords, dims = coords or {}, dims or {}
         _refuse_unknown("dims", "site", dims, layout.sites)
@@ -96,7 +96,7 @@ class Names:
             shape = site.indices(site.value).shape
             own = list(dims.get(name, site.plates))
             if len(own) > len(shape):
-                raise ValueError(f"dims: {own} for site {name!r}, which has shape {shape}")
+                raise ValueError(f"dims: site {name!r} has shape {shape}, got the names {own}")
             own += [None] * (len(shape) - len(own))
             unnamed = (f"{name}_dim_{i}" for i in count())
             names[name] = [dim or next(unnamed) for dim in own]
@@ -105,8 +105,8 @@ class Names:
                     raise ValueError(f"dims: {dim!r} would have sizes {sizes[dim]} and {size}")
         for dim in {"chain", "draw"} & {*sizes}:
             raise ValueError(
-                f"dims: {dim!r} is ArviZ's own dimension: give that of the plate another name, as"
-                f" in dims={{site: ['rows']}}"
+                f"dims: {dim!r} is ArviZ's own dimension: give the dimension of the plate another"
+                f" name, as in dims={{site: ['rows']}}"
             )
         for name in {*layout.sites} & {*sizes}:
             raise ValueError(f"dims: {name!r} is a site and a dimension: rename the dimension")

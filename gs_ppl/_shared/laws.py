@@ -1,11 +1,11 @@
-"""What both sides say of the parameters and the moments of a law."""
+"""Checks of the parameters of a law, and errors about its moments, for both backends."""
 
 import math
 from typing import Any, NoReturn
 
 
 def pick(name: str, probs: Any, logits: Any) -> tuple[str, Any]:
-    """Which of probs and logits was given, and what."""
+    """Which of probs and logits was given, and its value."""
     if (probs is None) == (logits is None):
         got = "both" if probs is not None else "neither"
         raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
@@ -13,18 +13,18 @@ def pick(name: str, probs: Any, logits: Any) -> tuple[str, Any]:
 
 
 def check_categories(name: str, what: str, shape: tuple[int, ...]) -> None:
-    """Refuses parameters of vectors that have no last axis."""
+    """Refuses parameters of vectors that have no last axis, or an empty one."""
     if not shape or shape[-1] == 0:
         raise ValueError(f"{name}: {what} must have a last axis of categories, got shape {shape}")
 
 
 def check_limits(name: str, what: str, low: float, high: float, event_dims: int) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
+    """Refuses invalid logits or probs; `what` names the argument with these limits."""
     if what == "probs":
         wanted = "non-negative and finite" if event_dims else "between 0 and 1"
         bad = not (low >= 0 and (high < math.inf if event_dims else high <= 1))
     else:
-        wanted = "neither NaN nor +inf" if event_dims else "no NaN"
+        wanted = "neither NaN nor +inf" if event_dims else "numbers, not NaN"
         bad = not high < math.inf if event_dims else math.isnan(low)
     if bad:
         raise ValueError(f"{name}: {what} must be {wanted}, got values from {low} to {high}")
@@ -33,18 +33,18 @@ def check_limits(name: str, what: str, low: float, high: float, event_dims: int)
 def refuse_empty(name: str, what: str) -> NoReturn:
     """All categories of an event are masked."""
     lacking = "all-zero probs" if what == "probs" else "all logits -inf"
-    raise ValueError(f"{name}: every event needs a category that exists, got {lacking}")
+    raise ValueError(f"{name}: every event needs an unmasked category, got {lacking}")
 
 
 def check_positive(name: str, low: float, high: float) -> None:
-    """Refuses temperatures with these limits."""
+    """Refuses temperatures that are not positive and finite; these are their limits."""
     if not (low > 0 and high < math.inf):
         got = low if low == high else f"values from {low} to {high}"
         raise ValueError(f"{name}: temperature must be positive and finite, got {got}")
 
 
 def refuse_broadcast(name: str, shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> NoReturn:
-    """The temperature has a shape of its own."""
+    """The shape of the temperature does not broadcast."""
     raise ValueError(
         f"{name}: temperature must broadcast against the batch shape {batch_shape}, got shape"
         f" {shape}"
@@ -55,7 +55,7 @@ WHY = {
     "mean": "average samples, or take `probs` for the probabilities of classes",
     "variance": "take that of samples",
     "mode": "the density is unbounded at low temperature; see ExpGumbelSoftmax",
-    "entropy": "E[sum log y] has none; ExpGumbelSoftmax has, in log-space",
+    "entropy": "E[sum log y] has none; ExpGumbelSoftmax has one, in log-space",
     "entropy of a bit": "E[log y (1 - y)] has none",
 }
 
@@ -67,5 +67,5 @@ def refuse_form(law: Any, what: str) -> NoReturn:
 
 
 def refuse_undefined(thing: Any, method: str) -> NoReturn:
-    """What each class of a kind has to say for itself."""
+    """For a method that each subclass must define."""
     raise NotImplementedError(f"{type(thing).__name__} must define {method}")

@@ -1,4 +1,4 @@
-"""What all classes here share: parameters and their checks, and wrappers that keep own samples."""
+"""What all classes share: parameters, their checks, and wrappers that keep intermediates."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ def read(x: Array) -> np.ndarray | None:
 
 
 def _limits(x: Array) -> tuple[float, float] | None:
-    """Smallest and largest value, NaN where there is one."""
+    """Smallest and largest value; both are NaN if one value is NaN."""
     values = read(x)
     return None if values is None or not values.size else (float(values.min()), float(values.max()))
 
@@ -63,7 +63,7 @@ def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dim
     if logits is not None:
         return given
     if not event_dims:
-        sure = (given == 0) | (given == 1)  # whose gradient is 0
+        sure = (given == 0) | (given == 1)  # replaced by 0.5, which has no gradient
         p = jnp.where(sure, 0.5, given)
         return jnp.where(sure, jnp.where(given == 1, jnp.inf, -jnp.inf), jnp.log(p) - jnp.log1p(-p))
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
@@ -71,7 +71,7 @@ def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dim
 
 
 def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument that was given."""
+    """Refuses invalid logits or probs; `what` names the argument that was given."""
     values = read(given)
     if values is None or not values.size:
         return
@@ -85,7 +85,7 @@ def check_logits(name: str, what: str, given: Array, event_dims: int) -> None:
 def check_temperature(
     name: str, temperature: Temperature, batch_shape: tuple[int, ...], validate: bool
 ) -> tuple[int, ...]:
-    """The batch shape with the temperature broadcast in; Python numbers are always checked."""
+    """The batch shape, broadcast with that of the temperature; numbers are always checked."""
     if _is_floating(temperature):
         try:
             shape = np.broadcast_shapes(temperature.shape, batch_shape)
@@ -105,8 +105,8 @@ def check_temperature(
 class LogitsTree(Distribution):
     """The pytree: its leaves are the logits, and the temperature if it is an array.
 
-    A number is static, so that it stays the number it was in jit and vmap. The batch shape follows
-    the logits, to which vmap adds axes and from which it takes them.
+    A temperature that is a number is static: it stays a number in jit and vmap. The batch shape
+    follows the logits; vmap adds axes to them and removes axes.
     """
 
     pytree_data_fields = ("logits", "temperature")
@@ -114,13 +114,13 @@ class LogitsTree(Distribution):
     event_dims: ClassVar[int] = 1
     temperature: Any  # a Temperature, or None
     logits: Array
-    _temperature_is_leaf = False  # where a placeholder, such as an axis, stands for the array
+    _temperature_is_leaf = False  # if a placeholder, such as an axis, replaces the array
     _batch_shape: tuple[int, ...]
     _validate_args: bool
 
     @classmethod
     def gather_pytree_data_fields(cls) -> tuple[str, ...]:
-        return LogitsTree.pytree_data_fields  # and not what is made from them
+        return LogitsTree.pytree_data_fields  # without the fields that are computed from them
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         data, aux = map(list, super().tree_flatten())
@@ -141,7 +141,7 @@ class LogitsTree(Distribution):
         return new
 
     def _rebatch(self, batch_shape: tuple[int, ...]) -> None:
-        """Takes over the batch shape of the logits; new axes of the temperature stay the first."""
+        """Sets the batch shape of the logits; new axes of the temperature stay in front."""
         added, tau = len(batch_shape) - len(self._batch_shape), self.temperature
         if added > 0 and is_array(tau) and tau.ndim >= added:
             ones = (1,) * (len(batch_shape) - tau.ndim)
@@ -151,7 +151,7 @@ class LogitsTree(Distribution):
 
 @vmap_over.register
 def _vmap_over(d: LogitsTree, temperature: int | None = None, logits: int | None = None) -> Any:
-    """The axes of vmap: that of the temperature only where it is an array."""
+    """The axes of vmap; the temperature has one only if it is an array."""
     axes: Any = copy.copy(d)
     axes.logits = logits
     if is_array(d.temperature):
@@ -162,9 +162,9 @@ def _vmap_over(d: LogitsTree, temperature: int | None = None, logits: int | None
 
 
 class Parameters(LogitsTree):
-    """Temperature (if the class has one) and logits, with `event_dims` axes an event.
+    """Temperature (if the class has one) and logits, whose last `event_dims` axes are the event.
 
-    `finite` marks the categories that exist, None meaning all of them.
+    `finite` marks the categories that exist; None: all.
     """
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
@@ -183,7 +183,7 @@ class Parameters(LogitsTree):
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         if validate:
             what, given = ("probs", probs) if logits is None else ("logits", logits)
-            assert given is not None  # or parse_logits had refused
+            assert given is not None  # parse_logits refuses None
             check_logits(name, what, given, self.event_dims)
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.ndim - self.event_dims]
@@ -195,12 +195,12 @@ class Parameters(LogitsTree):
     def _expand(self, batch_shape: tuple[int, ...]) -> None:
         event_shape = self.logits.shape[self.logits.ndim - self.event_dims :]
         self.logits = jnp.broadcast_to(self.logits, batch_shape + event_shape)
-        # not the __init__ of a TransformedDistribution, which some of the classes are as well
+        # not the __init__ of TransformedDistribution, from which some classes inherit too
         Distribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     @classmethod
     def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Batch and event shape, from the shapes of what the class takes."""
+        """Batch and event shape, from the shapes of the arguments of the class."""
         names = ("temperature", "probs", "logits")[not cls.has_temperature :]
         shapes = {**dict(zip(names, args, strict=False)), **kwargs}
         given = [shapes[n] for n in ("probs", "logits") if shapes.get(n) is not None]
@@ -241,9 +241,9 @@ class Parameters(LogitsTree):
 
 
 class KeepsIntermediates:
-    """Wraps into what hands on how a sample came about; NumPyro's own MaskedDistribution does not.
+    """Makes wrappers that keep intermediates; NumPyro's own MaskedDistribution does not keep them.
 
-    The intermediates are a list of one OwnSample.
+    The intermediates are a list of one OwnSample: how a sample was drawn.
     """
 
     batch_shape: tuple[int, ...]
@@ -261,7 +261,7 @@ class KeepsIntermediates:
 
 
 class OwnIndependent(KeepsIntermediates, Independent):
-    """NumPyro's Independent, which refuses NumPyro's enumeration in words."""
+    """NumPyro's Independent; it refuses NumPyro's enumeration with an error that names the law."""
 
     def enumerate_support(self, expand: bool = True) -> Array:
         if not expand:
@@ -270,7 +270,7 @@ class OwnIndependent(KeepsIntermediates, Independent):
 
 
 class OwnMasked(KeepsIntermediates, MaskedDistribution):
-    """NumPyro's MaskedDistribution, which scores own samples from their intermediates."""
+    """NumPyro's MaskedDistribution; it scores a sample from its intermediates."""
 
     def sample_with_intermediates(
         self, key: Array, sample_shape: tuple[int, ...] = ()
@@ -294,10 +294,10 @@ class OwnMasked(KeepsIntermediates, MaskedDistribution):
 
 
 class LogitsDistribution(KeepsIntermediates, Parameters):
-    """What all classes have: what they are, and their parameters as the formulas take them.
+    """What all classes have: their properties, and their parameters as the formulas use them.
 
-    `a` and `tau` are the logits in at least float32, and the temperature as it was given, or cast
-    to the dtype of `a`.
+    `a` are the logits in at least float32. `tau` is the temperature; an array is cast to the dtype
+    of `a`.
     """
 
     reparametrized_params = ["temperature", "logits"]
@@ -346,8 +346,9 @@ class LogitsDistribution(KeepsIntermediates, Parameters):
 
 
 class WithoutTemperature(LogitsDistribution):
-    """Stands at a site to be relaxed that no temperature has reached: discretize and
-    config_enumerate put another law in its place; it is neither drawn nor scored.
+    """The law of a site that is relaxed without a temperature: it can be neither drawn nor scored.
+
+    discretize and config_enumerate replace it by another law.
     """
 
     has_temperature = False
@@ -374,7 +375,7 @@ class WithoutTemperature(LogitsDistribution):
 
 
 class BitWithoutTemperature(WithoutTemperature):
-    """The same of a bit."""
+    """WithoutTemperature for a bit."""
 
     arg_constraints = {"logits": constraints.real}
     event_dims = 0
@@ -384,8 +385,8 @@ class BitWithoutTemperature(WithoutTemperature):
 
 
 class OwnSample(NamedTuple):
-    """How a relaxed sample came about; of a sample of another distribution, the log alone."""
+    """How a relaxed sample was drawn; for a sample of another distribution only the log."""
 
     log_value: Array  # l, or the logit of a relaxed bit
-    residue: Array | None = None  # what the score takes from the noise; of a bit, its noise
-    log_product: Array | None = None  # sum l, of a vector
+    residue: Array | None = None  # the part of the score from the noise; for a bit, its noise
+    log_product: Array | None = None  # sum l, for a vector

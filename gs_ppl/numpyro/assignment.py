@@ -51,14 +51,14 @@ def assign(
         num_samples: number of draws of the continuous latents. Without such latents there is one
             enumeration. The median of a guide without a method `median` is that of these draws.
         max_entries: largest table of an enumeration, in numbers.
-        fit_steps: used if a table would be larger: new logits are fitted to these rows in so many
-            steps, at the guide's median of w; probs and classes come from the best logits.
+        fit_steps: number of steps that fit new logits to these rows, at the guide's median of w;
+            used if a table would be larger. Then probs and classes come from these logits.
         rng_key: of the draws; None: jax.random.key(0).
         **kwargs: what the model takes.
 
     Returns:
-        By site: probabilities, shape plates + (K,), of a bit those of a one, shape plates (NaN
-        where the row is masked); and values: one-hot vectors, integers, bits.
+        By site: probabilities, shape plates + (K,), for a bit the probability of one, shape plates
+        (NaN where the row is masked); and values: one-hot vectors, integers, bits.
 
     Raises:
         ValueError: naming the site, for a continuous latent in the plate of the new rows, for a
@@ -105,16 +105,16 @@ def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
         guide._setup_prototype(*args, **kwargs)
     sizes = dict(guide._prototype_frame_full_sizes)
     for part in _parts(guide):
-        if isinstance(part, AutoGuide):  # it may not see the plates
+        if isinstance(part, AutoGuide):  # a part may not see the plates
             part._prototype_frame_full_sizes = sizes | part._prototype_frame_full_sizes
         part(*args, **kwargs)
-    if fresh:  # its rows are not those that a run to come has
+    if fresh:  # a later run may have other rows
         guide.prototype_trace, guide._prototype_frames = None, {}
         guide._prototype_frame_full_sizes = {}
 
 
 def _parts(guide: Any) -> Iterator[Any]:
-    """Those of an automatic guide that draw continuous latents."""
+    """The parts of an automatic guide that draw continuous latents."""
     if isinstance(guide, AutoGuideList):
         for part in guide:
             yield from _parts(part)
@@ -123,11 +123,11 @@ def _parts(guide: Any) -> Iterator[Any]:
 
 
 def _median(session: Session, guide: Callable, num_samples: int) -> dict[str, Array]:
-    """The guide's own, else that of draws, in unconstrained space."""
+    """The median that the guide gives, else that of draws, in unconstrained space."""
     found: dict[str, Array] = {}
     for part in _parts(guide):
         if isinstance(part, AutoGuide):
-            with suppress(NotImplementedError):  # of a guide that has none: draws below
+            with suppress(NotImplementedError):  # a guide without a median: draws below
                 found |= part.median(session.values)
     names = [name for name in session.model.continuous if name not in found]
 
@@ -145,12 +145,12 @@ def _median(session: Session, guide: Callable, num_samples: int) -> dict[str, Ar
 
 
 def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
-    """The most probable classes, all together, as the program sees them."""
+    """The jointly most probable classes, as the program sees them."""
     # imported here: it sets the backend of funsor, for Pyro too
     from numpyro.contrib.funsor import infer_discrete
 
     model, sites = session.model, session.model.sites
-    alone = [name for name in model.discrete if model.classes(name) == 1]  # they have no table
+    alone = [name for name in model.discrete if model.classes(name) == 1]  # funsor has no table
     given = latents | {name: sites[name]["value"] for name in alone}
     fixed = handlers.condition(handlers.substitute(model, data=session.values), data=given)
 
@@ -167,7 +167,7 @@ def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
 def _fit(
     session: Session, latents: dict[str, Array], steps: int
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """By a guide of its own; what was trained before stays as it is."""
+    """Fits a new guide; parameters that were trained before do not change."""
     fixed = handlers.condition(handlers.substitute(session.model, data=session.values), latents)
     model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
     guide = AutoGumbelSoftmax(model)

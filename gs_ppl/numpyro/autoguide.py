@@ -144,16 +144,16 @@ class AutoGumbelSoftmax(ReadLogits):
                 seen = stack.enter_context(handlers.trace()) if name in is_parent else None
                 with carry_log_values():
                     result[name] = numpyro.sample(name, fn)
-            if seen is not None:  # after the handlers around, which may make it discrete
+            if seen is not None:  # after the outer handlers, which may make it discrete
                 drawn = innermost(seen[name]["fn"])
                 weights[name] = weights_of(drawn, result[name], values)
         return result
 
 
 class AutoGuideList(Follows, autoguide.AutoGuideList):
-    """NumPyro's AutoGuideList, all parts of which see the same rows of a subsampled plate.
+    """NumPyro's AutoGuideList; all its parts use the same rows of a subsampled plate.
 
-    NumPyro's own draws other indices for each part, and takes no discrete latents.
+    NumPyro's own class draws other indices for each part, and does not take discrete latents.
     """
 
     def __repr__(self) -> str:
@@ -171,14 +171,14 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
         plates, result = self._create_plates(*args, **kwargs), {}
         with SameRows(None, rows_of(plates)):
             for part in self._guides:
-                if isinstance(part, autoguide.AutoGuide):  # it may not see the plates
+                if isinstance(part, autoguide.AutoGuide):  # a part may not see the plates
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         return result
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:
         """Medians of the continuous latents, and the mode of the discrete ones."""
-        if self.prototype_trace is None:  # in a fresh process
+        if self.prototype_trace is None:  # in a new process
             refuse_unless_without_arguments(self.model)
             with handlers.block():
                 handlers.seed(discretize(self), 0)()
@@ -255,7 +255,7 @@ def auto_relaxed(
 
 def _is_discrete(msg: dict[str, Any]) -> bool:
     if msg["type"] == "deterministic":
-        return True  # of all parts together: no part may have it
+        return True  # computed from all parts together: no single part may have it
     if not is_latent(msg):
         return False
     law = innermost(msg["fn"])
@@ -263,7 +263,7 @@ def _is_discrete(msg: dict[str, Any]) -> bool:
 
 
 def _is_not_continuous(msg: dict[str, Any]) -> bool:
-    """Data too: NumPyro starts where the density is finite; at random classes it may be 0."""
+    """Data too: at random classes their density may be 0, and NumPyro could not start there."""
     return _is_discrete(msg) or (msg["type"] == "sample" and msg["is_observed"])
 
 

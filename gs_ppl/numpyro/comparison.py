@@ -133,9 +133,9 @@ def compare(
 
 
 class SeedBySite(Messenger):
-    """Seeds each site by its name and the draw: whatever else is drawn, its noise is the same.
+    """Seeds each site by its name and the draw, so that its noise does not depend on other sites.
 
-    Scan and prng_key, which have no names, are left to the seed handler around.
+    Scan and prng_key have no names: the outer seed handler seeds them.
     """
 
     def __init__(self, fn: Callable, key: Array) -> None:
@@ -150,7 +150,7 @@ class SeedBySite(Messenger):
 class Tilt(Messenger):
     """Multiplies the weight of each value of a latent by exp(tilt).
 
-    The derivative of the log evidence in the tilt, at 0, is the posterior marginal.
+    The derivative of the log evidence with respect to the tilt, at 0, is the posterior marginal.
     """
 
     def __init__(self, fn: Callable, tilts: dict[str, Array]) -> None:
@@ -163,7 +163,7 @@ class Tilt(Messenger):
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] != "sample" or msg.get("_control_flow_done"):  # tilted inside of the body
             return
-        name = msg["name"].replace("_PREV_", "")  # which scan puts before its first steps
+        name = msg["name"].replace("_PREV_", "")  # scan adds this prefix at its first steps
         if name in self.tilts:
             law, value = innermost(msg["fn"]), msg["value"]
             if is_integer(law) and not isinstance(law, OneHotIndex):
@@ -175,7 +175,7 @@ class Tilt(Messenger):
 
 
 class Plates(Messenger):
-    """Notes the size of each plate, and of the part of it that a draw sees, inside of scan too."""
+    """Records the size of each plate, and how many rows a draw sees, also inside of scan."""
 
     def __init__(self, fn: Callable) -> None:
         super().__init__(fn)
@@ -193,14 +193,14 @@ class Plates(Messenger):
 
 
 class Program(comparison.Program):
-    """A program made discrete, with its arguments bound, and what one run of it shows."""
+    """A program made discrete, with its arguments bound, and the sites of one run."""
 
     def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
         self._fn = discretize(annealed(fn))
         self._args, self._kwargs = args, kwargs
 
     def at(self, temperature: Any) -> None:
-        """Runs it; a temperature matters to a program that declares the argument."""
+        """Runs the program; only a program with an argument `temperature` uses the temperature."""
         return self._fn(temperature, *self._args, **self._kwargs)
 
     def __call__(self) -> None:
@@ -256,11 +256,11 @@ class Program(comparison.Program):
         return get_dependencies(hidden)["prior_dependencies"]
 
 
-BATCH = 2**22  # entries of the tables of those draws that are made at once
+BATCH = 2**22  # entries in the tables of all draws that are computed at once
 
 
 class Session(comparison.Session):
-    """What comparison.run asks for, by NumPyro's own ELBOs."""
+    """What comparison.run needs, computed by NumPyro's own ELBOs."""
 
     model: Program
     guide: Program
@@ -339,8 +339,8 @@ class Session(comparison.Session):
         return _flat(self.parameters, values, gradients)
 
     def _draw(self, family: Family, objective: str, temperature: float, draws: int) -> Any:
-        """Draws at any temperature, which is traced; the pairing is checked at this one."""
-        # a straight-through family is scored by its mass under either objective
+        """A function that draws at any (traced) temperature; the pairing is checked at this one."""
+        # a straight-through family is scored by its mass under both objectives
         scoring = "categorical" if objective == "discrete" else objective
 
         def programs(temperature: Any, noise: Callable) -> list[Callable]:
@@ -352,7 +352,7 @@ class Session(comparison.Session):
             ]
 
         def elbo(parameters: dict[str, Any], key: Array, temperature: Array) -> Array:
-            # particles have the keys that the loss gives them
+            # several particles use the keys that the loss gives them
             alone = self.loss.num_particles == 1
             pair = programs(temperature, (lambda fn: SeedBySite(fn, key)) if alone else _as_is)
             return -self.loss.loss(key, self._constrained(parameters), *pair)
@@ -380,7 +380,7 @@ class Session(comparison.Session):
         return self._timed(compiled, draws, self.parameters)
 
     def _adapt(self, elbo: ELBO, steps: int) -> dict[str, Any]:
-        """What the guide keeps for an ELBO, after steps in which it alone moves."""
+        """The state that the guide keeps for an ELBO, after steps that train only this state."""
         model, guide = (
             handlers.block(handlers.substitute(p, data=self.values), hide_fn=_is_parameter)
             for p in (self.model, self.guide)
@@ -395,7 +395,7 @@ class Session(comparison.Session):
         return {**self.values, **transform_fn(transforms, parameters)}
 
     def _map(self, score: Callable, draws: int, entries: int) -> Callable:
-        """Score and its gradient in the first argument, draw by draw, as many as fit at once."""
+        """Score and its gradient with respect to the first argument, in batches that fit."""
         batches = -(-draws // max(1, min(draws, BATCH // max(1, entries))))
         size = -(-draws // batches)
 
@@ -424,7 +424,7 @@ def _is_parameter(msg: dict[str, Any]) -> bool:
 def _flat(
     names: Iterable[str], values: Array, gradients: dict[str, Any]
 ) -> tuple[np.ndarray, Gradients]:
-    """In float64, in the order of names; a tree of arrays, such as a module's, as one vector."""
+    """In float64, in the order of names; a tree of arrays, as of a module, becomes one vector."""
     draws = len(values)
     return np.asarray(values, np.float64), {
         name: np.concatenate(

@@ -22,20 +22,20 @@ from gs_ppl.numpyro import functional as F
 
 
 def _wide(x: Array) -> tuple[ModuleType, Array]:
-    """The module of x, as in NumPyro's constraints, and x in at least float32."""
+    """numpy or jax.numpy, as in NumPyro's constraints, and x in at least float32."""
     xp = jnp if isinstance(x, jax.Array) else np
     x = xp.asarray(x)
     return xp, x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _tolerance(value: Array, factor: int) -> float:
-    """A few roundings in the dtype of the value; eps (1 + sum y |log y|) is what exp(l) has."""
+    """A few rounding errors in the dtype of the value; exp(l) has eps (1 + sum y |log y|)."""
     dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32
     return factor * float(jnp.finfo(dtype).eps) * (1 + math.log(value.shape[-1]))
 
 
 class _Simplex(constraints.ParameterFreeConstraint):
-    """y >= 0 with sum 1, to a tolerance that follows the dtype."""
+    """y >= 0 with sum 1, up to a tolerance that depends on the dtype."""
 
     event_dim = 1
 
@@ -48,14 +48,14 @@ class _Simplex(constraints.ParameterFreeConstraint):
 
 
 class _LogSimplex(constraints.ParameterFreeConstraint):
-    """l with logsumexp 0, to a tolerance that follows the dtype."""
+    """l with logsumexp 0, up to a tolerance that depends on the dtype."""
 
     event_dim = 1
 
     def __call__(self, x: Array) -> Array:
         xp, wide = _wide(x)
         with np.errstate(all="ignore"):
-            # z - logsumexp(z) keeps the absolute rounding of z
+            # z - logsumexp(z) has the absolute rounding error of z
             return xp.abs(xp.log(xp.exp(wide).sum(-1))) <= _tolerance(x, 64)
 
     def feasible_like(self, prototype: Array) -> Array:
@@ -91,7 +91,7 @@ class _DifferentiableOneHot(_OneHot):
     is_discrete = False
 
 
-# NumPyro does not name the class of `boolean`, and mypy takes no computed base.
+# NumPyro does not name the class of `boolean`, and mypy does not accept a computed base class.
 class _DifferentiableBoolean(type(constraints.boolean)):  # type: ignore[misc]
     """0 or 1, with a gradient."""
 
@@ -172,7 +172,7 @@ class ExpTransform(Transform):
     """Bijection l -> y = exp(l) from the log-simplex to the open simplex.
 
     Its log Jacobian sum(l) takes dl_1 ... dl_{K-1} / y_K to dy_1 ... dy_{K-1}. `finite` marks the
-    categories that exist, None meaning all of them.
+    categories that exist; None: all.
     """
 
     domain = log_simplex
@@ -197,7 +197,7 @@ class ExpTransform(Transform):
 class SigmoidTransform(Transform):
     """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1.
 
-    With the logits of a law: bits of probability 0 and 1, those not `unsure`, are that value.
+    If logits are given, bits of probability 0 and 1 (not `unsure`) have exactly that value.
     """
 
     domain = constraints.real

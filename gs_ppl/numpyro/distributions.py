@@ -1,4 +1,4 @@
-"""The Gumbel-Softmax family for NumPyro: is the sample soft or hard, scored as density or mass?"""
+"""The Gumbel-Softmax family for NumPyro: soft or hard samples, scored as a density or as a mass."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; draws a relaxed sample and what it is scored by."""
+    """A law with a temperature; it draws a relaxed sample, and the terms that its score needs."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Relaxed(LogitsDistribution):
         super().__init__(temperature, probs, logits, validate_args)
 
     def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, list[OwnSample]]:
-        """Sample, and what it is scored by."""
+        """Sample, and the terms that its score needs."""
         refuse_draw(type(self).__name__)
         shape, dtype = self.shape(tuple(sample_shape)), self.logits.dtype
         a, tau = self.a, self.tau
@@ -239,9 +239,10 @@ class SoftOneHotCategorical(Soft, CategoricalScored):
 
 
 class DensityScored(Soft):
-    """Relaxed in law: scored as a density; an own sample from its noise, any other from its log.
+    """Scored as a density: a sample of this object by its noise, any other value by its log.
 
-    The intermediates of a sample are one OwnSample; without any, a value is scored by itself.
+    The intermediates of a sample are a list of one OwnSample; a value without them is scored by
+    its log.
     """
 
     scored_as = "density"

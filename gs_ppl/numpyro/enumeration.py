@@ -61,7 +61,7 @@ class OneHotIndex(CategoricalLogits):
 
 
 class ValueIndex(IntegerIndex):
-    """A class of values that are not 0..K-1, as which NumPyro enumerates them."""
+    """The class index of values that are not 0..K-1; NumPyro enumerates the index."""
 
     pytree_aux_fields = ("values",)
     values: tuple[int, ...]
@@ -88,7 +88,7 @@ def _lowered(site: str, law: Any) -> Any:
 
 
 def has_one_class(fn: Any) -> bool:
-    """Whether there is nothing to sum, of which funsor makes no table."""
+    """Whether there is only one class: nothing is summed, and funsor makes no table."""
     law = innermost(fn)
     return isinstance(law, CategoricalLogits | CategoricalProbs) and law.probs.shape[-1] == 1
 
@@ -162,12 +162,12 @@ class config_enumerate(Messenger):
             return
         is_vector = jnp.issubdtype(value.dtype, jnp.floating)
         if msg["is_observed"]:
-            msg["infer"].pop("enumerate", None)  # an outer condition has fixed it since
+            msg["infer"].pop("enumerate", None)  # an outer condition has fixed the value
             if is_vector and msg["cond_indep_stack"]:
                 raise ValueError(
                     f"site {msg['name']!r}: inside of a plate, a handler around config_enumerate"
-                    " must give class indices, since NumPyro reads the last axis as a plate's;"
-                    " one-hot vectors go inside, as in config_enumerate(condition(model, ...))"
+                    " must give class indices, since NumPyro takes the last axis for a plate; give"
+                    " one-hot vectors inside, as in config_enumerate(condition(model, ...))"
                 )
         if not is_vector:
             msg["value"] = jax.nn.one_hot(value, law.logits.shape[-1], dtype=law.logits.dtype)
@@ -184,7 +184,7 @@ def _refuse_joined(site: str, what: str) -> NoReturn:
 
 
 def _enumerated(sites: Mapping[str, Any]) -> list[str]:
-    """Names of the latents that are marked."""
+    """Names of the latents that are marked for enumeration."""
     return [
         name
         for name, site in sites.items()
@@ -193,7 +193,7 @@ def _enumerated(sites: Mapping[str, Any]) -> list[str]:
 
 
 def _run_apart(body: Callable, *args: Any) -> tuple[dict[str, Any], Any]:
-    """The sites of a body, and what it returns, without their values."""
+    """The sites of a body and what it returns, as shapes without values."""
     sites: dict[str, Any] = {}
 
     def run() -> Any:
@@ -206,24 +206,24 @@ def _run_apart(body: Callable, *args: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _cond(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
-    """A branch is chosen, not summed over; a predicate of enumerated sites dies in lax.cond."""
+    """A branch is chosen, not summed over; lax.cond fails if enumerated sites are its predicate."""
     if kwargs.get("enum"):
         _, *branches, operand = args
         sites = (_run_apart(branch, operand)[0] for branch in branches)
         for name in (name for of_branch in sites for name in _enumerated(of_branch)):
             raise ValueError(
-                f"site {name!r}: sites inside of cond are not enumerated: draw it before, and"
-                " choose by jnp.where"
+                f"site {name!r}: sites inside of cond are not enumerated: draw the site before"
+                " cond, and choose by jnp.where"
             )
         msg["kwargs"]["enum"] = kwargs["enum"] = False
     return run(*args, **kwargs)
 
 
 def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Sums out what the guide leaves out.
+    """Sums out the latents that are not in the guide.
 
-    Where a guide is replayed this is an ELBO: NumPyro's TraceEnum_ELBO takes time for a plate, and
-    scan under enumeration does not replay. Without a guide NumPyro's own elimination is right.
+    If a guide is replayed, this is an ELBO: NumPyro's TraceEnum_ELBO treats time as a plate, and
+    scan does not replay under enumeration. Without a guide NumPyro's own elimination is right.
     """
     body, init, xs, _, reverse = args
     body = Within(_FactorsAsLaws(), body)
@@ -233,7 +233,7 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     has_drawn = any(isinstance(data, Mapping) and any("@" in k for k in data) for _, data in stack)
     if not (guides or kwargs.get("enum") or has_drawn):
         return run(*args, **kwargs)
-    first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})  # compare reads it
+    first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})  # for compare
     sites, (carry, ys) = _run_apart(first, init, jax.tree.map(lambda x: x[0], xs))
     stack[:] = [(kind, _joined(data, sites)) for kind, data in stack]
     if not (guides or kwargs.get("enum")):
@@ -241,11 +241,11 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     drawn = {name: site for trace in guides for name, site in trace.items() if name in sites}
     names = [n for n in _enumerated(sites) if not _is_conditioned(sites[n], stack)]
     for name in sites:
-        if any(f"_PREV_{name}" in trace for trace in guides):  # what NumPyro has made of its scan
+        if any(f"_PREV_{name}" in trace for trace in guides):  # NumPyro has split its scan
             refuse_taken_apart(name)
     for name in names:
         if name in drawn and drawn[name]["infer"].get("enumerate") == "parallel":
-            _refuse_in_scan(name, " are not enumerated in a guide: leave it to the model, or")
+            _refuse_in_scan(name, " are not enumerated in a guide: leave the site to the model, or")
     names = [name for name in names if name not in drawn]
     if not names:
         if not guides and kwargs["history"]:
@@ -277,38 +277,38 @@ def _refuse_in_scan(site: str, why: str) -> NoReturn:
 
 
 def refuse_taken_apart(site: str) -> NoReturn:
-    """What TraceEnum_ELBO makes of a guide's scan is none of the model's sites."""
-    cure = "give scan history=0 and take config_enumerate(guide), or"
+    """TraceEnum_ELBO splits the scan of a guide into sites that the model does not have."""
+    cure = "give scan history=0 and use config_enumerate(guide), or"
     _refuse_in_scan(site, f" are taken apart in a guide, by TraceEnum_ELBO: {cure}")
 
 
 def runs_whole(msg: dict[str, Any]) -> bool:
-    """Whether a scan stays one under TraceEnum_ELBO, when config_enumerate has seen it."""
+    """Whether TraceEnum_ELBO does not split a scan that config_enumerate has seen."""
     seen = isinstance(msg["fn"], partial) and msg["fn"].func is _scan
     return seen and msg["kwargs"]["history"] == 0
 
 
 def _without_confusion(output: tuple) -> tuple:
-    """Refuses sites whose axis of time NumPyro would take for another, in the same place."""
+    """Refuses sites whose time axis has the place of another axis: NumPyro would confuse them."""
     from numpyro.contrib.funsor.enum_messenger import _DIM_STACK
 
     taken = _DIM_STACK.global_frame.dim_to_name
     for name, site in output[1][0].trace.items():
         for dim, axis in site.get("infer", {}).get("dim_to_name", {}).items():
             if axis.startswith("_time") and dim in taken:
-                _refuse_in_scan(name, f" have time where {taken[dim]!r} has its axis:")
+                _refuse_in_scan(name, f" have their time axis where {taken[dim]!r} has its axis:")
     return output
 
 
 def _is_lazy() -> bool:
-    """Whether NumPyro's infer_discrete runs the program, which alone does so lazily."""
+    """Whether NumPyro's infer_discrete runs the program: only it uses lazy funsors."""
     import funsor  # imported here: it sets its backend, for Pyro too
 
     return funsor.interpreter.get_interpretation() is funsor.interpretations.lazy
 
 
 class _Step(Messenger):
-    """Names the sites of a step, and takes masks off what is drawn, as off what is summed."""
+    """Adds the step to the names of sites, and removes masks from summed sites, as _AsMeasure."""
 
     def __init__(self, step: int, summed: list[str], body: Callable) -> None:
         super().__init__(body)
@@ -322,7 +322,7 @@ class _Step(Messenger):
 
 
 def _unroll(names: list[str], sites: Mapping[str, Any], args: tuple, kwargs: dict) -> None:
-    """A loop in the place of scan, from which infer_discrete draws each step by its name."""
+    """Runs scan as a loop, so that infer_discrete draws each step by its name."""
     from numpyro.contrib.control_flow.scan import _subs_wrapper
     from numpyro.contrib.funsor import markov
 
@@ -336,13 +336,13 @@ def _unroll(names: list[str], sites: Mapping[str, Any], args: tuple, kwargs: dic
             given = partial(_subs_wrapper, data, i, length)
             step = getattr(handlers, kind)(step, **{f"{kind}_fn": given})
         carry, _ = _Step(i, names, step)(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-    for name in sites:  # for who asks the trace; the draws come with the second run
+    for name in sites:  # for readers of the trace; the second run has the draws
         if sites[name]["type"] in ("sample", "deterministic"):
             numpyro.deterministic(name, SummedOut(names[0]))
 
 
 def _joined(data: Any, sites: Mapping[str, Any]) -> Any:
-    """What has been drawn from a scan as a loop, by time again."""
+    """The draws from a scan that ran as a loop, stacked along time again."""
     if not isinstance(data, Mapping):
         return data
     joined = dict(data)
@@ -354,7 +354,10 @@ def _joined(data: Any, sites: Mapping[str, Any]) -> Any:
 
 
 def unpacked(value: Array, shape: tuple[int, ...]) -> Array:
-    """What enumeration drew: it drops and adds axes of one row, and repeats no single class."""
+    """A draw of enumeration in the shape of its site.
+
+    Enumeration drops and adds axes of size 1, and does not repeat a single class along rows.
+    """
     if value.size == math.prod(shape):
         return value.reshape(shape)
     return jnp.broadcast_to(value.reshape(value.shape[value.ndim - len(shape) :]), shape)
@@ -366,15 +369,15 @@ def _is_conditioned(site: dict[str, Any], stack: list[tuple[str, Any]]) -> bool:
 
 
 class SummedOut:
-    """What scan returns, where its sites are summed out: nothing can be computed from it."""
+    """The result of a scan whose sites are summed out: nothing can be computed from it."""
 
     def __init__(self, site: str) -> None:
         self._site = site
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise ValueError(
-            f"site {self._site!r} is summed out inside of scan: what scan returns may depend on it,"
-            " and cannot be used after; write a Python loop over"
+            f"site {self._site!r} is summed out inside of scan: the result of scan may depend on"
+            " it, and cannot be used; write a Python loop over"
             " numpyro.contrib.funsor.markov(range(n))"
         )
 
@@ -386,9 +389,9 @@ class SummedOut:
 
 
 class Weight(Distribution):
-    """The law of a factor: its score is given, and its value is as large as that.
+    """The law of a factor: its score is given, and its value has the shape of the score.
 
-    NumPyro's Unit has a value without a batch, of which scan takes another axis for time.
+    The value of NumPyro's Unit has no batch axes, and scan takes another axis of it for time.
     """
 
     arg_constraints = {"log_factor": constraints.real}
@@ -404,7 +407,7 @@ class Weight(Distribution):
 
 
 class _FactorsAsLaws(Messenger):
-    """Makes factors inside of scan what its time is counted on."""
+    """Replaces the law of factors inside of scan by Weight, whose value can have a time axis."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and isinstance(unit := innermost(msg["fn"]), Unit):
@@ -413,9 +416,9 @@ class _FactorsAsLaws(Messenger):
 
 
 class _AsMeasure(Messenger):
-    """Takes masks off what is summed, so that a masked step is worth 1, and scales off all.
+    """Removes masks from summed sites, so that a masked step counts as 1, and all scales.
 
-    What all sites are in, the plates `kept`, is no matter of the scan.
+    The plates `kept`, in which all sites are, are left to the program around the scan.
     """
 
     def __init__(self, sites: list[str], kept: set[str]) -> None:
@@ -433,7 +436,7 @@ class _AsMeasure(Messenger):
 
 
 def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Puts the log evidence of a scan in the place of its sites, by row of the plates of all."""
+    """Replaces the sites of a scan by its log evidence, for each row of their common plates."""
     # imported here: they set the backend of funsor, for Pyro too
     import funsor
     from numpyro.contrib.funsor import enum
@@ -473,7 +476,7 @@ def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) 
 
 
 def _used_dims() -> int:
-    """The axes that plates and enumerated sites have around."""
+    """The number of axes that outer plates and enumerated sites use."""
     from numpyro.contrib.funsor.enum_messenger import _DIM_STACK
 
     return -min(_DIM_STACK.global_frame.dim_to_name, default=0)
@@ -481,7 +484,7 @@ def _used_dims() -> int:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Without names for the axes of the sites around, in whose place scan may have time."""
+    """Hides the names of the axes of outer sites: scan may put time in the same place."""
     from numpyro.contrib.funsor.enum_messenger import _DIM_STACK, StackFrame
 
     around = _DIM_STACK._stack
@@ -496,15 +499,15 @@ def _common_scale(name: str, sites: Mapping[str, Any]) -> float:
     scales = {1.0 if s["scale"] is None else s["scale"] for s in sites.values() if "scale" in s}
     if len(scales) != 1 or not isinstance(scale := scales.pop(), Real):
         raise ValueError(
-            f"site {name!r} is summed out inside of scan, where all sites must have one scale, a"
-            " number"
+            f"site {name!r} is summed out inside of scan, where all sites must have the same scale,"
+            " a number"
         )
     return float(scale)
 
 
 @contextmanager
 def _plates_as_they_are() -> Iterator[None]:
-    """Funsor's plates stand in for NumPyro's, which it takes back when it is done with them."""
+    """Keeps funsor's replacement of numpyro.plate, which an inner enumeration would remove."""
     new = vars(numpyro.plate).get("__new__")
     try:
         yield

@@ -1,4 +1,4 @@
-"""What an automatic guide reads off its model: sizes, rows, masks and scales."""
+"""What an automatic guide reads from its model: sizes, rows, masks and scales."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ __all__: list[str] = []
 
 
 class SameRows(Messenger):
-    """Gives a program the rows of these plates; keeps sizes, and the rows that it is given."""
+    """Gives a program these rows of plates; records sizes, and rows that the program is given."""
 
     def __init__(self, fn: Callable | None, rows: Mapping[str, Array]) -> None:
         super().__init__(fn)
@@ -54,7 +54,7 @@ class SameRows(Messenger):
 
 
 def check_order(plate: str, rows: Array) -> None:
-    """Refuses all rows in another order; where values cannot be read, it passes."""
+    """Refuses all rows in another order; passes if the values cannot be read."""
     values = read(rows)
     if values is not None and (values != np.arange(len(values))).any():
         refuse_order(plate)
@@ -64,30 +64,30 @@ class Reading(NamedTuple):
     """One run of a model."""
 
     sites: dict[str, Any]
-    sizes: dict[str, tuple[int, int]]  # of each plate, in full and as it is now
+    sizes: dict[str, tuple[int, int]]  # of each plate: full size, and size in this run
     given: dict[str, Array]  # rows that the program is given
 
 
 def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Array]) -> Reading:
-    """Runs it, at these rows; no key is taken."""
+    """Runs the model at these rows; it needs no key."""
     same = SameRows(discretize(model), rows)
     with handlers.block(), handlers.seed(rng_seed=0):
         trace = handlers.trace(same).get_trace(*args, **kwargs)
     sites = {name: site for name, site in trace.items() if is_latent(site)}
     for site in sites.values():
-        frames = site["cond_indep_stack"]  # a plate inside of scan is seen here alone
+        frames = site["cond_indep_stack"]  # a plate inside of scan is seen only here
         site["full_sizes"] = {f.name: same.sizes.get(f.name, (f.size,))[0] for f in frames}
     return Reading(sites, same.sizes, same.given)
 
 
 def rows_of(plates: Mapping[str, Any]) -> dict[str, Array]:
-    """Indices by name; under enumeration funsor's plates stand in for NumPyro's."""
+    """Indices by name; under enumeration funsor replaces NumPyro's plates."""
     indices = {name: plate._indices for name, plate in plates.items()}
     return {name: i if isinstance(i, Array) else i.data for name, i in indices.items()}
 
 
 def own_scale(site: dict[str, Any]) -> Any:
-    """That of handlers, without that of subsampled plates."""
+    """The scale of handlers, without that of subsampled plates."""
     scale = 1.0 if site["scale"] is None else site["scale"]
     for frame in site["cond_indep_stack"]:
         scale = scale * frame.size / site["full_sizes"][frame.name]
@@ -95,20 +95,20 @@ def own_scale(site: dict[str, Any]) -> Any:
 
 
 def has_terms(site: dict[str, Any]) -> bool:
-    """Whether a mask or a scale is on it."""
+    """Whether the site has a mask or a scale."""
     scale = read(own_scale(site))
     return scale is None or not np.allclose(scale, 1.0) or is_masked(site["fn"])
 
 
 @contextmanager
 def terms_of(site: dict[str, Any]) -> Iterator[None]:
-    """Scales a site as this one; its masks are in its law."""
+    """Scales a site in the same way as this one; the masks are in the law."""
     with handlers.scale(scale=own_scale(site)):
         yield
 
 
 def _used(fn: Callable, inputs: Mapping[str, Any]) -> set[str]:
-    """The inputs that a result needs; NumPyro's provenance takes a scan for one operation."""
+    """The inputs that a result needs; NumPyro's provenance treats a scan as one operation."""
     jaxpr = jax.make_jaxpr(fn)(dict(inputs)).jaxpr
     _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     names = (name for name in sorted(inputs) for _ in jax.tree.leaves(inputs[name]))
@@ -116,7 +116,7 @@ def _used(fn: Callable, inputs: Mapping[str, Any]) -> set[str]:
 
 
 class Follows(AutoGuide):
-    """An automatic guide that has the rows which the model has at the arguments of a call."""
+    """An automatic guide that uses the rows of the model at the arguments of a call."""
 
     whole: "Follows | None" = None  # the AutoGuideList that this is a part of
 
@@ -126,7 +126,7 @@ class Follows(AutoGuide):
         super().__init__(discretize(model), **options)  # a first run needs no temperature
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        """The trace and its plates; NumPyro's own starts continuous latents alone."""
+        """Records the trace and its plates; NumPyro's method starts only continuous latents."""
         with handlers.block():
             seeded = handlers.seed(self.model, numpyro.prng_key())
             self.prototype_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
@@ -139,7 +139,7 @@ class Follows(AutoGuide):
                     self._prototype_frame_full_sizes.setdefault(frame.name, frame.size)
 
     def _known(self, args: tuple, kwargs: dict) -> tuple[dict, set, set]:
-        """Sizes, plates whose rows the program is given, sites with terms: once by signature."""
+        """Sizes, plates with given rows, and sites with terms, read once for each signature."""
         known = self.__dict__.setdefault("_known_calls", {})
         key = signature((args, kwargs))
         if key not in known:
@@ -183,8 +183,8 @@ class Follows(AutoGuide):
         return plates
 
     def _terms(self, plates: Mapping[str, Any], args: tuple, kwargs: dict) -> dict[str, Any]:
-        """The sites with masks and scales, as they are now."""
-        whole = self.whole or self  # a part may not see its plates
+        """The sites with masks and scales, at these arguments and rows."""
+        whole = self.whole or self  # a part may not see the plates
         *_, marked = whole._known(args, kwargs)
         if not marked:
             return {}

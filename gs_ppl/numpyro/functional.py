@@ -40,14 +40,14 @@ def uniform_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.f
     return jnp.maximum(u, 2.0 ** -(p + 1)).reshape(shape)
 
 
-# XLA on CPUs fuses a short join with what is made of it, which then runs element by element.
+# XLA on CPUs fuses a short concatenation with its uses, which then run element by element.
 FEW = 2**12
 
 
 def random_words(key: Array, size: int) -> Array:
     """Words of 32 random bits.
 
-    Threefry makes them in pairs; random.bits joins a pair into one word, split hands out both.
+    Threefry makes them in pairs; random.bits joins a pair into one word, split returns both.
     """
     if jax.random.key_impl(key) != "threefry2x32":
         return jax.random.bits(key, (size,), jnp.uint32)
@@ -95,7 +95,7 @@ def log_softmax(a: Array) -> Array:
     return a - jnp.log(jnp.exp(a).sum(-1, keepdims=True))
 
 
-# XLA sums many rows faster as a product with ones, which for few costs more than it saves.
+# XLA sums many rows faster as a product with ones; for few rows this is slower.
 MANY = 3000
 
 
@@ -143,7 +143,7 @@ def _table(function: Callable[[np.ndarray], np.ndarray], size: int) -> np.ndarra
 def _count(
     function: Callable[[np.ndarray], np.ndarray], like: Array, finite: Array | None
 ) -> tuple[int | Array, float | Array]:
-    """K and function(K), in double before rounding: looked up where K differs by batch element."""
+    """K and function(K), computed in double; from a table if K differs between batch elements."""
     size = like.shape[-1]
     if finite is None:
         return size, float(function(np.array(size, float)))
@@ -175,7 +175,7 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - jnp.log(noise)) / _column(temperature))
-    # -inf enters after the division, which has no gradient there
+    # -inf is set after the division, which has no gradient at -inf
     z = (jnp.where(finite, logits, 0.0) - jnp.log(noise)) / _column(temperature)
     return log_softmax(jnp.where(finite, z, -jnp.inf))
 
@@ -183,10 +183,10 @@ def exp_gumbel_softmax_sample(
 def gumbel_softmax_draw(
     temperature: Temperature, logits: Array, noise: Array, finite: Array | None = None
 ) -> tuple[Array, Array, Array, Array]:
-    """y inside the open simplex, its log l, the residue of the noise, a constant, and sum l.
+    """y inside the open simplex, its log l, the residue of the noise (a constant), and sum l.
 
-    They are those of exp_gumbel_softmax_sample, to_simplex, noise_residue and sum_finite, in one
-    step that is differentiated by hand.
+    The results are those of exp_gumbel_softmax_sample, to_simplex, noise_residue and sum_finite.
+    They are computed in one step, which has a derivative written by hand.
 
     Example:
         >>> y, *_ = gumbel_softmax_draw(0.5, jnp.zeros(2), jnp.array([1.0, 2.0]))
@@ -202,9 +202,9 @@ def gumbel_softmax_draw(
 def _draw(
     temperature: Temperature, logits: Array, noise: Array, finite: Array | None
 ) -> tuple[Array, Array, Array]:
-    """y, l and sum l of constant noise; masked categories have 0 and -inf, and no part in the sum.
+    """y, l and sum l for constant noise; masked categories are 0 and -inf, and not in the sum.
 
-    sum l = sum z - K log sum exp(z) wants no second pass over l, which may then not be stored.
+    sum l = sum z - K log sum exp(z) needs no second pass over l, so that l need not be stored.
     """
     z = (logits - jnp.log(noise)) / _column(temperature)
     z = z - z.max(-1, keepdims=True)
@@ -223,7 +223,7 @@ def _draw_jvp(primals: tuple, tangents: tuple) -> tuple:
     tau, _, _, finite = primals
     dtau, da, _, _ = tangents
     y, l, log_product = _draw(*primals)
-    # of a masked category neither the logit nor -inf has a part in it
+    # without the logit and the -inf of masked categories
     slope = l if finite is None else jnp.where(finite, l, 0.0)
     dz = (da - slope * _column(dtau)) / _column(tau)
     dl = dz - sum_last(y * dz)[..., None]
@@ -247,7 +247,7 @@ def exp_gumbel_softmax_log_prob(
     """
     gone = log_value == -jnp.inf
     outside = (gone if finite is None else gone == finite).any(-1)
-    # the values that lead outside are replaced before they meet a formula: no NaN in its gradient
+    # values outside of the support are replaced before the formula: no NaN in its gradient
     r = -_column(temperature) * jnp.where(gone, 0.0, log_value)
     r = logits + r if finite is None else jnp.where(finite, logits, 0.0) + r
     weighted = r if finite is None else jnp.where(finite, r, -jnp.inf)
@@ -293,7 +293,7 @@ def exp_gumbel_softmax_own_log_prob(
 
 
 def tempered_log_softmax(temperature: Temperature, logits: Array) -> Array:
-    """log_softmax(a / tau): the mode of the log-space density; with a + g for a, a sample of it."""
+    """log_softmax(a / tau): the mode of the log-space density; with a + g for a, a sample."""
     finite = logits > -jnp.inf  # -inf / tau has no gradient in tau
     z = jnp.where(finite, logits, 0.0) / _column(temperature)
     return log_softmax(jnp.where(finite, z, -jnp.inf))
@@ -338,8 +338,8 @@ def exp_gumbel_softmax_kl(p_logits: Array, q_logits: Array) -> Array:
     """KL(p || q) of two relaxed laws at the same temperature, on which it does not depend.
 
     KL = sum(lp - lq) - K (digamma(K) - E log sum_i w_i E_i), with lp, lq the log_softmax of the
-    logits and w_i = exp(lq_i - lp_i). With v = w / max(w) and the integrals of digamma(K) and of
-    E log sum_i v_i E_i subtracted under one sign, where t = exp(s),
+    logits and w_i = exp(lq_i - lp_i). With v = w / max(w) and t = exp(s), the integrals of
+    digamma(K) and of E log sum_i v_i E_i become one integral:
 
     KL = -sum log v + K integral ((1 + t)^-K - prod_i 1 / (1 + v_i t)) ds.
 
@@ -353,7 +353,7 @@ def exp_gumbel_softmax_kl(p_logits: Array, q_logits: Array) -> Array:
     p_finite, q_finite = p_logits > -jnp.inf, q_logits > -jnp.inf
     both = p_finite & q_finite
     log_v = jnp.where(both, q_logits, 0.0) - jnp.where(both, p_logits, 0.0)
-    # an empty intersection has no maximum; its divergence is infinite whatever stands here
+    # an empty intersection has no maximum; its divergence is infinite for any value here
     highest = jnp.where(both, log_v, -jnp.inf).max(-1, keepdims=True)
     log_v = log_v - jnp.where(both.any(-1, keepdims=True), highest, 0.0)
     v, K = jnp.exp(jnp.where(both, log_v, -jnp.inf))[..., None, :], both.sum(-1)
@@ -390,10 +390,10 @@ def open_unit_interval(dtype: np.dtype) -> tuple[float, float]:
 
 
 def _steepest(dtype: np.dtype) -> float:
-    """What log and logit divide by at least, in their derivatives: 2^26 times the smallest float.
+    """The smallest divisor in the derivatives of log and logit: 2^26 times the smallest float.
 
-    The derivative 1 / y at a y that has all but vanished meets the derivative y of the sample; by
-    itself it would overflow on the way, to inf or to inf * 0.
+    For y near 0 the derivative 1 / y is later multiplied by the derivative y of the sample. Before
+    that it could overflow, to inf or to inf * 0.
     """
     return float(jnp.finfo(dtype).tiny) * 2.0**26
 
@@ -426,7 +426,7 @@ def one_hot_argmax(log_value: Array) -> Array:
 
 
 def categorical_log_prob(logits: Array, value: Array, finite: Array | None = None) -> Array:
-    """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
+    """Log mass, linear in the value: sum_i value_i log pi_i; -inf if a masked one has weight.
 
     With logits of -inf pass `finite`; without it the sum contains 0 times -inf.
 
@@ -575,33 +575,33 @@ def bernoulli_kl(
 
 
 # --- bits of probability 0 and 1 ------------------------------------------------------------------
-# `unsure` marks the others, None meaning all.
+# `unsure` marks the other bits; None: all.
 
 
 def without_sure(x: Array, unsure: Array | None, instead: float = 0.0) -> Array:
-    """Logits or values, with another in place of theirs."""
+    """Logits or values; `instead` replaces those of bits of probability 0 and 1."""
     return x if unsure is None else jnp.where(unsure, x, instead)
 
 
 def put_sure(y: Array, logits: Array, unsure: Array | None) -> Array:
-    """Bits of probability 0 and 1 are those values, without gradient."""
+    """Sets bits of probability 0 and 1 to 0 and 1, without gradient."""
     return y if unsure is None else jnp.where(unsure, y, (logits > 0).astype(y.dtype))
 
 
 def score_sure(log_prob: Array, value: Array, logits: Array, unsure: Array | None) -> Array:
-    """They have the log mass 0 at their value, -inf elsewhere, without gradient."""
+    """Bits of probability 0 and 1 have log mass 0 at their value, -inf elsewhere, no gradient."""
     if unsure is None:
         return log_prob
     return jnp.where(unsure, log_prob, jnp.where(value == (logits > 0), 0.0, -jnp.inf))
 
 
 # --- surrogates of the straight-through families --------------------------------------------------
-# Of a one-hot sample D they give a soft value, whose gradient straight_through takes. A bit is the
-# first of two classes with logits (a, 0).
+# Each gives a soft value for a one-hot sample D; straight_through uses the gradient of that value.
+# A bit is the first of two classes with logits (a, 0).
 
 
 def tempered_softmax(temperature: Temperature, logits: Array, finite: Array | None = None) -> Array:
-    """softmax(a / tau): of the logits the surrogate of StraightThrough, of a + g STGumbelSoftmax's.
+    """softmax(a / tau): the surrogate of StraightThrough; with a + g for a, of STGumbelSoftmax.
 
     Example:
         >>> y = tempered_softmax(0.5, jnp.log(jnp.array([4.0, 1.0])) / 2)
@@ -611,7 +611,7 @@ def tempered_softmax(temperature: Temperature, logits: Array, finite: Array | No
     if finite is None:
         return jnp.exp(log_softmax(logits / _column(temperature)))
     z = jnp.where(finite, logits, 0.0) / _column(temperature)
-    # masked here and not in z, which XLA would then compute more than once
+    # masked here and not in z: XLA would then compute z more than once
     largest = lax.stop_gradient(z).max(-1, keepdims=True, where=finite, initial=-jnp.inf)
     e = jnp.exp(jnp.where(finite, z - largest, -jnp.inf))
     return e / e.sum(-1, keepdims=True)
@@ -620,7 +620,7 @@ def tempered_softmax(temperature: Temperature, logits: Array, finite: Array | No
 def softmax_at(
     temperature: Temperature, value: Array, logits: Array, finite: Array | None = None
 ) -> Array:
-    """softmax(v / tau) with the derivative by v taken for that by the logits.
+    """softmax(v / tau); its gradient with respect to v is used for the logits.
 
     Example:
         >>> y = softmax_at(1.0, jnp.log(jnp.array([4.0, 1.0])), jnp.zeros(2))
@@ -634,7 +634,7 @@ def softmax_at(
 def reinmax_surrogate(
     temperature: Temperature, logits: Array, hard: Array, finite: Array | None = None
 ) -> Array:
-    """2 p - pi / 2 with p = (softmax(a / tau) + D) / 2 differentiated as a softmax of the logits.
+    """2 p - pi / 2; p = (softmax(a / tau) + D) / 2 is differentiated as a softmax of the logits.
 
     Its gradient is 2 J(p) - J(pi) / 2 with J(p) = diag(p) - p p^T.
 
@@ -645,7 +645,7 @@ def reinmax_surrogate(
         >>> [round(float(p), 4) for p in y]
         [1.25, 0.25]
     """
-    # no gradient of the logarithm, which is infinite where p has underflowed
+    # without the gradient of the logarithm, which is infinite where p has underflowed
     p = lax.stop_gradient(tempered_softmax(temperature, logits, finite) + hard) / 2
     pi = tempered_softmax(1.0, logits, finite)
     return 2 * softmax_at(1.0, jnp.log(p), logits, finite) - pi / 2
@@ -660,9 +660,8 @@ def gumbel_rao_surrogate(
 ) -> Array:
     """Mean of softmax(z / tau) over draws of z = a + g given its argmax k.
 
-    z_k - log sum exp(a) = -log E_k, z_j - log sum exp(a) = -log(E_j / pi_j + E_k). The draws stand
-    for z itself: their gradient is that by the logits with the Gumbel noise held fixed, although
-    the noise given k depends on them.
+    z_k - log sum exp(a) = -log E_k, z_j - log sum exp(a) = -log(E_j / pi_j + E_k). The gradient is
+    that of z = a + g for fixed Gumbel noise g, although the noise given k depends on the logits.
 
     Args:
         temperature: tau > 0, shape broadcastable to the batch shape.
@@ -689,7 +688,7 @@ def gumbel_rao_surrogate(
 def gumbel_rao_bit_surrogate(
     temperature: Temperature, logits: Array, hard: Array, noise: Array
 ) -> Array:
-    """Mean of sigmoid(x / tau) over draws of x = a + L given its sign s, which the bit has.
+    """Mean of sigmoid(x / tau) over draws of x = a + L given its sign s = 2 bit - 1.
 
     x = s softplus(L' + softplus(s a)) with L' logistic; differentiated as in gumbel_rao_surrogate.
 
@@ -716,7 +715,7 @@ def gapped_surrogate(
     gap: float,
     finite: Array | None = None,
 ) -> Array:
-    """softmax(v / tau) with v_k = max(a) and v_j = min(a_j, max(a) - gap), differentiated as at a.
+    """softmax(v / tau), v_k = max(a), v_j = min(a_j, max(a) - gap); gradient as in softmax_at.
 
     Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
 

@@ -70,9 +70,9 @@ __all__ = ["discretize", "relax"]
 
 
 def parameters(law: Any) -> dict[str, Array]:
-    """Parameters of a discrete law as arrays, which NumPyro takes as numbers too.
+    """Parameters of a discrete law as arrays; NumPyro also accepts numbers.
 
-    Probs where a native law was given them, so that a zero stays a zero.
+    They are probs if the PPL's law was given probs, so that a zero stays a zero.
     """
     what, given = (
         ("probs", law.probs) if isinstance(law, BernoulliProbs) else ("logits", law.logits)
@@ -82,13 +82,13 @@ def parameters(law: Any) -> dict[str, Array]:
 
 
 def is_relaxed(law: Any) -> bool:
-    """Relaxed and straight-through laws, NumPyro's relaxed bit among them."""
+    """Relaxed and straight-through laws, also NumPyro's relaxed bit."""
     ours = isinstance(law, LogitsDistribution) and law.has_temperature
     return ours or isinstance(law, RelaxedBernoulliLogits)
 
 
 def has_classes(law: Any) -> bool:
-    """Whether its values stand for classes: one-hot vectors, bits, relaxed ones."""
+    """Whether its values represent classes: one-hot vectors, bits, relaxed ones."""
     return event_dims(law) is not None
 
 
@@ -107,20 +107,20 @@ LOG_VALUE = "_gs_ppl_log_value"
 
 
 class carry_log_values(Messenger):
-    """Hands the log-value of a guide's relaxed sample to the model's site that replays it.
+    """Passes the log-value of a relaxed sample of the guide to the site of the model.
 
-    Replay copies `infer` along with the value, and not the intermediates: without them the model
-    would score the rounded value itself (KL 607 for 3.72 at tau = 0.01).
+    Replay copies `infer` with the value, but not the intermediates. Without them the model would
+    score the rounded value itself (a KL of 607 instead of 3.72 at tau = 0.01).
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_bodies(self, msg)
         if is_latent(msg) and isinstance(innermost(msg["fn"]), DensityScored):
-            # a copy of the user's dict, without what an earlier draw has left in it
+            # a copy of the user's dict, without the entry of an earlier draw
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != LOG_VALUE}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # in place: an outer trace has recorded the same list and dict before
+        # changed in place: an outer trace has already recorded this list and dict
         if not is_latent(msg):
             return
         if not isinstance(innermost(msg["fn"]), DensityScored):
@@ -144,7 +144,7 @@ class RelaxMessenger(carry_log_values):
         max_tail: float,
     ) -> None:
         super().__init__(None if fn is None else interpret(fn))
-        self.reads = fn is not None  # what a program computes from soft indices
+        self.reads = fn is not None  # whether the program may compute with soft indices
         self.relaxation = relaxation
         self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
@@ -179,7 +179,7 @@ class RelaxMessenger(carry_log_values):
         super().process_message(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # at a value that was given; a handler around would have put another law here
+        # the value was given, and no outer handler has replaced the law
         if is_latent(msg) and isinstance(innermost(msg["fn"]), WithoutTemperature):
             refuse_without_temperature(msg["name"])
         super().postprocess_message(msg)
@@ -194,7 +194,7 @@ class RelaxMessenger(carry_log_values):
             msg["value"] = self._recorded.pop(msg["name"])
 
     def _read(self, msg: dict[str, Any]) -> None:
-        """Takes soft values out of a message, since its readers are outside of the program."""
+        """Replaces soft values in a message, since code outside of the program reads it."""
         if msg["type"] == "deterministic" and isinstance(msg["value"], Soft):
             value = self._recorded[msg["name"]] = msg["value"]
             msg["value"] = as_float(value) if value.is_float else hardened(value)
@@ -226,7 +226,7 @@ class RelaxMessenger(carry_log_values):
             return
         self._relaxed.add(name)
         msg["fn"] = rewrap(msg["fn"], lambda law: make(**given))
-        # the PPL's own marks: a relaxed site is not summed out
+        # without the PPL's mark for enumeration: a relaxed site is not summed out
         msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
 
 
@@ -234,7 +234,7 @@ def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
     if not is_relaxed(law) or isinstance(value, Soft):
-        return value  # a handler around has taken the relaxation back, or handed it over
+        return value  # an outer handler has undone the relaxation, or has made the soft value
     values = values_of(law)
     if values is not None:
         given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
@@ -256,7 +256,7 @@ def _without_soft(site: str, fn: Any) -> Any:
     """A law with the means of its soft parameters."""
     law = innermost(fn)
     for name, constraint in getattr(law, "arg_constraints", {}).items():
-        # a lazy property would compute other parameters; some integers are no leaves of the law
+        # a lazy property would compute other parameters; some integers are not leaves of the law
         if isinstance(vars(law).get(name), Soft) and _is_counted(constraint):
             refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
     if not any(isinstance(x, Soft) for x in jax.tree.leaves(fn)):
@@ -267,7 +267,7 @@ def _without_soft(site: str, fn: Any) -> Any:
 
 
 def _is_counted(constraint: Any) -> bool:
-    """Whether a parameter is an integer; some that depend on others do not say."""
+    """Whether a parameter is an integer; some dependent constraints do not say so."""
     try:
         return constraint.is_discrete
     except NotImplementedError:
@@ -371,7 +371,7 @@ def _discretized(law: Any) -> Any:
 
 
 class SureBernoulli(BernoulliLogits):
-    """NumPyro's, which has no score where the logits are infinite, and refuses them."""
+    """NumPyro's BernoulliLogits, which accepts infinite logits and has a score for them."""
 
     def __init__(self, logits: Array) -> None:
         super().__init__(logits, validate_args=False)
@@ -385,7 +385,7 @@ class SureBernoulli(BernoulliLogits):
 
 
 def bit(law: Any) -> BernoulliLogits:
-    """NumPyro's law of a bit's class."""
+    """NumPyro's law for the class of a bit."""
     logits = logits_of(law)
     values = read(logits)
     known = values is not None and np.isfinite(values).all()
@@ -393,7 +393,7 @@ def bit(law: Any) -> BernoulliLogits:
 
 
 def logits_of(law: Any) -> Array:
-    """As an array in at least float32; infinite for a bit of probability 0 or 1."""
+    """Logits as an array in at least float32; infinite for a bit of probability 0 or 1."""
     if isinstance(law, LogitsDistribution):
         return law.a
     given = parameters(law)

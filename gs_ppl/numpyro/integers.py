@@ -1,4 +1,4 @@
-"""Laws of relaxed integer sites: vectors of weights that stand for the integers of a support."""
+"""Laws of relaxed integer sites: vectors of weights that represent the integers of a support."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -38,21 +38,21 @@ def event_dims(law: Any) -> int | None:
 
 
 class IndexScored:
-    """What a family is at an integer site: it scores vectors of weights, and integers besides."""
+    """Turns a family into the law of an integer site: it scores weights, and also integers."""
 
     logits: Array
     values: ClassVar[tuple[int, ...]]
-    max_tail: ClassVar[float | None]  # of the mass that truncation may leave out
-    has_enumerate_support = False  # marks of the PPL's own enumeration do not reach it
+    max_tail: ClassVar[float | None]  # the largest mass that truncation may leave out
+    has_enumerate_support = False  # so that the PPL's own enumeration does not mark it
 
     def weights(self, value: Array) -> Array:
-        """The vertex of an integer; weights as they are."""
+        """The vertex of an integer; weights do not change."""
         if jnp.issubdtype(jnp.result_type(value), jnp.floating):
             return value
         return (jnp.asarray(value)[..., None] == np.array(self.values)).astype(self.logits.dtype)
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
-        # the family is the base that comes after this mixin, which mypy does not see
+        # the family is the next base class after this mixin; mypy does not see that
         return super().log_prob(self.weights(value), intermediates)  # type: ignore[misc]
 
 
@@ -63,7 +63,7 @@ def _of_values(family: type, values: tuple[int, ...], max_tail: float | None) ->
 
 
 def of_values(values: tuple[int, ...], max_tail: float | None = None) -> Callable[[Any], Any]:
-    """Makes a family, with its options, one for a site of these integers."""
+    """A function that turns a family, with its options, into one for a site of these integers."""
 
     def make(family: Any) -> Any:
         if isinstance(family, partial):
@@ -74,7 +74,7 @@ def of_values(values: tuple[int, ...], max_tail: float | None = None) -> Callabl
 
 
 def values_of(law: Any) -> tuple[int, ...] | None:
-    """The integers that a relaxed law stands for; None for any other law."""
+    """The integers that a relaxed law represents; None for any other law."""
     return getattr(law, "values", None) if isinstance(law, LogitsDistribution) else None
 
 
@@ -115,7 +115,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
     if not np.issubdtype(support.dtype, np.integer):
         refuse_support(site, type(law).__name__)
     at = jnp.asarray(support).reshape(-1, *(1,) * len(law.batch_shape))
-    if exists is not None:  # a row's own support, where rows differ
+    if exists is not None:  # the support of each row, if rows differ
         at = jnp.where(exists, at, law.low if isinstance(law, DiscreteUniform) else 0)
     logits = jnp.broadcast_to(law.log_prob(at), (len(support), *law.batch_shape))
     if exists is not None:
@@ -124,7 +124,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
 
 
 def _known(site: str, law: Any, x: Any) -> np.ndarray:
-    """A parameter that the support depends on; under jit, one that the program's text shows."""
+    """The value of a parameter that the support depends on; under jit it must be a constant."""
     value: Any = constant(x)
     if value is None:
         refuse_support(site, type(law).__name__)
@@ -132,7 +132,7 @@ def _known(site: str, law: Any, x: Any) -> np.ndarray:
 
 
 def truncated(site: str, law: Any, largest: int) -> tuple[tuple[int, ...], dict[str, Array]]:
-    """The counts 0..largest, and their log-probabilities: what these lack in mass is the tail."""
+    """The counts 0..largest, and their log-probabilities: the mass missing to 1 is the tail."""
     scalar = isinstance(law, Distribution) and law.event_shape == ()
     counts = scalar and getattr(law.support, "is_discrete", False)
     check_truncation(site, largest, type(law).__name__, counts)
@@ -144,20 +144,20 @@ def truncated(site: str, law: Any, largest: int) -> tuple[tuple[int, ...], dict[
 
 
 def tail(law: Any) -> float | None:
-    """The mass that truncation leaves out, of the worst row; None where nothing is, or in jit."""
+    """The largest mass that truncation leaves out of a row; None without truncation, or in jit."""
     if getattr(law, "max_tail", None) is None or (a := read(law.a)) is None:
         return None
     return max(0.0, float(1 - np.exp(a.astype(np.float64)).sum(-1).min()))
 
 
 def support_of(site: str, law: Any) -> tuple[int, ...]:
-    """The integers of a law, also of one that stands for others."""
+    """The integers of a law, also those that a relaxed law represents."""
     values = getattr(law, "values", None)
     return classes(site, law)[0] if values is None else values
 
 
 def index_in_support(site: str, law: Any, value: Array) -> Array:
-    """The class of an integer."""
+    """The class index of an integer."""
     support = support_of(site, law)
     return (jnp.asarray(value)[..., None] == np.array(support)).argmax(-1)
 
@@ -202,11 +202,11 @@ class FiniteIntegers(Distribution):
         return jnp.broadcast_to(values, (len(values), *self.batch_shape)) if expand else values
 
 
-IMPOSSIBLE = -1e30  # an enumerated guide weighs it by 0, and 0 times -inf is NaN
+IMPOSSIBLE = -1e30  # an enumerated guide multiplies it by 0, and 0 times -inf is NaN
 
 
 class IntegerIndex(CategoricalLogits):
-    """NumPyro's, where some rows lack classes of others."""
+    """NumPyro's CategoricalLogits, if some rows lack classes that other rows have."""
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
         return jnp.maximum(super().log_prob(value), IMPOSSIBLE)

@@ -1,4 +1,4 @@
-"""NumPyro's own enumeration and Gibbs sampler over our classes, which come out wrong: refused."""
+"""Refuses NumPyro's own enumeration and Gibbs sampler for our classes: they would be wrong."""
 
 import sys
 from types import FrameType
@@ -9,23 +9,23 @@ from numpyro.primitives import _PYRO_STACK
 
 
 def refuse_support(law: str) -> None:
-    """Inside of NumPyro's enumeration, which asks for the support, and hands out class indices.
+    """Refuses NumPyro's enumeration and samplers, which would use class indices as values.
 
-    A vector is no index, and of a bit with a gradient NumPyro follows no dependency.
+    A vector is not an index, and NumPyro does not follow dependencies on a bit with a gradient.
     """
     if _is_enumerating():
-        _refuse(law, _site_at_work(), "NumPyro's enumeration hands it class indices")
+        _refuse(law, _site_at_work(), "NumPyro's enumeration gives it class indices")
     if (caller := _sampler_at_work()) is not None:
         name = caller.f_locals.get("name")
         where = "" if name is None else f"site {name!r}: "
         raise ValueError(
-            f"{where}NumPyro's Gibbs sampler draws class indices in the place of {law}'s values:"
-            " sum it out, by NUTS over gs_ppl.numpyro.config_enumerate(program)"
+            f"{where}NumPyro's Gibbs sampler draws class indices instead of values of {law}: sum"
+            " the site out, by NUTS over gs_ppl.numpyro.config_enumerate(program)"
         )
 
 
 def refuse_draw(law: str) -> None:
-    """Inside of NumPyro's enumeration, a draw that was to be summed out, or that no guide gives."""
+    """Refuses a draw in NumPyro's enumeration that should be summed out, or that no guide draws."""
     if not _is_enumerating():
         return
     site = _site_at_work() or {}
@@ -41,7 +41,7 @@ def _is_enumerating() -> bool:
 
 
 def _sampler_at_work() -> FrameType | None:
-    """The function of NumPyro's samplers that asks for a support, if it is they who ask."""
+    """The function of NumPyro's samplers that asks for a support; None if no sampler asks."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -52,7 +52,7 @@ def _sampler_at_work() -> FrameType | None:
 
 
 def _site_at_work() -> dict[str, Any] | None:
-    """The message that NumPyro's handlers are at: no law is told, so it is read off the frames."""
+    """The message of NumPyro's handlers: a law does not get it, so it is read from the frames."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         message = frame.f_locals.get("msg")
@@ -66,5 +66,5 @@ def _refuse(law: str, site: dict[str, Any] | None, why: str) -> NoReturn:
     where = f"site {site['name']!r}: " if site else ""
     raise ValueError(
         f"{where}{law} is not enumerated by NumPyro's config_enumerate or infer flag alone ({why}):"
-        " wrap the program into gs_ppl.numpyro.config_enumerate"
+        " wrap the program in gs_ppl.numpyro.config_enumerate"
     )

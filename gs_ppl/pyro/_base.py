@@ -1,4 +1,4 @@
-"""What all classes here share: parameters and their checks, and the record of an own sample."""
+"""What all classes share: parameters, their checks, and the record of how a sample was drawn."""
 
 import math
 from collections import OrderedDict
@@ -54,7 +54,7 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
     if logits is not None:
         return logits
     if not event_dims:
-        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # whose gradient is 0
+        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # 0.5 has no gradient
         logits = p.log() - (-p).log1p()
         return logits.masked_fill(given == 0, -math.inf).masked_fill(given == 1, math.inf)
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
@@ -64,7 +64,7 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
 def check_logits(
     name: str, what: str, limits: list[float], logits: Tensor, event_dims: int
 ) -> None:
-    """Refuses values that are no logits (probs); `what` names the argument with these limits."""
+    """Refuses invalid logits or probs; `what` names the argument with these limits."""
     low, high = limits
     check_limits(name, what, low, high, event_dims)
     if event_dims and low in (0.0, -math.inf):
@@ -76,7 +76,7 @@ def check_logits(
 def check_temperature(
     name: str, temperature: Temperature, batch_shape: Size, validate: bool
 ) -> Size:
-    """The batch shape with the temperature broadcast in; Python numbers are always checked."""
+    """The batch shape, broadcast with that of the temperature; numbers are always checked."""
     if isinstance(temperature, Tensor) and temperature.is_floating_point():
         try:
             shape = batch_shape  # torch.broadcast_shapes is slow
@@ -99,7 +99,7 @@ def check_temperature(
 
 
 class Parameters(TorchDistribution):
-    """Temperature (if the class has one) and logits, with `event_dims` axes an event."""
+    """Temperature (if the class has one) and logits, whose last `event_dims` axes are the event."""
 
     arg_constraints = {"temperature": constraints.positive, "logits": constraints.real_vector}
     fields: ClassVar[tuple[str, ...]] = ("logits", "temperature", "finite", "unsure")
@@ -121,7 +121,7 @@ class Parameters(TorchDistribution):
         validate = self._validate_args if validate_args is None else validate_args
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         what, given = ("probs", probs) if logits is None else ("logits", logits)
-        assert given is not None  # or parse_logits had refused
+        assert given is not None  # parse_logits refuses None
         limits = read(*given.detach().aminmax()) if validate and given.numel() else None
         if limits is not None:
             check_logits(name, what, limits, self.logits, self.event_dims)
@@ -132,7 +132,7 @@ class Parameters(TorchDistribution):
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
-    # read when it is asked for: a law that is only replaced, or sampled by torch, needs none of it
+    # computed on first use: a law that is only replaced, or sampled by torch, does not need it
     @lazy_property
     def finite(self) -> Tensor | None:
         """Marks the categories that exist; None: all."""
@@ -156,12 +156,12 @@ class Parameters(TorchDistribution):
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
         if self.logits.shape != batch_shape + event_shape:
             self.logits = self.logits.expand(batch_shape + event_shape)
-        # not the __init__ of a TransformedDistribution, which some of the classes are as well
+        # not the __init__ of TransformedDistribution, from which some classes inherit too
         TorchDistribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     @classmethod
     def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[Size, Size]:
-        """Batch and event shape, from the shapes of what the class takes."""
+        """Batch and event shape, from the shapes of the arguments of the class."""
         names = ("temperature", "probs", "logits")[not cls.has_temperature :]
         shapes = {**dict(zip(names, args, strict=False)), **kwargs}
         given = [shapes[n] for n in ("probs", "logits") if shapes.get(n) is not None]
@@ -178,7 +178,7 @@ class Parameters(TorchDistribution):
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
         for name in self.fields:
-            if name in self.__dict__:  # what was not asked for yet stays so
+            if name in self.__dict__:  # fields that are not computed yet are left out
                 setattr(new, name, self.__dict__[name])
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
@@ -186,10 +186,10 @@ class Parameters(TorchDistribution):
 
 
 class LogitsDistribution(Parameters):
-    """What all classes have: what they are, and their parameters as the formulas take them.
+    """What all classes have: their properties, and their parameters as the formulas use them.
 
-    `a` and `tau` are the logits in at least float32, and the temperature as it was given, or cast
-    to the dtype and device of `a`.
+    `a` are the logits in at least float32. `tau` is the temperature; a tensor is cast to the dtype
+    and device of `a`.
     """
 
     has_rsample = True
@@ -224,8 +224,9 @@ class LogitsDistribution(Parameters):
 
 
 class WithoutTemperature(LogitsDistribution):
-    """Stands at a site to be relaxed that no temperature has reached: discretize and
-    config_enumerate put another law in its place; it is neither drawn nor scored.
+    """The law of a site that is relaxed without a temperature: it can be neither drawn nor scored.
+
+    discretize and config_enumerate replace it by another law.
     """
 
     fields = (*Parameters.fields, "site")
@@ -252,7 +253,7 @@ class WithoutTemperature(LogitsDistribution):
 
 
 class BitWithoutTemperature(WithoutTemperature):
-    """The same of a bit."""
+    """WithoutTemperature for a bit."""
 
     arg_constraints = {"logits": constraints.real}
     event_dims = 0
@@ -262,20 +263,20 @@ class BitWithoutTemperature(WithoutTemperature):
 
 
 def version_of(value: Tensor) -> int | None:
-    """How often the tensor was written to; None where torch keeps no count."""
+    """How often the tensor was changed in place; None where torch does not count it."""
     return None if torch.compiler.is_compiling() or value.is_inference() else value._version
 
 
 @dataclass(frozen=True, eq=False)
 class OwnSample:
-    """How a relaxed sample came about: it rides on the tensor, which plates and replay hand on.
+    """How a relaxed sample was drawn: an attribute of the tensor, which plates and replay keep.
 
-    Clones, slices, detached and saved copies do not have it and are scored by their value alone.
+    Clones, slices, detached and saved copies do not have it and are scored only by their value.
     """
 
     owner: LogitsDistribution
     log_value: Tensor  # l, or the logit of a relaxed bit
-    residue: Tensor  # what the score takes from the noise; of a bit, its noise
+    residue: Tensor  # the part of the score that is a function of the noise; for a bit, its noise
     version: int | None
 
     @staticmethod
@@ -283,7 +284,7 @@ class OwnSample:
         value: Tensor, owner: LogitsDistribution, log_value: Tensor, residue: Tensor
     ) -> Tensor:
         draw = OwnSample(owner, log_value, residue, version_of(value))
-        value._gs_ppl_draw = draw  # type: ignore[attr-defined] # a Tensor declares it not
+        value._gs_ppl_draw = draw  # type: ignore[attr-defined] # Tensor does not declare it
         return value
 
     @staticmethod
@@ -292,13 +293,13 @@ class OwnSample:
         if not isinstance(draw, OwnSample):
             return None
         if draw.version != version_of(value):
-            return None  # written to since it was drawn
+            return None  # changed in place after the draw
         if value.requires_grad and value.is_leaf:
             return None  # the caller wants the gradient at the value itself
         return draw
 
     def scored_by_noise(self, distribution: LogitsDistribution) -> bool:
-        """An own sample still attached to its parameters: in its score the logits cancel."""
+        """Whether this object drew the sample and its graph is kept: then the logits cancel."""
         if self.owner is not distribution:
             return False
         parameters = (distribution.logits, distribution.temperature)
@@ -306,4 +307,4 @@ class OwnSample:
         return self.log_value.requires_grad or not differentiable
 
     def __reduce__(self) -> tuple:
-        return OrderedDict, ()  # a saved sample forgets it, and loads with weights_only=True
+        return OrderedDict, ()  # it is not saved, so that a sample loads with weights_only=True

@@ -36,7 +36,7 @@ def costs_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> M
 
 
 class SameRows(Messenger):
-    """Around several runs of the programs: a subsampled plate draws its rows in the first."""
+    """Around several runs of the programs: subsampled plates keep the rows of the first run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Names(Messenger):
 
 
 def with_state(guide: Callable, register: Callable[[str], Any]) -> Callable:
-    """The guide with an estimator's own state beside it, one register(name) for a discrete site."""
+    """The guide with the state of an estimator: register(name) is called for each discrete site."""
 
     @wraps(guide, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ class SurrogateELBO(ShownELBO, Trace_ELBO):
     def differentiable_loss(
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss, with the estimate for its gradient: each subclass has its own."""
+        """The loss, with the estimate for its gradient; each subclass defines it."""
         refuse_undefined(self, "differentiable_loss")
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:

@@ -50,13 +50,13 @@ def assign(
         num_samples: number of draws of the continuous latents. Without such latents there is one
             enumeration. The median of a guide without a method `median` is that of these draws.
         max_entries: largest table of an enumeration, in numbers.
-        fit_steps: used if a table would be larger: new logits are fitted to these rows in so many
-            steps, at the guide's median of w; probs and classes come from the best logits.
+        fit_steps: number of steps that fit new logits to these rows, at the guide's median of w;
+            used if a table would be larger. Then probs and classes come from these logits.
         **kwargs: what the model takes.
 
     Returns:
-        By site: probabilities, shape plates + (K,), of a bit those of a one, shape plates (NaN
-        where the row is masked); and values: one-hot vectors, integers, bits.
+        By site: probabilities, shape plates + (K,), for a bit the probability of one, shape plates
+        (NaN where the row is masked); and values: one-hot vectors, integers, bits.
 
     Raises:
         ValueError: naming the site, for a continuous latent in the plate of the new rows, for a
@@ -106,7 +106,7 @@ def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
 
 
 def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
-    """Those of an automatic guide that draw continuous latents, each with the plates of these."""
+    """The parts of an automatic guide that draw continuous latents, with their plates."""
     if isinstance(guide, AutoGumbelSoftmax):
         return
     if not isinstance(guide, AutoGuideList):
@@ -125,18 +125,18 @@ def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
             yield from _parts(part, args, kwargs)
     finally:
         guide.plates = plates
-        if fresh:  # its rows are not those that a run to come has
+        if fresh:  # a later run may have other rows
             guide.prototype_trace, guide._prototype_frames = None, {}
 
 
 def _median(
     session: Session, guide: Callable, num_samples: int, args: tuple, kwargs: dict
 ) -> dict[str, Tensor]:
-    """The guide's own, else that of draws, in unconstrained space."""
+    """The median that the guide gives, else that of draws, in unconstrained space."""
     found: dict[str, Tensor] = {}
     if isinstance(guide, AutoGuide):
         for part in _parts(guide, args, kwargs):
-            with suppress(NotImplementedError):  # of a guide that has none: draws below
+            with suppress(NotImplementedError):  # a guide without a median: draws below
                 found |= part.median(*args, **kwargs)
     names = [name for name in session.model.continuous if name not in found]
     draws: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -152,7 +152,7 @@ def _median(
 
 
 def _maximum(session: Session, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The most probable classes, all together, as the program sees them."""
+    """The jointly most probable classes, as the program sees them."""
     seen = poutine.trace(poutine.condition(session.model, data=latents))
     first = -1 - session.exact.max_plate_nesting
     infer_discrete(config_enumerate(seen), first, temperature=0)()
@@ -166,7 +166,7 @@ def _maximum(session: Session, latents: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fit(
     session: Session, latents: dict[str, Tensor], steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By a guide of its own; what was trained before stays as it is."""
+    """Fits a new guide; parameters that were trained before do not change."""
     store = pyro.get_param_store()
     model = poutine.block(poutine.condition(session.model, data=latents), hide_types=["param"])
     guide = AutoGumbelSoftmax(model)

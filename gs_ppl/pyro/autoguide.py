@@ -135,7 +135,7 @@ class AutoGumbelSoftmax(ReadLogits):
                     fn = rewrap(terms[name]["fn"], partial(in_place_of, law))
                 seen = stack.enter_context(poutine.trace()) if name in is_parent else None
                 result[name] = pyro.sample(name, fn)
-            if seen is not None:  # after the handlers around, which may make it discrete
+            if seen is not None:  # after the outer handlers, which may make it discrete
                 drawn = innermost(seen.trace.nodes[name]["fn"])
                 weights[name] = weights_of(drawn, result[name], values and values[0])
         return result
@@ -150,7 +150,7 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Medians of the continuous latents, and the mode of the discrete ones."""
-        if self.prototype_trace is None:  # in a fresh process
+        if self.prototype_trace is None:  # in a new process
             if not (args or kwargs):
                 refuse_unless_without_arguments(self.model)
             with random_state(), poutine.block():

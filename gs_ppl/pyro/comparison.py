@@ -135,9 +135,9 @@ def compare(
 
 
 class SeedBySite(Messenger):
-    """Seeds each site by its name and the draw: whatever else is drawn, its noise is the same.
+    """Seeds each site by its name and the draw, so that its noise does not depend on other sites.
 
-    The particles of a loss, which draw a site again, are counted.
+    The particles of a loss draw a site again, so they are counted.
     """
 
     def __init__(self, seed: int, draw: int) -> None:
@@ -146,7 +146,7 @@ class SeedBySite(Messenger):
         self.drawn: Counter[str] = Counter()
 
     def __enter__(self) -> "SeedBySite":
-        _seed(self.prefix)  # of noise that an ELBO draws by itself
+        _seed(self.prefix)  # for noise that an ELBO draws itself
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -157,9 +157,9 @@ class SeedBySite(Messenger):
 
 
 def _seed(text: str) -> None:
-    """torch.manual_seed; where no accelerator is in use, without the stack trace it keeps for one.
+    """torch.manual_seed; without the stack trace that it keeps, if no accelerator is in use.
 
-    That trace costs more than a small program's run.
+    The stack trace takes more time than a run of a small program.
     """
     seed = crc32(text.encode())
     if torch.cuda.is_initialized() or torch.backends.mps.is_available():
@@ -171,7 +171,7 @@ def _seed(text: str) -> None:
 class Tilt(Messenger):
     """Multiplies the weight of each value of a latent by exp(tilt).
 
-    The derivative of the log evidence in the tilt, at 0, is the posterior marginal.
+    The derivative of the log evidence with respect to the tilt, at 0, is the posterior marginal.
     """
 
     def __init__(self, tilts: dict[str, Tensor]) -> None:
@@ -192,14 +192,14 @@ class Tilt(Messenger):
 
 
 class Program(comparison.Program):
-    """A program made discrete, with its arguments bound, and what one run of it shows."""
+    """A program made discrete, with its arguments bound, and the sites of one run."""
 
     def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
         self._fn = discretize(annealed(fn))
         self._args, self._kwargs = args, kwargs
 
     def at(self, temperature: float) -> None:
-        """Runs it; a temperature matters to a program that declares the argument."""
+        """Runs the program; only a program with an argument `temperature` uses the temperature."""
         return self._fn(temperature, *self._args, **self._kwargs)
 
     def __call__(self) -> None:
@@ -252,7 +252,7 @@ class Program(comparison.Program):
 
 
 class Session(comparison.Session):
-    """What comparison.run asks for, by Pyro's own ELBOs."""
+    """What comparison.run needs, computed by Pyro's own ELBOs."""
 
     model: Program
     guide: Program
@@ -277,7 +277,7 @@ class Session(comparison.Session):
         program = self.model if side == "model" else self.guide
         rest = self.guide if self.model.continuous else _empty
         others = poutine.block(rest, hide=list(self.guide.discrete))
-        if side == "guide":  # on both sides then, where Pyro warns of auxiliary sites
+        if side == "guide":  # its sites are then in both programs: no warning of auxiliary ones
             others = poutine.infer_config(others, lambda site: {"is_auxiliary": False})
         tilts = program.tilts()
         tilted = config_enumerate(Tilt(tilts)(program))
@@ -304,7 +304,7 @@ class Session(comparison.Session):
     def relaxed(
         self, family: Family, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
-        # a straight-through family is scored by its mass under either objective
+        # a straight-through family is scored by its mass under both objectives
         scoring = "categorical" if objective == "discrete" else objective
         model, guide = (
             relax(partial(p.at, temperature), temperature, family=family, objective=scoring)
@@ -327,7 +327,7 @@ class Session(comparison.Session):
 
     @contextmanager
     def _without_state(self) -> Iterator[None]:
-        """The programs' own parameters alone in the store, until it is as it was."""
+        """Only the parameters of the programs are in the store; after this it is as before."""
         store, own = pyro.get_param_store(), {**self.model.parameters, **self.guide.parameters}
         kept = {
             kind: {name: x for name, x in entries.items() if name in own}
@@ -337,7 +337,7 @@ class Session(comparison.Session):
             yield
 
     def _adapt(self, elbo: ELBO, guide: Callable, steps: int) -> None:
-        """Steps in which what the guide keeps for an ELBO alone moves."""
+        """Trains only the state that the guide keeps for an ELBO."""
         own = {**self.model.parameters, **self.guide.parameters}
         store = pyro.get_param_store()
         state = [x for name, x in store.named_parameters() if name not in own]
@@ -359,7 +359,7 @@ class Session(comparison.Session):
         draws: int,
         variables: dict[str, Tensor],
     ) -> tuple[np.ndarray, Gradients]:
-        """ELBO, and its gradient in the variables, draw by draw."""
+        """ELBO, and its gradient with respect to the variables, for each draw."""
         leaves = list(variables.values())
         values: list[float] = []
         seconds: list[float] = []
@@ -380,7 +380,7 @@ class Session(comparison.Session):
 def _value_and_gradient(
     elbo: ELBO, model: Callable, guide: Callable, leaves: list[Tensor]
 ) -> tuple[float, list[Tensor | None]]:
-    """Of the ELBO; the leaves' own grad stays as it was."""
+    """Value and gradient of the ELBO; `grad` of the leaves does not change."""
     if not leaves:
         return -float(elbo.loss(model, guide)), []
     if hasattr(elbo, "differentiable_loss"):

@@ -15,12 +15,12 @@ from gs_ppl.pyro import functional as F
 
 
 def _tolerance(value: Tensor, factor: int) -> float:
-    """A few roundings in the dtype of the value; eps (1 + sum y |log y|) is what exp(l) has."""
+    """A few rounding errors in the dtype of the value; exp(l) has eps (1 + sum y |log y|)."""
     return factor * torch.finfo(value.dtype).eps * (1 + math.log(value.shape[-1]))
 
 
 class _Simplex(constraints.Constraint):
-    """y >= 0 with sum 1, to a tolerance that follows the dtype."""
+    """y >= 0 with sum 1, up to a tolerance that depends on the dtype."""
 
     is_discrete = False
     event_dim = 1
@@ -31,14 +31,14 @@ class _Simplex(constraints.Constraint):
 
 
 class _LogSimplex(constraints.Constraint):
-    """l with logsumexp 0, to a tolerance that follows the dtype."""
+    """l with logsumexp 0, up to a tolerance that depends on the dtype."""
 
     is_discrete = False
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
-        # z - logsumexp(z) keeps the absolute rounding of z
+        # z - logsumexp(z) has the absolute rounding error of z
         return wide.logsumexp(-1).abs() <= _tolerance(value, 64)
 
 
@@ -125,7 +125,7 @@ class ExpTransform(Transform):
     """Bijection l -> y = exp(l) from the log-simplex to the open simplex.
 
     Its log Jacobian sum(l) takes dl_1 ... dl_{K-1} / y_K to dy_1 ... dy_{K-1}. `finite` marks the
-    categories that exist, None meaning all of them.
+    categories that exist; None: all.
     """
 
     domain = log_simplex
@@ -154,10 +154,10 @@ class ExpTransform(Transform):
 class SigmoidTransform(torch.distributions.SigmoidTransform):
     """Bijection x -> y = sigmoid(x), moved inside (0, 1) where it rounds to 0 or 1.
 
-    With the logits of a law: bits of probability 0 and 1, those not `unsure`, are that value.
+    If logits are given, bits of probability 0 and 1 (not `unsure`) have exactly that value.
     """
 
-    codomain = open_unit_interval  # type: ignore[assignment] # torch's has the class of its own
+    codomain = open_unit_interval  # type: ignore[assignment] # torch declares another class
 
     def __init__(self, logits: Tensor | None = None, unsure: Tensor | None = None) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; draws a relaxed sample, its log and what it is scored by."""
+    """A law with a temperature; it draws a relaxed sample, and the terms that its score needs."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Relaxed(LogitsDistribution):
         super().__init__(temperature, probs, logits, validate_args)
 
     def _draw(self, sample_shape: Size) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample, l and the residue of the noise; of a bit, its logit and its noise."""
+        """Sample, l and the residue of the noise; for a bit, sample, logit and noise."""
         shape, dtype = self._extended_shape(sample_shape), self.logits.dtype
         a, tau = self.a, self.tau
         if not self.event_dims:
@@ -224,7 +224,7 @@ class SoftOneHotCategorical(Soft, CategoricalScored):
 
 
 class DensityScored(Soft):
-    """Relaxed in law: scored as a density; an own sample from its noise, any other from its log."""
+    """Scored as a density: a sample of this object by its noise, any other value by its log."""
 
     scored_as = "density"
     has_enumerate_support = False  # with True, NUTS would drop the site silently
@@ -347,7 +347,7 @@ class ExpGumbelSoftmax(DensityScored):
     def log_prob(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
         if draw is not None:
-            # the logits cancel, but stay in the graph: their gradient is an honest zero
+            # the logits cancel, but stay in the graph, so that their gradient is 0 and not None
             return self._log_simplex_density(draw, draw.log_value) + 0.0 * draw.log_value.amax(-1)
         l = value.to(self.a.dtype)
         vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)

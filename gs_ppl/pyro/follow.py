@@ -1,4 +1,4 @@
-"""What an automatic guide reads off its model: sizes, rows, masks and scales."""
+"""What an automatic guide reads from its model: sizes, rows, masks and scales."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ __all__: list[str] = []
 
 
 class SameRows(Messenger):
-    """Gives a program the rows of these plates; keeps sizes, and the rows that it is given."""
+    """Gives a program these rows of plates; records sizes, and rows that the program is given."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class SameRows(Messenger):
 
 
 class Unrolled(Messenger):
-    """Takes plates that are Python loops off the sites, whose names tell their rows apart."""
+    """Removes plates that are Python loops from the sites: each row has its own site name."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         frames = msg["cond_indep_stack"]
@@ -58,7 +58,7 @@ class Unrolled(Messenger):
             if not frame.vectorized and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"site {msg['name']!r}: an automatic guide cannot follow a loop over some rows"
-                    f" of the plate {frame.name!r}: enter the plate by with, or loop over them all"
+                    f" of the plate {frame.name!r}: use `with plate`, or loop over all rows"
                 )
         msg["cond_indep_stack"] = tuple(frame for frame in frames if frame.vectorized)
 
@@ -67,12 +67,12 @@ class Reading(NamedTuple):
     """One run of a model."""
 
     sites: dict[str, Any]
-    sizes: dict[str, tuple[int, int]]  # of each plate, in full and as it is now
+    sizes: dict[str, tuple[int, int]]  # of each plate: full size, and size in this run
     given: dict[str, Tensor]  # rows that the program is given
 
 
 def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Tensor]) -> Reading:
-    """Runs it, at these rows; the random state is left as it was."""
+    """Runs the model at these rows; the random state does not change."""
     same = SameRows(rows)
     with random_state(), poutine.block(), torch.no_grad():
         trace = poutine.trace(same(discretize(model))).get_trace(*args, **kwargs)
@@ -81,14 +81,14 @@ def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Te
 
 
 def check_order(plate: str, rows: Tensor) -> None:
-    """Refuses all rows in another order; where values cannot be read, it passes."""
+    """Refuses all rows in another order; passes if the values cannot be read."""
     moved = read((rows != torch.arange(len(rows), device=rows.device)).any())
     if moved and moved[0]:
         refuse_order(plate)
 
 
 def own_scale(site: dict[str, Any]) -> Any:
-    """That of handlers, without that of subsampled plates."""
+    """The scale of handlers, without that of subsampled plates."""
     scale = site["scale"]
     for frame in site["cond_indep_stack"]:
         if frame.vectorized and frame.full_size not in (None, frame.size):
@@ -97,7 +97,7 @@ def own_scale(site: dict[str, Any]) -> Any:
 
 
 def has_terms(site: dict[str, Any]) -> bool:
-    """Whether a mask or a scale is on it."""
+    """Whether the site has a mask or a scale."""
     scaled = not torch.allclose(torch.as_tensor(own_scale(site)).double(), torch.ones(()).double())
     masked = site["mask"] is not None and site["mask"] is not True
     return scaled or masked or is_masked(site["fn"])
@@ -105,14 +105,14 @@ def has_terms(site: dict[str, Any]) -> bool:
 
 @contextmanager
 def terms_of(site: dict[str, Any]) -> Iterator[None]:
-    """Masks and scales a site as this one."""
+    """Masks and scales a site in the same way as this one."""
     mask = True if site["mask"] is None else site["mask"]
     with poutine.scale(scale=own_scale(site)), poutine.mask(mask=mask):
         yield
 
 
 class Follows(AutoGuide):
-    """An automatic guide that has the rows which the model has at the arguments of a call."""
+    """An automatic guide that uses the rows of the model at the arguments of a call."""
 
     _prototype_frames: dict[str, Any]  # by plate
 
@@ -121,7 +121,7 @@ class Follows(AutoGuide):
         super().__init__(Unrolled()(model), **options)
 
     def _known(self, args: tuple, kwargs: dict) -> tuple[dict, set, set]:
-        """Sizes, plates whose rows the program is given, sites with terms: once by signature."""
+        """Sizes, plates with given rows, and sites with terms, read once for each signature."""
         known = self.__dict__.setdefault("_known_calls", {})
         key = signature((args, kwargs))
         if key not in known:
@@ -167,8 +167,8 @@ class Follows(AutoGuide):
         return plates
 
     def _terms(self, plates: Mapping[str, Any], args: tuple, kwargs: dict) -> dict[str, Any]:
-        """The sites with masks and scales, as they are now."""
-        whole = self if self.master is None else self.master()  # a part may not see its plates
+        """The sites with masks and scales, at these arguments and rows."""
+        whole = self if self.master is None else self.master()  # a part may not see the plates
         *_, marked = whole._known(args, kwargs)
         if not marked:
             return {}

@@ -71,19 +71,19 @@ def logistic_noise(
     return u.log() - (-u).log1p()
 
 
-# Sums over a short axis are several times faster where it is the outermost in memory.
+# Sums over a short axis are several times faster if the axis is the outermost in memory.
 SHORT = 64
 
 
 def _axis_in_memory(shape: tuple[int, ...]) -> int:
-    """Where the draws have the class axis in memory: outermost if it is short."""
+    """The position of the class axis in the memory of draws: outermost if it is short."""
     return 0 if shape[-1] <= SHORT else -1
 
 
 def noise_to_draw_from(
     shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | None
 ) -> Tensor:
-    """Exponential noise, in memory as gumbel_softmax_draw_ wants it."""
+    """Exponential noise with the memory layout that gumbel_softmax_draw_ needs."""
     if _axis_in_memory(shape) == -1:
         return exponential_noise(shape, dtype=dtype, device=device)
     shape = shape[-1:] + shape[:-1]
@@ -108,7 +108,7 @@ def sum_finite(x: Tensor, finite: Tensor | None) -> Tensor:
 
 
 def _category_term(temperature: Temperature, like: Tensor, finite: Tensor | None) -> tuple:
-    """K, and lgamma(K) - K log K + (K - 1) log tau: what the density has before its sums."""
+    """K, and lgamma(K) - K log K + (K - 1) log tau: the density without its sums."""
     if finite is None:
         K = like.shape[-1]
         return K, math.lgamma(K) - K * math.log(K) + (K - 1) * _log(temperature)
@@ -151,7 +151,7 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - noise.log()) / _column(temperature))
-    # -inf enters after the division, which has no gradient there
+    # -inf is set after the division, which has no gradient at -inf
     z = (logits.where(finite, 0.0) - noise.log()) / _column(temperature)
     return log_softmax(z.where(finite, -math.inf))
 
@@ -175,7 +175,7 @@ def gumbel_softmax_draw_(
         try:
             return _Draw.apply(torch.as_tensor(temperature, dtype=logits.dtype), logits, noise)
         except RuntimeError as error:
-            # what torch.func asks for would cost as much as some of the sums
+            # setup_context, which torch.func needs, would take as long as some of the sums
             if "setup_context" not in str(error):
                 raise
     l = exp_gumbel_softmax_sample(temperature, logits, noise, finite)
@@ -183,9 +183,9 @@ def gumbel_softmax_draw_(
 
 
 class _Draw(torch.autograd.Function):
-    """y, l and the residue of constant noise E; y in the memory of E.
+    """y, l and the residue for constant noise E; y uses the memory of E.
 
-    With G = G_l + y G_y the gradient by a is H = (G - y sum G) / tau, by tau it is -sum H l.
+    With G = G_l + y G_y the gradient is H = (G - y sum G) / tau for a, and -sum H l for tau.
     """
 
     @staticmethod
@@ -206,7 +206,7 @@ class _Draw(torch.autograd.Function):
             total = torch.exp(l, out=x).sum(-1, keepdim=True)
             l -= total.log()
             y = x.div_(total)
-        # detached: no view of the noise, which could not be written to
+        # detached, since a view of the noise could not be changed in place
         y = y.clamp_(*open_unit_interval(l.dtype)).detach()
         ctx.shape = logits.shape
         ctx.save_for_backward(tau, y, l)
@@ -299,7 +299,7 @@ def exp_gumbel_softmax_own_log_prob(
 
 
 def tempered_log_softmax(temperature: Temperature, logits: Tensor) -> Tensor:
-    """log_softmax(a / tau): the mode of the log-space density; with a + g for a, a sample of it."""
+    """log_softmax(a / tau): the mode of the log-space density; with a + g for a, a sample."""
     finite = logits > -math.inf  # -inf / tau has no gradient in tau
     z = logits.where(finite, 0.0) / _column(temperature)
     return log_softmax(z.where(finite, -math.inf))
@@ -346,8 +346,8 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) of two relaxed laws at the same temperature, on which it does not depend.
 
     KL = sum(lp - lq) - K (digamma(K) - E log sum_i w_i E_i), with lp, lq the log_softmax of the
-    logits and w_i = exp(lq_i - lp_i). With v = w / max(w) and the integrals of digamma(K) and of
-    E log sum_i v_i E_i subtracted under one sign, where t = exp(s),
+    logits and w_i = exp(lq_i - lp_i). With v = w / max(w) and t = exp(s), the integrals of
+    digamma(K) and of E log sum_i v_i E_i become one integral:
 
     KL = -sum log v + K integral ((1 + t)^-K - prod_i 1 / (1 + v_i t)) ds.
 
@@ -361,7 +361,7 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     p_finite, q_finite = p_logits > -math.inf, q_logits > -math.inf
     both = p_finite & q_finite
     log_v = q_logits.where(both, 0.0) - p_logits.where(both, 0.0)
-    # an empty intersection has no maximum; its divergence is infinite whatever stands here
+    # an empty intersection has no maximum; its divergence is infinite for any value here
     highest = log_v.where(both, -math.inf).amax(-1, keepdim=True)
     log_v = log_v - highest.where(both.any(-1, keepdim=True), 0.0)
     v, K = log_v.where(both, -math.inf).exp().unsqueeze(-2), both.sum(-1)
@@ -401,9 +401,9 @@ def open_unit_interval(dtype: torch.dtype) -> tuple[float, float]:
 def _log_inside(y: Tensor) -> Tensor:
     """log(y) of the nearest y inside (0, 1), with a derivative that never overflows.
 
-    The derivative 1 / y at a y that has all but vanished meets the derivative y of the sample; by
-    itself it would overflow on the way, to inf or to inf * 0. Below 2^26 times the smallest float
-    it is therefore held constant.
+    For y near 0 the derivative 1 / y is later multiplied by the derivative y of the sample. Before
+    that it could overflow, to inf or to inf * 0. So it is constant below 2^26 times the smallest
+    float.
     """
     low, high = open_unit_interval(y.dtype)
     steepest = torch.finfo(y.dtype).tiny * 2.0**26
@@ -428,7 +428,7 @@ def one_hot_argmax(log_value: Tensor) -> Tensor:
 
 
 def categorical_log_prob(logits: Tensor, value: Tensor, finite: Tensor | None = None) -> Tensor:
-    """Log mass, linear in the value: sum_i value_i log pi_i; -inf where a masked one has weight.
+    """Log mass, linear in the value: sum_i value_i log pi_i; -inf if a masked one has weight.
 
     With logits of -inf pass `finite`; without it the sum contains 0 times -inf.
 
@@ -563,21 +563,21 @@ def bernoulli_kl(
 
 
 # --- bits of probability 0 and 1 ------------------------------------------------------------------
-# `unsure` marks the others, None meaning all.
+# `unsure` marks the other bits; None: all.
 
 
 def without_sure(x: Tensor, unsure: Tensor | None, instead: float = 0.0) -> Tensor:
-    """Logits or values, with another in place of theirs."""
+    """Logits or values; `instead` replaces those of bits of probability 0 and 1."""
     return x if unsure is None else x.where(unsure, instead)
 
 
 def put_sure(y: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
-    """Bits of probability 0 and 1 are those values, without gradient."""
+    """Sets bits of probability 0 and 1 to 0 and 1, without gradient."""
     return y if unsure is None else y.where(unsure, (logits > 0).to(y.dtype))
 
 
 def score_sure(log_prob: Tensor, value: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
-    """They have the log mass 0 at their value, -inf elsewhere, without gradient."""
+    """Bits of probability 0 and 1 have log mass 0 at their value, -inf elsewhere, no gradient."""
     if unsure is None:
         return log_prob
     elsewhere = torch.zeros_like(log_prob).masked_fill(value != (logits > 0), -math.inf)
@@ -585,14 +585,14 @@ def score_sure(log_prob: Tensor, value: Tensor, logits: Tensor, unsure: Tensor |
 
 
 # --- surrogates of the straight-through families --------------------------------------------------
-# Of a one-hot sample D they give a soft value, whose gradient straight_through takes. A bit is the
-# first of two classes with logits (a, 0).
+# Each gives a soft value for a one-hot sample D; straight_through uses the gradient of that value.
+# A bit is the first of two classes with logits (a, 0).
 
 
 def tempered_softmax(
     temperature: Temperature, logits: Tensor, finite: Tensor | None = None
 ) -> Tensor:
-    """softmax(a / tau): of the logits the surrogate of StraightThrough, of a + g STGumbelSoftmax's.
+    """softmax(a / tau): the surrogate of StraightThrough; with a + g for a, of STGumbelSoftmax.
 
     Example:
         >>> tempered_softmax(0.5, torch.tensor([4.0, 1.0]).log() / 2)
@@ -607,7 +607,7 @@ def tempered_softmax(
 def softmax_at(
     temperature: Temperature, value: Tensor, logits: Tensor, finite: Tensor | None = None
 ) -> Tensor:
-    """softmax(v / tau) with the derivative by v taken for that by the logits.
+    """softmax(v / tau); its gradient with respect to v is used for the logits.
 
     Example:
         >>> softmax_at(1.0, torch.tensor([4.0, 1.0]).log(), torch.zeros(2))
@@ -620,7 +620,7 @@ def softmax_at(
 def reinmax_surrogate(
     temperature: Temperature, logits: Tensor, hard: Tensor, finite: Tensor | None = None
 ) -> Tensor:
-    """2 p - pi / 2 with p = (softmax(a / tau) + D) / 2 differentiated as a softmax of the logits.
+    """2 p - pi / 2; p = (softmax(a / tau) + D) / 2 is differentiated as a softmax of the logits.
 
     Its gradient is 2 J(p) - J(pi) / 2 with J(p) = diag(p) - p p^T.
 
@@ -630,7 +630,7 @@ def reinmax_surrogate(
         >>> reinmax_surrogate(1.0, torch.zeros(2), torch.tensor([1.0, 0.0]))
         tensor([1.2500, 0.2500])
     """
-    # no gradient of the logarithm, which is infinite where p has underflowed
+    # without the gradient of the logarithm, which is infinite where p has underflowed
     p = (tempered_softmax(temperature, logits, finite) + hard).detach() / 2
     pi = tempered_softmax(1.0, logits, finite)
     return 2 * softmax_at(1.0, p.log(), logits, finite) - pi / 2
@@ -645,9 +645,8 @@ def gumbel_rao_surrogate(
 ) -> Tensor:
     """Mean of softmax(z / tau) over draws of z = a + g given its argmax k.
 
-    z_k - log sum exp(a) = -log E_k, z_j - log sum exp(a) = -log(E_j / pi_j + E_k). The draws stand
-    for z itself: their gradient is that by the logits with the Gumbel noise held fixed, although
-    the noise given k depends on them.
+    z_k - log sum exp(a) = -log E_k, z_j - log sum exp(a) = -log(E_j / pi_j + E_k). The gradient is
+    that of z = a + g for fixed Gumbel noise g, although the noise given k depends on the logits.
 
     Args:
         temperature: tau > 0, shape broadcastable to the batch shape.
@@ -672,7 +671,7 @@ def gumbel_rao_surrogate(
 def gumbel_rao_bit_surrogate(
     temperature: Temperature, logits: Tensor, hard: Tensor, noise: Tensor
 ) -> Tensor:
-    """Mean of sigmoid(x / tau) over draws of x = a + L given its sign s, which the bit has.
+    """Mean of sigmoid(x / tau) over draws of x = a + L given its sign s = 2 bit - 1.
 
     x = s softplus(L' + softplus(s a)) with L' logistic; differentiated as in gumbel_rao_surrogate.
 
@@ -687,7 +686,7 @@ def gumbel_rao_bit_surrogate(
         tensor(0.7500)
     """
     sign = 2 * hard - 1
-    smallest = softplus(sign * logits.detach(), threshold=50)  # the default is float32's
+    smallest = softplus(sign * logits.detach(), threshold=50)  # the default is for float32
     size = softplus(noise + smallest, threshold=50)
     return (straight_through(sign * size, logits) / temperature).sigmoid().mean(0)
 
@@ -699,7 +698,7 @@ def gapped_surrogate(
     gap: float,
     finite: Tensor | None = None,
 ) -> Tensor:
-    """softmax(v / tau) with v_k = max(a) and v_j = min(a_j, max(a) - gap), differentiated as at a.
+    """softmax(v / tau), v_k = max(a), v_j = min(a_j, max(a) - gap); gradient as in softmax_at.
 
     Source: Fan, Chi, Rudnicky, Ramadge 2022 (arXiv 2206.07235).
 

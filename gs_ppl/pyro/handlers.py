@@ -69,13 +69,13 @@ __all__ = ["discretize", "relax"]
 
 
 def is_relaxed(law: Any) -> bool:
-    """Relaxed and straight-through laws, torch's and Pyro's among them."""
+    """Relaxed and straight-through laws, also those of torch and Pyro."""
     ours = isinstance(law, LogitsDistribution) and law.has_temperature
     return ours or isinstance(law, RelaxedOneHotCategorical | RelaxedBernoulli)
 
 
 def has_classes(law: Any) -> bool:
-    """Whether its values stand for classes: one-hot vectors, bits, relaxed ones."""
+    """Whether its values represent classes: one-hot vectors, bits, relaxed ones."""
     return event_dims(law) is not None
 
 
@@ -89,14 +89,14 @@ def is_latent(msg: dict[str, Any]) -> bool:
 
 
 def check_observed(site: str, value: Any) -> None:
-    """Pyro scores tensors alone, and says so late, or in other words."""
+    """Pyro scores only tensors; its own error comes late or does not say this."""
     if not isinstance(value, Tensor):
         raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
 
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Leaves the random state as it was, that of GPUs too, which Pyro's does not have."""
+    """Restores the random state, also that of GPUs, which Pyro does not restore."""
     state = get_rng_state()
     of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
@@ -107,12 +107,12 @@ def random_state() -> Iterator[None]:
 
 
 def annealed(fn: Callable) -> Callable:
-    """`fn` with the temperature as a first positional argument, which handlers and guides see."""
+    """`fn` with the temperature as first positional argument; handlers and guides use it."""
     return annealing.annealed(fn, program_inside)
 
 
 def program_inside(fn: Callable) -> Callable:
-    """The program inside of Pyro's handlers; a partial of the user's own stays whole.
+    """The program inside of Pyro's handlers; a partial of the user is not unwrapped.
 
     Pyro's `unwrap` takes the second argument of any partial for a program.
     """
@@ -128,7 +128,7 @@ def program_inside(fn: Callable) -> Callable:
 
 
 class _Handled(_bound_partial):
-    """What a messenger makes of a program, shown as the call that makes it."""
+    """A program in a messenger; its repr is the call that makes it."""
 
     def __repr__(self) -> str:
         messenger, program = self.func.args
@@ -136,7 +136,7 @@ class _Handled(_bound_partial):
 
 
 class HandledModule(nn.Module):
-    """What a messenger makes of a module: one with its parameters, as a loss as a module wants."""
+    """A module in a messenger: it has the module's parameters, as ELBO(model, guide) needs them."""
 
     def __init__(self, messenger: Any, module: nn.Module, run: Callable) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def _as_is(fn: Callable) -> Callable:
 
 
 def _wrap(messenger: Any, fn: Callable | None, run: Callable = _as_is) -> Any:
-    """The wrapped program, or the context manager where there is none, as Pyro's handlers do.
+    """The wrapped program, or the context manager if there is no program, as in Pyro's handlers.
 
     Args:
         messenger: in whose context the program runs.
@@ -226,7 +226,7 @@ class RelaxMessenger(Messenger):
             self._relax(msg)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        # at a value that was given; a handler around would have put another law here
+        # the value was given, and no outer handler has replaced the law
         if isinstance(innermost(msg["fn"]), WithoutTemperature) and not msg["is_observed"]:
             refuse_without_temperature(msg["name"])
         # after an outer trace has recorded weights, or the hardened value
@@ -242,7 +242,7 @@ class RelaxMessenger(Messenger):
             msg["value"] = self._recorded.pop(msg["name"])
 
     def _read(self, msg: dict[str, Any]) -> None:
-        """Takes soft values out of a message, since its readers are outside of the program."""
+        """Replaces soft values in a message, since code outside of the program reads it."""
         name, value = msg["name"], msg["value"]
         if isinstance(value, SoftIndex):
             if not msg["infer"].get("_deterministic"):
@@ -279,7 +279,7 @@ class RelaxMessenger(Messenger):
             return
         self._relaxed.add(name)
         msg["fn"] = rewrap(msg["fn"], lambda law: make(**given))
-        # the PPL's own marks: a relaxed site is not summed out
+        # without the PPL's mark for enumeration: a relaxed site is not summed out
         msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
 
 
@@ -287,7 +287,7 @@ def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
     if not is_relaxed(law) or isinstance(value, SoftIndex):
-        return value  # a handler around has taken the relaxation back, or handed it over
+        return value  # an outer handler has undone the relaxation, or has made the soft value
     values = values_of(law)
     if values is not None:
         weights = law.weights(value)
@@ -311,7 +311,7 @@ def _refuse_mask(site: str) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """What is recorded of a value that is computed: the class of largest weight, or the mean."""
+    """What is recorded for a computed soft value: the class of largest weight, or the mean."""
     is_class = isinstance(value, SoftIndex) and not value.is_floating_point()
     return hardened(value) if is_class else as_float(value)
 
@@ -341,7 +341,7 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
 
 
 def _is_counted(constraint: Any) -> bool:
-    """Whether a parameter is an integer; some that depend on others do not say."""
+    """Whether a parameter is an integer; some dependent constraints do not say so."""
     try:
         return constraint.is_discrete
     except NotImplementedError:
@@ -438,7 +438,7 @@ def _discretized(law: Any) -> Any:
 
 
 class SureBernoulli(Bernoulli):
-    """Pyro's, which has no score where the logits are infinite."""
+    """Pyro's Bernoulli, with a score where the logits are infinite."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return F.bernoulli_log_prob(self.logits, value, self.logits.isfinite())
@@ -448,13 +448,13 @@ class SureBernoulli(Bernoulli):
 
 
 def bit(law: Any) -> Bernoulli:
-    """Pyro's law of a relaxed bit's class."""
+    """Pyro's law for the class of a relaxed bit."""
     sure = isinstance(law, LogitsDistribution) and law.unsure is not None
     return (SureBernoulli if sure else Bernoulli)(logits=logits_of(law))
 
 
 def logits_of(law: Any) -> Tensor:
-    """In at least float32; infinite for a bit of probability 0 or 1."""
+    """Logits in at least float32; infinite for a bit of probability 0 or 1."""
     if isinstance(law, LogitsDistribution):
         return law.a
     given = parameters(law)

@@ -1,4 +1,4 @@
-"""Laws of relaxed integer sites: vectors of weights that stand for the integers of a support."""
+"""Laws of relaxed integer sites: vectors of weights that represent the integers of a support."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ __all__: list[str] = []
 
 
 def parameters(law: Any) -> dict[str, Tensor]:
-    """Probs where a native law was given them, so that a zero stays a masked category."""
+    """Probs if the PPL's law was given probs, so that a zero stays a masked category."""
     source = getattr(law, "_categorical", law)
     if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
         return {"probs": source.probs}
@@ -38,23 +38,23 @@ def event_dims(law: Any) -> int | None:
 
 
 class IndexScored:
-    """What a family is at an integer site: it scores vectors of weights, and integers besides."""
+    """Turns a family into the law of an integer site: it scores weights, and also integers."""
 
     logits: Tensor
     values: ClassVar[tuple[int, ...]]
-    floating: ClassVar[bool]  # whether the PPL's law has floats, as its counts do
-    max_tail: ClassVar[float | None]  # of the mass that truncation may leave out
-    has_enumerate_support = False  # marks of the PPL's own enumeration do not reach it
+    floating: ClassVar[bool]  # whether the values are floats, as Pyro's counts are
+    max_tail: ClassVar[float | None]  # the largest mass that truncation may leave out
+    has_enumerate_support = False  # so that the PPL's own enumeration does not mark it
 
     def weights(self, value: Tensor) -> Tensor:
-        """The vertex of an integer; weights as they are."""
+        """The vertex of an integer; weights do not change."""
         if value.is_floating_point():
             return value
         values = torch.tensor(self.values, device=value.device)
         return (value[..., None] == values).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # the family is the base that comes after this mixin, which mypy does not see
+        # the family is the next base class after this mixin; mypy does not see that
         return super().log_prob(self.weights(value))  # type: ignore[misc]
 
 
@@ -69,7 +69,7 @@ def _of_values(
 def of_values(
     values: tuple[int, ...], floating: bool, max_tail: float | None = None
 ) -> Callable[[Any], Any]:
-    """Makes a family, with its options, one for a site of these integers."""
+    """A function that turns a family, with its options, into one for a site of these integers."""
 
     def make(family: Any) -> Any:
         if isinstance(family, partial):
@@ -80,7 +80,7 @@ def of_values(
 
 
 def values_of(law: Any) -> tuple[int, ...] | None:
-    """The integers that a relaxed law stands for; None for any other law."""
+    """The integers that a relaxed law represents; None for any other law."""
     return getattr(law, "values", None) if isinstance(law, LogitsDistribution) else None
 
 
@@ -98,7 +98,7 @@ def is_integer(law: Any) -> bool:
 
 
 def is_count(law: Any) -> bool:
-    """Whether it counts, for which Pyro has floats."""
+    """Whether it is a law of counts; in Pyro they are floats."""
     return isinstance(law, COUNTS) or (isinstance(law, FiniteIntegers) and law.floating)
 
 
@@ -115,7 +115,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
         support = torch.arange(1 + int(totals.max()), device=totals.device).to(totals)
         at = support.reshape(-1, *[1] * len(law.batch_shape))
         exists = at <= totals
-        at = torch.where(exists, at, 0)  # a row's own support, where rows differ
+        at = torch.where(exists, at, 0)  # the support of each row, if rows differ
     else:
         at = law.enumerate_support(expand=False)
         support = at.flatten().unique()
@@ -124,7 +124,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
         refuse_support(site, type(law).__name__)
     if isinstance(law, COUNTS):
         logits = law.log_prob(at).expand(len(support), *law.batch_shape)
-    else:  # value by value, since a law of the user's own may not broadcast
+    else:  # value by value, since a law of the user may not broadcast
         logits = torch.stack([law.log_prob(value) for value in at])
     if exists is not None:
         logits = logits.masked_fill(~exists, -math.inf)
@@ -132,7 +132,7 @@ def classes(site: str, law: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
 
 
 def truncated(site: str, law: Any, largest: int) -> tuple[tuple[int, ...], dict[str, Tensor]]:
-    """The counts 0..largest, and their log-probabilities: what these lack in mass is the tail."""
+    """The counts 0..largest, and their log-probabilities: the mass missing to 1 is the tail."""
     support: Any = getattr(law, "support", None)
     counts = getattr(law, "event_shape", None) == () and getattr(support, "is_discrete", False)
     check_truncation(site, largest, type(law).__name__, counts)
@@ -146,20 +146,20 @@ def truncated(site: str, law: Any, largest: int) -> tuple[tuple[int, ...], dict[
 
 @torch.no_grad()
 def tail(law: Any) -> float | None:
-    """The mass that truncation leaves out, of the worst row; None where nothing is."""
+    """The largest mass that truncation leaves out of a row; None without truncation."""
     if getattr(law, "max_tail", None) is None:
         return None
     return max(0.0, float(-torch.expm1(law.a.logsumexp(-1).min())))
 
 
 def support_of(site: str, law: Any) -> tuple[int, ...]:
-    """The integers of a law, also of one that stands for others."""
+    """The integers of a law, also those that a relaxed law represents."""
     values = getattr(law, "values", None)
     return classes(site, law)[0] if values is None else values
 
 
 def index_in_support(site: str, law: Any, value: Tensor) -> Tensor:
-    """The class of an integer."""
+    """The class index of an integer."""
     support = support_of(site, law)
     return (value[..., None] == torch.tensor(support, device=value.device)).long().argmax(-1)
 

@@ -74,7 +74,7 @@ def _require_equal_temperature(p: DensityScored, q: DensityScored) -> None:
     differentiable = any(
         isinstance(t, Tensor) and t.requires_grad for t in (p.temperature, q.temperature)
     )
-    if not differentiable and not torch.jit.is_tracing():  # which would keep the answer
+    if not differentiable and not torch.jit.is_tracing():  # a trace would keep the answer
         equal = read((torch.as_tensor(p.tau) == torch.as_tensor(q.tau)).all())
         if equal is not None and equal[0]:
             return
