@@ -211,7 +211,8 @@ def make_svi(gs, infer, model, adam, method, last, steps) -> tuple:
     if method == "TraceEnum_ELBO":
         pair = gs.config_enumerate(model), gs.config_enumerate(guide)
         return infer.SVI(*pair, adam, infer.TraceEnum_ELBO(max_plate_nesting=1)), guide
-    return infer.SVI(model, gs.discretize(guide), adam, gs.RLOO_ELBO(DRAWS)), guide
+    loss = gs.RLOO_ELBO(DRAWS, vectorize_particles=True)
+    return infer.SVI(model, gs.discretize(guide), adam, loss), guide
 
 
 TRAINERS = {"pyro": train_pyro, "numpyro": train_numpyro}
