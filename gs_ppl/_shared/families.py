@@ -1,4 +1,4 @@
-"""Which class relaxes a site, and what is said where there is none."""
+"""Which class relaxes a site, and the errors if there is none."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def check_family(argument: str, family: Any) -> None:
 
 
 def family_label(family: Family | Any) -> str:
-    """The class with its options, as one would write it; an ELBO with its particles."""
+    """The class with its options, as in a program; an ELBO with its particles."""
     if isinstance(family, type):
         return family.__name__
     if not isinstance(family, partial):
@@ -48,8 +48,8 @@ def family_label(family: Family | Any) -> str:
 class Relaxation:
     """How discrete sites are relaxed: the options that relax and AutoGumbelSoftmax share.
 
-    A `family` by site name leaves the others to the default. Where there is no temperature the law
-    is one of `without_temperature`, by its event dimensions, which discretize can replace.
+    Sites that a `family` by name leaves out get the default. Without a temperature the law
+    is one of `without_temperature`, by event dimensions; discretize can replace it.
     """
 
     temperature: Any
@@ -99,12 +99,12 @@ class Relaxation:
 
 
 def named(option: Any) -> set[str]:
-    """The sites that an option by site name speaks of."""
+    """The sites that an option by site name names."""
     return set(option) if isinstance(option, Mapping) else set()
 
 
 def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Any:
-    """The class that stands at a site: binary at a bit, scored as the objective says.
+    """The class for a site: binary for a bit, scored as the objective says.
 
     It keeps the options of the family.
 
@@ -142,7 +142,7 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 
 
 def refuse_integer(site: str) -> None:
-    """A program that runs inside of a bare handler cannot read a soft index."""
+    """Refuses an integer site of a program that runs inside of a bare handler."""
     raise ValueError(
         f"site {site!r} draws an integer, which the context manager cannot relax: write"
         " relax(program) instead"
@@ -158,7 +158,7 @@ def refuse_support(site: str, law: str) -> None:
 
 
 def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
-    """Only a law of counts is cut off, at a count."""
+    """Refuses truncation of a law that is no law of counts, or at what is no count."""
     if not isinstance(largest, int) or isinstance(largest, bool) or largest < 1:
         raise ValueError(
             f"site {site!r}: truncate wants the largest count, 1 or more, got {largest!r}"
@@ -198,7 +198,7 @@ def refuse_soft_value(site: str, what: str, cure: str) -> None:
 
 
 def refuse_reparameterization(site: str, got: str) -> None:
-    """GumbelSoftmaxReparam is about latent sites with a soft relaxed law."""
+    """GumbelSoftmaxReparam takes only latent sites with a soft relaxed law."""
     raise ValueError(
         f"site {site!r}: GumbelSoftmaxReparam takes a latent site with a soft relaxed law"
         f" (GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid), {got}"
@@ -225,7 +225,7 @@ def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> NoRe
 
 @contextmanager
 def at_site(site: str) -> Iterator[None]:
-    """Bad parameters are refused with the name of the site that has them."""
+    """Within it, errors about parameters name the site."""
     try:
         yield
     except ValueError as error:
@@ -235,7 +235,7 @@ def at_site(site: str) -> Iterator[None]:
 
 
 def refuse_sure_rows(site: str, plate: str) -> None:
-    """Rows that a subsampled plate has not shown may have other impossible classes."""
+    """Refuses rows with different impossible classes: rows that were not drawn may differ too."""
     raise ValueError(
         f"site {site!r}: the rows of the subsampled plate {plate!r} differ in their impossible"
         " classes: give init_logits for all rows, with -inf at these classes"
@@ -243,7 +243,7 @@ def refuse_sure_rows(site: str, plate: str) -> None:
 
 
 def refuse_straight_through(site: str, law: str) -> None:
-    """Pyro's own classes score a relaxed tensor that stands behind the hard sample."""
+    """Pyro's own classes score a relaxed tensor that is hidden behind the hard sample."""
     raise ValueError(
         f"site {site!r}: {law} is not scored at its value, so that no ELBO of it is right: use"
         " STGumbelSoftmax or STGumbelSigmoid"

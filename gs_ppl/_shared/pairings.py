@@ -38,7 +38,7 @@ class PairedSite:
 
     @property
     def is_hard(self) -> bool:
-        return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
+        return getattr(self.law, "is_hard", True)  # as the PPLs' own discrete laws are
 
     @property
     def is_relaxed(self) -> bool:
@@ -137,7 +137,7 @@ def _check_scale(pair: str, guide: PairedSite, model: PairedSite) -> None:
 
 
 def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
-    """Refuses a truncation that leaves out more than it may; `tail` is that of the worst row."""
+    """Refuses a truncation that leaves out too much mass; `tail` is that of the worst row."""
     limit = getattr(paired.law, "max_tail", None)
     if limit is not None and tail is not None and not tail <= limit:
         raise ValueError(
@@ -170,7 +170,7 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
 
 
 def divergence(known: Callable, guide: Any, model: Any) -> Any:
-    """That of the registry of divergences; None where it has none of these laws."""
+    """The divergence in the registry; None if it has none of these laws."""
     try:
         return known(guide, model)
     except NotImplementedError:
@@ -180,9 +180,9 @@ def divergence(known: Callable, guide: Any, model: Any) -> Any:
 def to_probe(
     side: str, in_guide: Mapping[str, PairedSite], in_model: Mapping[str, PairedSite]
 ) -> list[list[str]]:
-    """Masses and densities on a side, where the guide hands a gradient to the value."""
+    """Relaxed sites of one side that the probe moves: masses, and densities."""
     sites = in_model if side == "model" else in_guide
-    if side == "guide" and len(sites) == 1:  # which has no reader
+    if side == "guide" and len(sites) == 1:  # no other site reads it
         return [[], []]
     relaxed = [n for n, site in in_guide.items() if site.is_relaxed and n in in_model]
     return [[n for n in relaxed if sites[n].kind == kind] for kind in ("mass", "density")]
@@ -191,9 +191,9 @@ def to_probe(
 def check_divergence(
     site: str, guide: PairedSite, elbo: str, *, analytic: bool, infinite: bool = False
 ) -> None:
-    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p.
+    """Refuses a soft mass if the loss has log q - log p: its optimum is not q = p.
 
-    And one that gives weight to what the model excludes: no gradient leads away from there.
+    Also one that gives weight to what the model excludes: no gradient leads away from there.
     """
     if infinite:
         raise ValueError(
@@ -213,7 +213,7 @@ def check_divergence(
 
 
 def refuse_mixed(p: Any, q: Any) -> NoReturn:
-    """A divergence of a density and a mass."""
+    """Refuses a divergence of a density and a mass."""
     raise ValueError(
         f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
         " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
@@ -222,7 +222,7 @@ def refuse_mixed(p: Any, q: Any) -> NoReturn:
 
 
 def refuse_spaces(p: Any, q: Any) -> NoReturn:
-    """A divergence of two densities on different spaces."""
+    """Refuses a divergence of two densities on different spaces."""
     raise ValueError(
         f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
         " one of the two classes on both sides"

@@ -30,7 +30,7 @@ def costs_by_plates(model_trace: dict[str, Any], guide_trace: dict[str, Any]) ->
 
 
 def check_plates(trace: dict[str, Any]) -> None:
-    """Axes that no plate declares would be summed in the wrong places."""
+    """Refuses axes that no plate declares: they would be summed in the wrong places."""
     for name, site in trace.items():
         if site["type"] != "sample":
             continue
@@ -44,7 +44,7 @@ def check_plates(trace: dict[str, Any]) -> None:
 
 
 class _Registers(Messenger):
-    """Has `register(name)` called for each discrete site of the guide, once that has run."""
+    """Calls `register(name)` for each discrete site of the guide, after the guide has run."""
 
     def __init__(self, fn: Callable, register: Callable[[str], Any]) -> None:
         super().__init__(fn)
@@ -63,7 +63,7 @@ class _Registers(Messenger):
 
 
 def with_state(guide: Callable, register: Callable[[str], Any]) -> Callable:
-    """The guide with an estimator's own state beside it."""
+    """The guide, and the estimator's own state."""
 
     @wraps(guide, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:

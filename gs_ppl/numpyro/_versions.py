@@ -1,4 +1,4 @@
-"""The names of JAX that have moved, for the trace that reads soft indices."""
+"""Names of JAX that differ by version, for the trace of soft indices."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ set_current_trace, take_current_trace = home.set_current_trace, home.take_curren
 
 
 def init_tracer(tracer: Any, trace: Any, aval: Any) -> None:
-    """Before 0.8 the constructor takes the trace alone."""
+    """Before 0.8 the constructor takes only the trace."""
     new = jax.__version_info__ >= (0, 8)
     jax.core.Tracer.__init__(tracer, trace, *[aval] * new)
     tracer.aval = aval
@@ -23,7 +23,7 @@ def bind_custom(primitive: Any, funs: tuple, args: Any, kw: dict[str, Any]) -> A
 
 
 def scan_parts(params: dict[str, Any], args: Any) -> list[list]:
-    """Constants, carry and slices; as a tree from 0.12 on."""
+    """Constants, carry and slices; from 0.12 on they are a tree."""
     n, m = params.get("num_consts", 0), params.get("num_carry", 0)
     parts = args[:n], args[n : n + m], args[n + m :]
     return list(map(list, params["ft_in"].update(args).unpack() if "ft_in" in params else parts))

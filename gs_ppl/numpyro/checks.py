@@ -108,7 +108,7 @@ def _subsampled(trace: dict[str, Any]) -> set[str]:
 
 
 class _GivenRows(Messenger):
-    """Sees the rows that the program is given, as by substitute, before replay does."""
+    """Reads the rows that the program is given, for example by substitute, before replay does."""
 
     def __init__(self, fn: Callable) -> None:
         super().__init__(fn)
@@ -120,7 +120,7 @@ class _GivenRows(Messenger):
 
 
 class _TakenApart(Messenger):
-    """Sees the scans that TraceEnum_ELBO takes apart."""
+    """Reads the scans that TraceEnum_ELBO takes apart."""
 
     found = False
 
@@ -158,14 +158,14 @@ def _parents(
 
 
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-    """Refuses truncations that leave out too much."""
+    """Refuses truncations that leave out too much mass."""
     for trace in _run(model, guide, args, kwargs)[:2]:
         for name, site in _latents(trace).items():
             check_tail(name, site, tail(site.law))
 
 
 def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any, Any]:
-    """Traces of both, and the rows that the model is given."""
+    """Traces of guide and model, and the rows that the model is given."""
     with handlers.block():
         seeded = handlers.seed(guide, jax.random.key(0))
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
@@ -175,10 +175,10 @@ def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[A
 
 
 def _centre(guide_trace: dict[str, Any], name: str) -> Array:
-    """Where the guide has the middle of a continuous latent."""
+    """The location that the guide gives a continuous latent."""
     law = innermost(guide_trace[name]["fn"])
     transforms: list[Any] = []
-    while isinstance(law, TransformedDistribution):  # of AutoNormal
+    while isinstance(law, TransformedDistribution):  # the name that AutoNormal gives it
         transforms[:0] = law.transforms
         law = innermost(law.base_dist)
     value = law.mean if transforms or isinstance(law, Normal) else guide_trace[name]["value"]
@@ -195,7 +195,7 @@ def _warn_of_equal(
     args: tuple,
     kwargs: dict,
 ) -> None:
-    """Where components are equal, and with them the classes of a relaxed site."""
+    """Where all components are equal, and therefore all classes of a relaxed site."""
     continuous = [
         name
         for name, site in _latents(model_trace).items()

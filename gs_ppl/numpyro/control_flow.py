@@ -1,4 +1,4 @@
-"""The bodies of NumPyro's scan and cond, whose sites a handler would see too late."""
+"""The bodies of NumPyro's scan and cond: a handler outside would see their sites too late."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +10,7 @@ __all__: list[str] = []
 
 
 class Within(Messenger):
-    """Applies another handler to a body, whose sites it would see when they have been drawn."""
+    """Applies another handler to a body: outside, it would see the sites after they are drawn."""
 
     def __init__(self, outer: Messenger, body: Callable) -> None:
         super().__init__(body)
@@ -24,7 +24,7 @@ class Within(Messenger):
 
 
 def reach_into_bodies(outer: Messenger, msg: dict[str, Any]) -> None:
-    """Wraps what a control_flow message carries: the body of scan, both branches of cond."""
+    """Wraps the functions of a control_flow message: the body of scan, both branches of cond."""
     if msg["type"] != "control_flow":
         return
     if is_scan(msg):
@@ -42,7 +42,7 @@ def is_scan(msg: dict[str, Any]) -> bool:
 
 
 def _replaying(run: Callable, *args: Any, substitute_stack: list, **kwargs: Any) -> Any:
-    """NumPyro's cond leaves replay out: its branches would draw what the guide has drawn."""
+    """NumPyro's cond ignores replay: its branches would draw again what the guide has drawn."""
     stack = [
         ("substitute", latent_values(data)) if kind == "replay" else (kind, data)
         for kind, data in substitute_stack
@@ -51,7 +51,7 @@ def _replaying(run: Callable, *args: Any, substitute_stack: list, **kwargs: Any)
 
 
 def latent_values(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trace has drawn."""
+    """The values that a trace has drawn."""
     return {
         name: site["value"]
         for name, site in trace.items()

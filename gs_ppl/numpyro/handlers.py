@@ -70,9 +70,9 @@ __all__ = ["discretize", "relax"]
 
 
 def parameters(law: Any) -> dict[str, Array]:
-    """Parameters of a discrete law as arrays, which NumPyro takes as numbers too.
+    """Parameters of a discrete law as arrays; NumPyro takes plain numbers too.
 
-    Probs where a native law was given them, so that a zero stays a zero.
+    If a native law was given probs, these are probs, so that a zero stays a zero.
     """
     what, given = (
         ("probs", law.probs) if isinstance(law, BernoulliProbs) else ("logits", law.logits)
@@ -82,18 +82,18 @@ def parameters(law: Any) -> dict[str, Array]:
 
 
 def is_relaxed(law: Any) -> bool:
-    """Relaxed and straight-through laws, NumPyro's relaxed bit among them."""
+    """Relaxed and straight-through laws, also NumPyro's relaxed bit."""
     ours = isinstance(law, LogitsDistribution) and law.has_temperature
     return ours or isinstance(law, RelaxedBernoulliLogits)
 
 
 def has_classes(law: Any) -> bool:
-    """Whether its values stand for classes: one-hot vectors, bits, relaxed ones."""
+    """Whether its values are classes: one-hot vectors, bits, or relaxed ones."""
     return event_dims(law) is not None
 
 
 def _is_discrete(law: Any) -> bool:
-    """One-hot and Bernoulli laws, the PPL's and ours; not those that are relaxed already."""
+    """One-hot and Bernoulli laws, of the PPL and of this library, that are not relaxed already."""
     return isinstance(law, OneHotCategorical | BernoulliLogits | BernoulliProbs)
 
 
@@ -116,11 +116,11 @@ class carry_log_values(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_bodies(self, msg)
         if is_latent(msg) and isinstance(innermost(msg["fn"]), DensityScored):
-            # a copy of the user's dict, without what an earlier draw has left in it
+            # a copy of the user's dict, without the entries of an earlier draw
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != LOG_VALUE}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # in place: an outer trace has recorded the same list and dict before
+        # in place: an outer trace has recorded the same list and dict already
         if not is_latent(msg):
             return
         if not isinstance(innermost(msg["fn"]), DensityScored):
@@ -144,7 +144,7 @@ class RelaxMessenger(carry_log_values):
         max_tail: float,
     ) -> None:
         super().__init__(None if fn is None else interpret(fn))
-        self.reads = fn is not None  # what a program computes from soft indices
+        self.reads = fn is not None  # a value that the program has computed from soft indices
         self.relaxation = relaxation
         self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
@@ -179,11 +179,11 @@ class RelaxMessenger(carry_log_values):
         super().process_message(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # at a value that was given; a handler around would have put another law here
+        # the value was given; an outer handler would have changed the law
         if is_latent(msg) and isinstance(innermost(msg["fn"]), WithoutTemperature):
             refuse_without_temperature(msg["name"])
         super().postprocess_message(msg)
-        # after an outer trace has recorded weights, or the hardened value
+        # here an outer trace has recorded the weights, or the hardened value, already
         if msg["type"] == "sample" and msg["name"] in self._relaxed and self.reads:
             msg["value"] = _handed(msg)
         elif is_latent(msg) and msg["name"] in self._discrete and self.reads:
@@ -194,7 +194,7 @@ class RelaxMessenger(carry_log_values):
             msg["value"] = self._recorded.pop(msg["name"])
 
     def _read(self, msg: dict[str, Any]) -> None:
-        """Takes soft values out of a message, since its readers are outside of the program."""
+        """Replaces soft values in a message, since its readers are outside of the program."""
         if msg["type"] == "deterministic" and isinstance(msg["value"], Soft):
             value = self._recorded[msg["name"]] = msg["value"]
             msg["value"] = as_float(value) if value.is_float else hardened(value)
@@ -234,7 +234,7 @@ def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
     if not is_relaxed(law) or isinstance(value, Soft):
-        return value  # a handler around has taken the relaxation back, or handed it over
+        return value  # an outer handler has undone the relaxation, or has done it already
     values = values_of(law)
     if values is not None:
         given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
@@ -248,7 +248,7 @@ def _handed(msg: dict[str, Any]) -> Any:
 
 
 def is_log(law: Any) -> bool:
-    """Whether its values are logs of weights."""
+    """Whether the values of the law are logs of weights."""
     return isinstance(law, ExpGumbelSoftmax)
 
 
@@ -256,7 +256,7 @@ def _without_soft(site: str, fn: Any) -> Any:
     """A law with the means of its soft parameters."""
     law = innermost(fn)
     for name, constraint in getattr(law, "arg_constraints", {}).items():
-        # a lazy property would compute other parameters; some integers are no leaves of the law
+        # a lazy property would compute other parameters; some integers are not leaves of the law
         if isinstance(vars(law).get(name), Soft) and _is_counted(constraint):
             refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
     if not any(isinstance(x, Soft) for x in jax.tree.leaves(fn)):
@@ -267,7 +267,7 @@ def _without_soft(site: str, fn: Any) -> Any:
 
 
 def _is_counted(constraint: Any) -> bool:
-    """Whether a parameter is an integer; some that depend on others do not say."""
+    """Whether a parameter is an integer; some constraints that depend on others do not say."""
     try:
         return constraint.is_discrete
     except NotImplementedError:
@@ -371,7 +371,7 @@ def _discretized(law: Any) -> Any:
 
 
 class SureBernoulli(BernoulliLogits):
-    """NumPyro's, which has no score where the logits are infinite, and refuses them."""
+    """NumPyro's Bernoulli; it has no score where the logits are infinite, and refuses them."""
 
     def __init__(self, logits: Array) -> None:
         super().__init__(logits, validate_args=False)
@@ -393,7 +393,7 @@ def bit(law: Any) -> BernoulliLogits:
 
 
 def logits_of(law: Any) -> Array:
-    """As an array in at least float32; infinite for a bit of probability 0 or 1."""
+    """Logits as an array in at least float32; infinite for a bit of probability 0 or 1."""
     if isinstance(law, LogitsDistribution):
         return law.a
     given = parameters(law)

@@ -97,7 +97,7 @@ def to_inference_data(
     exact = infer_discrete or guide is None
     sampler = _Sampler(bind(model), bind(guide) if guide else None, first, exact)
     names = Names.of(sampler.layout, coords, dims)
-    # in turn rather than in one batch, which would hold all tables of enumeration at once
+    # one after the other: a batch would hold all tables of enumeration at the same time
     draws = jax.jit(partial(jax.lax.map, sampler.draw))(jax.random.split(key, num_samples))
     groups = jax.tree.map(np.asarray, draws)
     attrs = {"method": sampler.method, "numpyro_version": numpyro.__version__}
@@ -105,7 +105,7 @@ def to_inference_data(
 
 
 class Unscaled(Messenger):
-    """Undoes scale: a draw has a law, a scaled density has none."""
+    """Removes scales: a scaled density is not the law of a draw."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_bodies(self, msg)
@@ -138,7 +138,7 @@ class _Sampler:
         self.method += ", guide" if infer_discrete and guide else ""
 
     def _find_enumerated(self, key: Array) -> list[str]:
-        """The sites that are enumerated, which the guide then leaves alone."""
+        """The sites that are enumerated; the guide does not draw them."""
         sites = _run(config_enumerate(self._model), key).items()
         frames = [f.dim for site in self._trace.values() for f in site.get("cond_indep_stack", ())]
         self._plates = -min(frames, default=0)
@@ -151,7 +151,7 @@ class _Sampler:
         """One draw of each group."""
         of_latents, of_predictive, of_prior = jax.random.split(key, 3)
         latents, log_q, log_weight = self._draw_latents(of_latents)
-        # the key is for what stays random: nothing but auxiliary draws
+        # the key is for what stays random: only auxiliary draws
         lp, joint = log_density(handlers.seed(self._model, key), (), {}, latents)
         if log_weight is None:
             log_weight = lp - log_q
@@ -171,7 +171,7 @@ class _Sampler:
         }
 
     def _draw_latents(self, key: Array) -> tuple[dict[str, Array], Array | None, Array | None]:
-        """Latents by site, and the log density of the draw, or else its log weight."""
+        """Latents by site, and the log density of the draw, or, without one, its log weight."""
         key, own = jax.random.split(key)
         summed = {*self._enumerated, *self._fixed}
         guide = handlers.block(handlers.seed(self._guide, own), hide=list(summed))

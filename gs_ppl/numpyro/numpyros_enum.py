@@ -1,4 +1,4 @@
-"""NumPyro's own enumeration and Gibbs sampler over our classes, which come out wrong: refused."""
+"""Refuses NumPyro's own enumeration and Gibbs sampler over our classes: they give wrong numbers."""
 
 import sys
 from types import FrameType
@@ -9,9 +9,9 @@ from numpyro.primitives import _PYRO_STACK
 
 
 def refuse_support(law: str) -> None:
-    """Inside of NumPyro's enumeration, which asks for the support, and hands out class indices.
+    """Refuses NumPyro's enumeration, which asks for the support, and gives class indices.
 
-    A vector is no index, and of a bit with a gradient NumPyro follows no dependency.
+    A vector is no index, and NumPyro does not follow the dependencies of a bit with a gradient.
     """
     if _is_enumerating():
         _refuse(law, _site_at_work(), "NumPyro's enumeration hands it class indices")
@@ -25,7 +25,7 @@ def refuse_support(law: str) -> None:
 
 
 def refuse_draw(law: str) -> None:
-    """Inside of NumPyro's enumeration, a draw that was to be summed out, or that no guide gives."""
+    """Refuses, in NumPyro's enumeration, a draw to be summed out, or one that no guide gives."""
     if not _is_enumerating():
         return
     site = _site_at_work() or {}
@@ -41,7 +41,7 @@ def _is_enumerating() -> bool:
 
 
 def _sampler_at_work() -> FrameType | None:
-    """The function of NumPyro's samplers that asks for a support, if it is they who ask."""
+    """The function of NumPyro's samplers that asks for a support, None if another one asks."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -52,7 +52,7 @@ def _sampler_at_work() -> FrameType | None:
 
 
 def _site_at_work() -> dict[str, Any] | None:
-    """The message that NumPyro's handlers are at: no law is told, so it is read off the frames."""
+    """The current message of NumPyro's handlers, read off the frames: a law does not get it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         message = frame.f_locals.get("msg")

@@ -1,4 +1,4 @@
-"""Straight-through families: one-hot and categorical in law; they differ in the gradient alone."""
+"""Straight-through families: one-hot and categorical in law; they differ only in the gradient."""
 
 import math
 from numbers import Integral, Real
@@ -45,7 +45,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         return F.straight_through(hard, soft).astype(self.logits.dtype)
 
     def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
-        """The soft value whose gradient the sample has: each class has its own."""
+        """The soft value whose gradient the sample gets; each subclass defines its own."""
         refuse_undefined(self, "surrogate")
 
 
@@ -71,7 +71,7 @@ class BitEstimator(BernoulliScored, Relaxed):
         return self.surrogate(a, z, hard, key)[..., 0]
 
     def surrogate(self, a: Array, z: Array, hard: Array, key: Array) -> Array:
-        """The soft value whose gradient the sample has: each class has its own."""
+        """The soft value whose gradient the sample gets; each subclass defines its own."""
         refuse_undefined(self, "surrogate")
 
 
@@ -212,7 +212,7 @@ class ReinMax(OneHotEstimator):
 
 
 class ConditionalGumbels(Relaxed):
-    """What Gumbel-Rao is for vectors and bits."""
+    """What Gumbel-Rao has in common for vectors and bits."""
 
     pytree_aux_fields = ("num_samples",)
     num_samples: int
@@ -282,7 +282,7 @@ class GumbelRao(ConditionalGumbels, OneHotEstimator):
 
 
 class Gapped(Relaxed):
-    """What the gapped estimator is for vectors and bits."""
+    """What the gapped estimator has in common for vectors and bits."""
 
     pytree_aux_fields = ("gap",)
     gap: float

@@ -114,7 +114,7 @@ Rule = Callable[[DiscreteSite], Array]
 
 
 class _AtValues(Messenger):
-    """Gives each site of a guide of soft masses the value of a rule."""
+    """Gives each site of a guide with soft masses the value that a rule chooses."""
 
     def __init__(self, fn: Callable, rule: Rule, fixed_law: bool) -> None:
         super().__init__(fn)
@@ -136,7 +136,7 @@ class _AtValues(Messenger):
 
 
 class _Discrete(Messenger):
-    """Stands around the guide, which takes discrete laws alone."""
+    """A handler around the guide; refuses laws that are not discrete."""
 
     def __init__(self, fn: Callable, estimator: str) -> None:
         super().__init__(fn)
@@ -152,7 +152,7 @@ class _Discrete(Messenger):
 
 
 class _RefuseScan(Messenger):
-    """Stands around the body of a scan in the guide."""
+    """A handler around the body of a scan in the guide."""
 
     def __init__(self, estimator: str) -> None:
         super().__init__()
@@ -168,9 +168,9 @@ class _RefuseScan(Messenger):
 
 @dataclass(frozen=True)
 class Programs:
-    """Guide and model, to be run at values that a rule chooses; rows of plates stay the same."""
+    """Guide and model, run at values that a rule chooses; the rows of plates stay the same."""
 
-    name: str  # of the estimator
+    name: str  # name of the estimator
     key: Array
     params: dict[str, Any]
     model: Callable
@@ -179,7 +179,7 @@ class Programs:
     kwargs: dict[str, Any]
 
     def fixed(self) -> "Programs":
-        """With parameters that are constants."""
+        """The site with its parameters as constants."""
         return replace(self, params=stop_gradient(self.params))
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
@@ -227,7 +227,7 @@ def _attach(g: Array, x: Array) -> Array:
 
 
 def _tempered(z: Array, tau: Any) -> Array:
-    """z / tau; what is infinite stays so, without a gradient by tau."""
+    """z / tau; infinite values stay infinite, without a gradient by tau."""
     finite = jnp.isfinite(z)
     return jnp.where(finite, jnp.where(finite, z, 0.0) / tau, z)
 
@@ -450,5 +450,5 @@ class DisARM_ELBO(SubstitutingELBO):
 
 
 def _flipped(shared: SharedNoise, name: str, opposite: Array, other: DiscreteSite) -> Array:
-    """The bits as they were drawn, but for one."""
+    """The bits as they were drawn, except one."""
     return opposite if other.name == name else shared.b(other)

@@ -30,7 +30,7 @@ from gs_ppl.pyro.functional import Temperature
 def read(*scalars: Tensor) -> list[float] | None:
     """Values as Python numbers; None where they cannot be read: vmap, compiling.
 
-    Under tracing, decisions based on them are frozen, such as whether categories are masked.
+    Tracing freezes decisions that are based on them: for example, which categories are masked.
     """
     if torch.compiler.is_compiling():
         return None
@@ -44,7 +44,7 @@ def read(*scalars: Tensor) -> list[float] | None:
 
 
 def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_dims: int) -> Tensor:
-    """Logits from whichever of probs and logits was given; types and shapes are always checked."""
+    """Logits, from probs or logits, whichever was given; types and shapes are always checked."""
     what, given = pick(name, probs, logits)
     if not isinstance(given, Tensor) or not given.is_floating_point():
         got = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
@@ -54,7 +54,7 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
     if logits is not None:
         return logits
     if not event_dims:
-        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # whose gradient is 0
+        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # its gradient is 0
         logits = p.log() - (-p).log1p()
         return logits.masked_fill(given == 0, -math.inf).masked_fill(given == 1, math.inf)
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
@@ -121,7 +121,7 @@ class Parameters(TorchDistribution):
         validate = self._validate_args if validate_args is None else validate_args
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         what, given = ("probs", probs) if logits is None else ("logits", logits)
-        assert given is not None  # or parse_logits had refused
+        assert given is not None  # parse_logits refuses any other case
         limits = read(*given.detach().aminmax()) if validate and given.numel() else None
         if limits is not None:
             check_logits(name, what, limits, self.logits, self.event_dims)
@@ -132,7 +132,7 @@ class Parameters(TorchDistribution):
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
-    # read when it is asked for: a law that is only replaced, or sampled by torch, needs none of it
+    # computed at first use: a law that is only replaced, or sampled by torch, does not need it
     @lazy_property
     def finite(self) -> Tensor | None:
         """Marks the categories that exist; None: all."""
@@ -156,12 +156,12 @@ class Parameters(TorchDistribution):
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
         if self.logits.shape != batch_shape + event_shape:
             self.logits = self.logits.expand(batch_shape + event_shape)
-        # not the __init__ of a TransformedDistribution, which some of the classes are as well
+        # not TransformedDistribution.__init__, though some of the classes have that base as well
         TorchDistribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     @classmethod
     def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[Size, Size]:
-        """Batch and event shape, from the shapes of what the class takes."""
+        """Batch and event shape, from the shapes of the parameters."""
         names = ("temperature", "probs", "logits")[not cls.has_temperature :]
         shapes = {**dict(zip(names, args, strict=False)), **kwargs}
         given = [shapes[n] for n in ("probs", "logits") if shapes.get(n) is not None]
@@ -178,7 +178,7 @@ class Parameters(TorchDistribution):
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
         for name in self.fields:
-            if name in self.__dict__:  # what was not asked for yet stays so
+            if name in self.__dict__:  # what was not computed yet is not computed here
                 setattr(new, name, self.__dict__[name])
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
@@ -186,7 +186,7 @@ class Parameters(TorchDistribution):
 
 
 class LogitsDistribution(Parameters):
-    """What all classes have: what they are, and their parameters as the formulas take them.
+    """What all classes have: their kind, and their parameters in the form of the formulas.
 
     `a` and `tau` are the logits in at least float32, and the temperature as it was given, or cast
     to the dtype and device of `a`.
@@ -224,7 +224,7 @@ class LogitsDistribution(Parameters):
 
 
 class WithoutTemperature(LogitsDistribution):
-    """Stands at a site to be relaxed that no temperature has reached: discretize and
+    """The law at a site to be relaxed that has no temperature yet: discretize and
     config_enumerate put another law in its place; it is neither drawn nor scored.
     """
 
@@ -262,20 +262,20 @@ class BitWithoutTemperature(WithoutTemperature):
 
 
 def version_of(value: Tensor) -> int | None:
-    """How often the tensor was written to; None where torch keeps no count."""
+    """How often the tensor was changed in place; None where torch keeps no count."""
     return None if torch.compiler.is_compiling() or value.is_inference() else value._version
 
 
 @dataclass(frozen=True, eq=False)
 class OwnSample:
-    """How a relaxed sample came about: it rides on the tensor, which plates and replay hand on.
+    """How a relaxed sample was drawn: an attribute of the tensor, which plates and replay keep.
 
     Clones, slices, detached and saved copies do not have it and are scored by their value alone.
     """
 
     owner: LogitsDistribution
     log_value: Tensor  # l, or the logit of a relaxed bit
-    residue: Tensor  # what the score takes from the noise; of a bit, its noise
+    residue: Tensor  # the noise's part of the score; for a bit, its noise
     version: int | None
 
     @staticmethod
@@ -292,13 +292,13 @@ class OwnSample:
         if not isinstance(draw, OwnSample):
             return None
         if draw.version != version_of(value):
-            return None  # written to since it was drawn
+            return None  # changed in place since it was drawn
         if value.requires_grad and value.is_leaf:
             return None  # the caller wants the gradient at the value itself
         return draw
 
     def scored_by_noise(self, distribution: LogitsDistribution) -> bool:
-        """An own sample still attached to its parameters: in its score the logits cancel."""
+        """Whether an own sample is still attached to its parameters: then the logits cancel."""
         if self.owner is not distribution:
             return False
         parameters = (distribution.logits, distribution.temperature)

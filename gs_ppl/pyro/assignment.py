@@ -106,7 +106,7 @@ def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
 
 
 def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
-    """Those of an automatic guide that draw continuous latents, each with the plates of these."""
+    """The parts of an automatic guide that draw continuous latents, with the plates of these."""
     if isinstance(guide, AutoGumbelSoftmax):
         return
     if not isinstance(guide, AutoGuideList):
@@ -125,18 +125,18 @@ def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
             yield from _parts(part, args, kwargs)
     finally:
         guide.plates = plates
-        if fresh:  # its rows are not those that a run to come has
+        if fresh:  # the next run has other rows
             guide.prototype_trace, guide._prototype_frames = None, {}
 
 
 def _median(
     session: Session, guide: Callable, num_samples: int, args: tuple, kwargs: dict
 ) -> dict[str, Tensor]:
-    """The guide's own, else that of draws, in unconstrained space."""
+    """The median of the guide, or else of its draws, in unconstrained space."""
     found: dict[str, Tensor] = {}
     if isinstance(guide, AutoGuide):
         for part in _parts(guide, args, kwargs):
-            with suppress(NotImplementedError):  # of a guide that has none: draws below
+            with suppress(NotImplementedError):  # the guide has no median: the draws below are used
                 found |= part.median(*args, **kwargs)
     names = [name for name in session.model.continuous if name not in found]
     draws: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -166,7 +166,7 @@ def _maximum(session: Session, latents: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fit(
     session: Session, latents: dict[str, Tensor], steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By a guide of its own; what was trained before stays as it is."""
+    """By fitting a new guide; what was trained before does not change."""
     store = pyro.get_param_store()
     model = poutine.block(poutine.condition(session.model, data=latents), hide_types=["param"])
     guide = AutoGumbelSoftmax(model)

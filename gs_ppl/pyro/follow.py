@@ -29,7 +29,7 @@ __all__: list[str] = []
 
 
 class SameRows(Messenger):
-    """Gives a program the rows of these plates; keeps sizes, and the rows that it is given."""
+    """Gives a program the rows of these plates; records sizes, and the rows that it is given."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Reading(NamedTuple):
     """One run of a model."""
 
     sites: dict[str, Any]
-    sizes: dict[str, tuple[int, int]]  # of each plate, in full and as it is now
+    sizes: dict[str, tuple[int, int]]  # of each plate: all rows, and those of this run
     given: dict[str, Tensor]  # rows that the program is given
 
 
 def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Tensor]) -> Reading:
-    """Runs it, at these rows; the random state is left as it was."""
+    """Runs it, at these rows; the random state does not change."""
     same = SameRows(rows)
     with random_state(), poutine.block(), torch.no_grad():
         trace = poutine.trace(same(discretize(model))).get_trace(*args, **kwargs)
@@ -88,7 +88,7 @@ def check_order(plate: str, rows: Tensor) -> None:
 
 
 def own_scale(site: dict[str, Any]) -> Any:
-    """That of handlers, without that of subsampled plates."""
+    """The scale of handlers, without that of subsampled plates."""
     scale = site["scale"]
     for frame in site["cond_indep_stack"]:
         if frame.vectorized and frame.full_size not in (None, frame.size):
@@ -97,7 +97,7 @@ def own_scale(site: dict[str, Any]) -> Any:
 
 
 def has_terms(site: dict[str, Any]) -> bool:
-    """Whether a mask or a scale is on it."""
+    """Whether the site has a mask or a scale."""
     scaled = not torch.allclose(torch.as_tensor(own_scale(site)).double(), torch.ones(()).double())
     masked = site["mask"] is not None and site["mask"] is not True
     return scaled or masked or is_masked(site["fn"])
@@ -105,14 +105,14 @@ def has_terms(site: dict[str, Any]) -> bool:
 
 @contextmanager
 def terms_of(site: dict[str, Any]) -> Iterator[None]:
-    """Masks and scales a site as this one."""
+    """Gives another site the mask and the scale of this one."""
     mask = True if site["mask"] is None else site["mask"]
     with poutine.scale(scale=own_scale(site)), poutine.mask(mask=mask):
         yield
 
 
 class Follows(AutoGuide):
-    """An automatic guide that has the rows which the model has at the arguments of a call."""
+    """An automatic guide that has the same rows as the model, for the arguments of each call."""
 
     _prototype_frames: dict[str, Any]  # by plate
 
@@ -121,7 +121,7 @@ class Follows(AutoGuide):
         super().__init__(Unrolled()(model), **options)
 
     def _known(self, args: tuple, kwargs: dict) -> tuple[dict, set, set]:
-        """Sizes, plates whose rows the program is given, sites with terms: once by signature."""
+        """Sizes, plates with given rows, sites with masks or scales; computed once a signature."""
         known = self.__dict__.setdefault("_known_calls", {})
         key = signature((args, kwargs))
         if key not in known:

@@ -108,7 +108,7 @@ def sum_finite(x: Tensor, finite: Tensor | None) -> Tensor:
 
 
 def _category_term(temperature: Temperature, like: Tensor, finite: Tensor | None) -> tuple:
-    """K, and lgamma(K) - K log K + (K - 1) log tau: what the density has before its sums."""
+    """K, and lgamma(K) - K log K + (K - 1) log tau: the terms of the density without sums."""
     if finite is None:
         K = like.shape[-1]
         return K, math.lgamma(K) - K * math.log(K) + (K - 1) * _log(temperature)
@@ -151,7 +151,7 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - noise.log()) / _column(temperature))
-    # -inf enters after the division, which has no gradient there
+    # -inf enters after the division, whose gradient would be NaN there
     z = (logits.where(finite, 0.0) - noise.log()) / _column(temperature)
     return log_softmax(z.where(finite, -math.inf))
 
@@ -175,7 +175,7 @@ def gumbel_softmax_draw_(
         try:
             return _Draw.apply(torch.as_tensor(temperature, dtype=logits.dtype), logits, noise)
         except RuntimeError as error:
-            # what torch.func asks for would cost as much as some of the sums
+            # the form for torch.func would cost as much as some of the sums
             if "setup_context" not in str(error):
                 raise
     l = exp_gumbel_softmax_sample(temperature, logits, noise, finite)
@@ -206,7 +206,7 @@ class _Draw(torch.autograd.Function):
             total = torch.exp(l, out=x).sum(-1, keepdim=True)
             l -= total.log()
             y = x.div_(total)
-        # detached: no view of the noise, which could not be written to
+        # detached: as a view of the noise, it could not be changed in place
         y = y.clamp_(*open_unit_interval(l.dtype)).detach()
         ctx.shape = logits.shape
         ctx.save_for_backward(tau, y, l)
@@ -361,7 +361,7 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     p_finite, q_finite = p_logits > -math.inf, q_logits > -math.inf
     both = p_finite & q_finite
     log_v = q_logits.where(both, 0.0) - p_logits.where(both, 0.0)
-    # an empty intersection has no maximum; its divergence is infinite whatever stands here
+    # an empty intersection has no maximum; its divergence is infinite with any value here
     highest = log_v.where(both, -math.inf).amax(-1, keepdim=True)
     log_v = log_v - highest.where(both.any(-1, keepdim=True), 0.0)
     v, K = log_v.where(both, -math.inf).exp().unsqueeze(-2), both.sum(-1)
@@ -401,8 +401,8 @@ def open_unit_interval(dtype: torch.dtype) -> tuple[float, float]:
 def _log_inside(y: Tensor) -> Tensor:
     """log(y) of the nearest y inside (0, 1), with a derivative that never overflows.
 
-    The derivative 1 / y at a y that has all but vanished meets the derivative y of the sample; by
-    itself it would overflow on the way, to inf or to inf * 0. Below 2^26 times the smallest float
+    At a y near 0 the derivative 1 / y is multiplied by the derivative y of the sample. By
+    itself it would overflow before that, to inf or to inf * 0. Below 2^26 times the smallest float
     it is therefore held constant.
     """
     low, high = open_unit_interval(y.dtype)
@@ -567,17 +567,17 @@ def bernoulli_kl(
 
 
 def without_sure(x: Tensor, unsure: Tensor | None, instead: float = 0.0) -> Tensor:
-    """Logits or values, with another in place of theirs."""
+    """Logits or values, with another number for those bits."""
     return x if unsure is None else x.where(unsure, instead)
 
 
 def put_sure(y: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
-    """Bits of probability 0 and 1 are those values, without gradient."""
+    """Bits of probability 0 and 1 have that value, without gradient."""
     return y if unsure is None else y.where(unsure, (logits > 0).to(y.dtype))
 
 
 def score_sure(log_prob: Tensor, value: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
-    """They have the log mass 0 at their value, -inf elsewhere, without gradient."""
+    """Such bits have log mass 0 at their value, -inf elsewhere, without gradient."""
     if unsure is None:
         return log_prob
     elsewhere = torch.zeros_like(log_prob).masked_fill(value != (logits > 0), -math.inf)
@@ -687,7 +687,7 @@ def gumbel_rao_bit_surrogate(
         tensor(0.7500)
     """
     sign = 2 * hard - 1
-    smallest = softplus(sign * logits.detach(), threshold=50)  # the default is float32's
+    smallest = softplus(sign * logits.detach(), threshold=50)  # the default is for float32
     size = softplus(noise + smallest, threshold=50)
     return (straight_through(sign * size, logits) / temperature).sigmoid().mean(0)
 

@@ -42,11 +42,11 @@ class ScoreFunctionELBO(SurrogateELBO):
         refuse_undefined(self, "center")
 
     def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What parameters of the guide that are state become."""
+        """New values of the guide's parameters that are state."""
         return {}
 
     def predict(self, site: dict[str, Any]) -> Tensor | float:
-        """What is known of r beforehand; learnt by least squares of the signal."""
+        """A prediction of r; it is learnt by least squares of the signal."""
         return 0.0
 
     def _particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Particle:
@@ -59,7 +59,7 @@ class ScoreFunctionELBO(SurrogateELBO):
             if is_scored(site):
                 log_q[name] = _log_q(site)
                 cost = costs.sum_to(site["cond_indep_stack"]).detach()
-                # which leaves out leading axes of one row
+                # sum_to drops leading axes of size 1
                 cost = cost.expand(torch.broadcast_shapes(cost.shape, log_q[name].shape))
                 r[name] = _subtract(name, cost, self.predict(site))
         state = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "param"}
@@ -71,7 +71,7 @@ class ScoreFunctionELBO(SurrogateELBO):
         with SameRows():
             traces = list(self._get_traces(model, guide, args, kwargs))
         elbos, log_qs, rs, states = zip(*(self._particle(*pair) for pair in traces), strict=True)
-        whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
+        whole = len(traces) < self.num_particles  # vectorized: particles are an axis already
 
         def stack(xs: Sequence[dict[str, Tensor]], name: str) -> Tensor:
             return xs[0][name] if whole else torch.stack([x[name] for x in xs])
@@ -91,7 +91,7 @@ class ScoreFunctionELBO(SurrogateELBO):
 
 
 def _log_q(site: dict[str, Any]) -> Tensor:
-    """Of the law that drew the sample, without scale and masks."""
+    """log q of the sample by its own law, without scale and masks."""
     fn = site["fn"]
     if is_masked(fn):
         return unmasked(fn).log_prob(site["value"])
@@ -215,7 +215,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         self.decay, self.normalize = decay, normalize
 
     def wrap(self, guide: Callable) -> Callable:
-        """The guide with running mean, variance and number of steps beside each discrete site."""
+        """The guide, and for each discrete site a running mean, variance and number of steps."""
         return with_state(guide, lambda name: pyro.param(f"{name}_nvil", torch.zeros(3)))
 
     def predict(self, site: dict[str, Any]) -> Tensor | float:

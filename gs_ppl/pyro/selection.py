@@ -1,4 +1,4 @@
-"""select, which reads a table of classes in every mode."""
+"""select: reads a table by integers, one-hot vectors or soft values."""
 
 import torch
 from pyro.ops.indexing import Vindex

@@ -1,4 +1,4 @@
-"""Straight-through families: one-hot and categorical in law; they differ in the gradient alone."""
+"""Straight-through families: one-hot and categorical in law; they differ only in the gradient."""
 
 import math
 from numbers import Integral, Real
@@ -41,7 +41,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         return F.straight_through(hard, self.surrogate(a, z, hard)).to(self.logits.dtype)
 
     def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
-        """The soft value whose gradient the sample has: each class has its own."""
+        """The soft value whose gradient the sample gets; each subclass defines its own."""
         refuse_undefined(self, "surrogate")
 
 
@@ -64,7 +64,7 @@ class BitEstimator(BernoulliScored, Relaxed):
         return self.surrogate(a, z, hard)[..., 0]
 
     def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
-        """The soft value whose gradient the sample has: each class has its own."""
+        """The soft value whose gradient the sample gets; each subclass defines its own."""
         refuse_undefined(self, "surrogate")
 
 
@@ -212,7 +212,7 @@ class ReinMax(OneHotEstimator):
 
 
 class ConditionalGumbels(Relaxed):
-    """What Gumbel-Rao is for vectors and bits."""
+    """What Gumbel-Rao has in common for vectors and bits."""
 
     fields = (*Relaxed.fields, "num_samples")
     num_samples: int
@@ -285,7 +285,7 @@ class GumbelRao(ConditionalGumbels, OneHotEstimator):
 
 
 class Gapped(Relaxed):
-    """What the gapped estimator is for vectors and bits."""
+    """What the gapped estimator has in common for vectors and bits."""
 
     fields = (*Relaxed.fields, "gap")
     gap: float

@@ -114,7 +114,7 @@ Rule = Callable[[DiscreteSite], Tensor]
 
 
 class _AtValues(Messenger):
-    """Gives each site of a guide of soft masses the value of a rule."""
+    """Gives each site of a guide with soft masses the value that a rule chooses."""
 
     def __init__(self, rule: Rule, fixed_law: bool) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _AtValues(Messenger):
 
 
 class _Discrete(Messenger):
-    """Stands around the guide, which takes discrete laws alone."""
+    """A handler around the guide; refuses laws that are not discrete."""
 
     def __init__(self, estimator: str) -> None:
         super().__init__()
@@ -152,9 +152,9 @@ class _Discrete(Messenger):
 
 @dataclass(frozen=True)
 class Programs:
-    """Guide and model, to be run at values that a rule chooses; rows of plates stay the same."""
+    """Guide and model, run at values that a rule chooses; the rows of plates stay the same."""
 
-    name: str  # of the estimator
+    name: str  # name of the estimator
     rows: SameRows
     max_plate_nesting: float
     model: Callable
@@ -212,7 +212,7 @@ def _attach(g: Tensor, x: Tensor) -> Tensor:
 
 
 def _tempered(z: Tensor, tau: Any) -> Tensor:
-    """z / tau; what is infinite stays so, without a gradient by tau."""
+    """z / tau; infinite values stay infinite, without a gradient by tau."""
     finite = z.isfinite()
     return torch.where(finite, torch.where(finite, z, 0.0) / tau, z)
 
@@ -234,7 +234,7 @@ class SubstitutingELBO(SurrogateELBO):
     def _programs(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Iterator[Programs]:
-        """One for each particle; one for all of them if they are vectorized."""
+        """One run for each particle; one for all of them if they are vectorized."""
         runs = self.num_particles
         if self.vectorize_particles and runs > 1:
             if self.max_plate_nesting == math.inf:
@@ -444,5 +444,5 @@ class DisARM_ELBO(SubstitutingELBO):
 
 
 def _flipped(shared: SharedNoise, name: str, opposite: Tensor, other: DiscreteSite) -> Tensor:
-    """The bits as they were drawn, but for one."""
+    """The bits as they were drawn, except one."""
     return opposite if other.name == name else shared.b(other)

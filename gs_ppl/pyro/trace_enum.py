@@ -1,4 +1,4 @@
-"""Enumerated and soft sites side by side: Pyro's TraceEnum_ELBO with analytic divergences."""
+"""Enumerated and soft sites in one program: Pyro's TraceEnum_ELBO with analytic divergences."""
 
 from collections.abc import Callable
 from typing import Any
