@@ -410,7 +410,7 @@ def test_mask_on_one_side_is_refused(backend, where):
 
     backend.gs.check(program(True), program(True), make_elbo(backend, TRACE))
     for model, guide in [(True, False), (False, True)]:
-        with pytest.raises(ValueError, match=r"is masked in the .* alone"):
+        with pytest.raises(ValueError, match=r"is masked only in the"):
             backend.gs.check(program(model), program(guide), make_elbo(backend, TRACE))
 
 

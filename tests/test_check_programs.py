@@ -400,8 +400,8 @@ PLATES = {
     "rows": ({}, {"rows": 1, "name": "one"}, "plate 'one' of the guide has 1 rows, plate .* 4"),
     "full size": ({"size": 8}, {"size": 16}, "has 4 of 16 rows, plate 'rows' .* 4 of 8 rows"),
     "a plate of one row": ({"rows": 1, "plate": False}, {"rows": 1}, None),
-    "no plate in the guide": ({}, {"plate": False}, "is in plate 'rows' in the model alone"),
-    "no plate in the model": ({"plate": False}, {}, "is in plate 'rows' in the guide alone"),
+    "no plate in the guide": ({}, {"plate": False}, "is in plate 'rows' only in the model"),
+    "no plate in the model": ({"plate": False}, {}, "is in plate 'rows' only in the guide"),
 }
 
 

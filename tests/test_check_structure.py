@@ -176,7 +176,7 @@ def test_partly_observed_bits(backend):
     wanted = 2 * divergence - np.log([p, 1 - p]).sum()
     found = backend.losses(loss, relaxed, guide, 1)[0]
     assert found == pytest.approx(wanted, rel=1e-5)
-    with pytest.raises(ValueError, match=r"site 'z_unobserved': .* is masked in the model alone"):
+    with pytest.raises(ValueError, match=r"site 'z_unobserved': .* is masked only in the model"):
         gs.check(relaxed, unmasked, loss)
 
 

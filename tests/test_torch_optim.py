@@ -135,5 +135,5 @@ def test_an_optimizer_must_have_every_parameter(backend):
     run = program.run(program.torch.optim.Adam(program.parameters(), lr=0.05))
     run.step()
     program.late = True
-    with pytest.raises(ValueError, match="must have every parameter, lacks late"):
+    with pytest.raises(ValueError, match="must have every parameter, but lacks late"):
         run.step()

@@ -74,7 +74,7 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
     if guide.masked != model.masked and guide.kind is not None:
         side, other = ("guide", "model") if guide.masked else ("model", "guide")
         raise ValueError(
-            f"{pair} is masked in the {side} alone: apply the same mask to the {other}, or its"
+            f"{pair} is masked only in the {side}: apply the same mask to the {other}, or its"
             " terms stay in the loss unpaired"
         )
     if not guide.is_certain:
@@ -98,7 +98,7 @@ def _check_plates(site: str, pair: str, guide: PairedSite, model: PairedSite) ->
         name, _, full_size = (guide if side == "guide" else model).plates[dim]
         if ours and full_size > 1:
             raise ValueError(
-                f"{pair} is in plate {name!r} in the {side} alone: put it into the same plate in"
+                f"{pair} is in plate {name!r} only in the {side}: put it into the same plate in"
                 f" the {other}"
             )
     for side, paired in (("guide", guide), ("model", model)):
@@ -232,7 +232,7 @@ def refuse_spaces(p: Any, q: Any) -> NoReturn:
 def refuse_temperatures(p: Any, q: Any) -> NoReturn:
     """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
     raise NotImplementedError(
-        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
+        f"KL({type(p).__name__} || {type(q).__name__}) is known only at equal temperatures: pass"
         " both the same object, or equal numbers"
     )
 

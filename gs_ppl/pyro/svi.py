@@ -60,7 +60,9 @@ class TorchOptim(PyroOptim):
         new = by_name(p for p in params if p not in known)
         if new and self.make is None:
             names = ", ".join(new)
-            raise ValueError(f"AnnealedSVI: the optimizer must have every parameter, lacks {names}")
+            raise ValueError(
+                f"AnnealedSVI: the optimizer must have every parameter, but lacks {names}"
+            )
         if new:
             self.optimizer.add_param_group({"params": list(new.values())})
         self.optimizer.step()
