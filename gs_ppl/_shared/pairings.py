@@ -9,17 +9,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PairedSite:
-    """What a check needs to know of a latent site.
+    """What a check needs to know about a latent site.
 
     Attributes:
-        law: the innermost one.
+        law: the law inside of to_event, mask and expand.
         kind: "density", "mass", "integer", or None for any other law.
-        log_space: whether its values are logs of the simplex.
-        masked: whether a mask is on it; `unscored`: whether one is all False.
+        log_space: whether its values are logs of points on the simplex.
+        masked: whether it has a mask; `unscored`: whether a mask is False everywhere.
         enumerated: whether the program marks it for enumeration.
         plates: (name, size, full size) by axis.
         loose: axes of the batch shape that lie in no plate.
-        scale: that of its score; None where it is traced.
+        scale: the factor of its score; None if it is traced.
     """
 
     law: Any
@@ -54,7 +54,7 @@ class PairedSite:
 
 
 def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
-    """Refuses what would give a finite but wrong loss, naming the site and the cure."""
+    """Refuses pairs that would give a finite but wrong loss; names the site and the cure."""
     pair = f"site {site!r}: {guide.name} in the guide over {model.name} in the model"
     if {guide.kind, model.kind} == {"density", "mass"}:
         raise ValueError(
@@ -106,7 +106,7 @@ def _check_plates(site: str, pair: str, guide: PairedSite, model: PairedSite) ->
 
 
 def check_axes(site: str, side: str, paired: PairedSite) -> None:
-    """Refuses a batch of variables outside of plates, such as a temperature by row makes of one."""
+    """Refuses a batch of variables outside of plates; a temperature for each row can make one."""
     if paired.kind is not None and paired.loose:
         axes = ", ".join(map(str, paired.loose))
         raise ValueError(
@@ -147,7 +147,7 @@ def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
 
 
 def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:
-    """Refuses a guide that draws the rows of a plate which the program is given."""
+    """Refuses a guide that draws other rows of a plate than the model is given."""
     if guide.shape != model.shape or (guide != model).any():
         raise ValueError(
             f"plate {plate!r}: the model is given its rows, and the guide has others: give the"
@@ -156,7 +156,7 @@ def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:
 
 
 def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> None:
-    """Refuses a latent that neither the guide nor enumeration takes care of."""
+    """Refuses a latent that is neither in the guide nor enumerated."""
     if model.is_certain or model.unscored or (model.enumerated and loss_enumerates):
         return
     if model.kind is not None or getattr(model.law, "has_enumerate_support", False):
@@ -240,13 +240,13 @@ def refuse_temperatures(p: Any, q: Any) -> NoReturn:
 def check_order(
     parents: Mapping[str, set[str]], guide_parents: Mapping[str, set[str]], elbo: str
 ) -> None:
-    """Refuses a guide that draws a site before those that the model has as its parents.
+    """Refuses a guide that draws a site before its parents in the model.
 
-    The analytic divergence of z is taken at one draw of z's parents in the model; it is wrong
-    where the guide has drawn these from z.
+    The analytic divergence of z is computed at one draw of the parents that z has in the model.
+    It is wrong if the guide has drawn these parents given z.
     """
     descendants: dict[str, set[str]] = {name: set() for name in guide_parents}
-    for name in reversed([*guide_parents]):  # the last first, so that those below are complete
+    for name in reversed([*guide_parents]):  # the last first: later sites are complete
         for parent in guide_parents[name]:
             descendants[parent] |= {name} | descendants[name]
     for name in parents:
@@ -260,7 +260,7 @@ def check_order(
 
 
 def shapes(value: Any) -> Any:
-    """The shapes of all arrays in arguments, hashable; other values do not count."""
+    """The shapes of all arrays in arguments, hashable; other values are ignored."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
     if isinstance(value, Mapping):

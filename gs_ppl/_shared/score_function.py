@@ -1,4 +1,4 @@
-"""The learned baseline of NVIL, as a site of the guide gives it."""
+"""The learned baseline of NVIL at a site of the guide."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ WANTED = {"nn_baseline", "nn_baseline_input"}
 
 
 def check_baseline(site: str, given: Any) -> None:
-    """Refuses Pyro's other kinds of baseline, and one in part."""
+    """Refuses the other kinds of baseline that Pyro has, and an incomplete one."""
     if not isinstance(given, dict) or given.keys() != WANTED:
         got = sorted(given) if isinstance(given, dict) else given
         raise ValueError(

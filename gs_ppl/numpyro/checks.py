@@ -178,7 +178,7 @@ def _centre(guide_trace: dict[str, Any], name: str) -> Array:
     """The location that the guide gives a continuous latent."""
     law = innermost(guide_trace[name]["fn"])
     transforms: list[Any] = []
-    while isinstance(law, TransformedDistribution):  # the name that AutoNormal gives it
+    while isinstance(law, TransformedDistribution):  # as in AutoNormal
         transforms[:0] = law.transforms
         law = innermost(law.base_dist)
     value = law.mean if transforms or isinstance(law, Normal) else guide_trace[name]["value"]
@@ -195,7 +195,7 @@ def _warn_of_equal(
     args: tuple,
     kwargs: dict,
 ) -> None:
-    """Where all components are equal, and therefore all classes of a relaxed site."""
+    """Warns if all components are equal, and therefore all classes of a relaxed site."""
     continuous = [
         name
         for name, site in _latents(model_trace).items()

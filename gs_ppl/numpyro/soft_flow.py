@@ -1,4 +1,4 @@
-"""What JAX's control flow does to soft indices: cond takes all branches, scan carries weights."""
+"""Soft indices in JAX's control flow: cond computes all branches, scan carries weights."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def _eval(trace: Any, closed: Any, args: Sequence[Any]) -> list[Any]:
 
 
 def cond(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
-    """All branches, and then a choice among their results."""
+    """Computes all branches, and then chooses among their results."""
     which, *operands = args
     cases = [_eval(trace, branch, operands) for branch in params["branches"]]
 
@@ -65,12 +65,12 @@ class Slot(NamedTuple):
         return self._replace(draws=draws, sites=self.sites | other.sites)
 
     def stacked(self, length: int) -> "Slot":
-        """The weights of all steps."""
+        """The slot for all steps."""
         spec = self.spec.update(shape=(length, *self.spec.shape))
         return self._replace(table=self.table[:, None], draws=(length, *self.draws), spec=spec)
 
     def row(self) -> "Slot":
-        """The weights of one step."""
+        """The slot for one step."""
         if self.table.shape[1] > 1:
             refuse(self.sites, "scan over an array of integers and draws", "index in the body")
         spec = self.spec.update(shape=self.spec.shape[1:])
@@ -110,7 +110,7 @@ def _is_plain_float(x: Any) -> bool:
 
 
 def _values(trace: Any, slots: Slots, xs: Sequence[Any], token: int | None) -> list[Any]:
-    """The value, as new draws; without a token, other draws of the sites may be the same."""
+    """Values, as new draws; without a token, they may be equal to other draws of their sites."""
     return [
         s.value(trace, x, next(counter) if token is None else token) if s else x
         for s, x in zip(slots, xs, strict=True)

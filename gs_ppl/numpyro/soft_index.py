@@ -1,12 +1,12 @@
-"""The soft index: what a program computes from a relaxed class, read as tables over the classes.
+"""The soft index: what a program computes from a relaxed class, as tables over the classes.
 
-A relaxed site holds weights y over the classes 0..K-1. The program gets a soft index z, an integer
-to JAX. Whatever integer or boolean it computes from z is carried as its table over the classes,
-with the weights y; where a float array of the program enters, or the program does more than
-arithmetic, the value becomes the mean of the table. So locs[z] is y @ locs, one_hot(z) is y, and
-at a vertex every form equals the integer program.
+A relaxed site holds weights y over the classes 0..K-1. The program gets a soft index z, which is an
+integer for JAX. An integer or boolean that it computes from z is kept as a table over the classes,
+with the weights y. The value becomes the mean of the table if a float array of the program takes
+part, or if the operation is more than arithmetic. So locs[z] is y @ locs, one_hot(z) is y, and at a
+vertex every result is that of the integer program.
 
-A JAX trace that is current while the program runs does the reading.
+A JAX trace evaluates these operations while the program runs.
 """
 
 from collections.abc import Callable, Iterator
@@ -343,7 +343,7 @@ def hardened(value: Any) -> jax.Array:
 
 
 def interpret(fn: Callable) -> Callable:
-    """The program may index by soft indices; a soft value that it returns becomes its weights."""
+    """The program, which may now index by soft indices; `leave` replaces those that it returns."""
 
     @wraps(fn)
     def program(*args: Any, **kwargs: Any) -> Any:

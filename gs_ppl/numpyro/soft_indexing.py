@@ -32,7 +32,7 @@ def dynamic_slice(trace: Any, primitive: Any, params: dict[str, Any], args: list
 
 
 def gather(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """t[z]: the tables as indices, with the class axes leading; the mean if t is of floats."""
+    """t[z]: the tables are the indices, class axes first; if t has floats, the mean follows."""
     t, index = args
     if isinstance(t, Soft):
         if isinstance(index, Soft):
@@ -118,7 +118,7 @@ def _read(
 
 
 def _columns(trace: Any, index: Any) -> list[Any]:
-    """The columns of an index array, shape batch; each may come from draws of its own."""
+    """The columns of an index array, shape batch; each may come from other draws."""
     last = np.ndim(index) - 1
     with set_current_trace(trace):
         if isinstance(index, Soft) and index.parts and index.parts[0] == last:

@@ -1,4 +1,4 @@
-"""What each operation of JAX does to soft indices: the rules, by primitive.
+"""The rules for soft indices, one for each operation of JAX.
 
 A rule takes the trace, the primitive, its parameters and its arguments; the trace below is current.
 """
@@ -102,7 +102,7 @@ def elementwise(trace: Any, primitive: Any, params: dict[str, Any], args: list[A
         means = [jnp.asarray(as_mean(x), jnp.result_type(float)) for x in args]
         value = means[0] if name == "convert_element_type" else primitive.bind(*means)
         return value.astype(out.dtype) if is_float(out) else total(trace, value, args, out)
-    if name == "eq" and args[0] is args[1] and args[0].total:  # laws check for NaN so
+    if name == "eq" and args[0] is args[1] and args[0].total:  # laws test for NaN like this
         return jnp.ones(out.shape, bool)
     linear = name in ("add", "sub", "mul") or (name == "div" and soft == [0])
     if ends and linear and len(soft) == 1:
@@ -146,7 +146,7 @@ def _of_two(trace: Any, x: Soft) -> Soft:
     """A condition as two classes, with its probability, whatever the number of classes before."""
     if len(x.axes) == 1 and len(x.axes[0].weights) == 2:
         return x
-    # both from the table: an event that is sure has a complement of weight exactly 0
+    # both from the table: if one case is certain, the weight of the other is exactly 0
     no = trace.make(~x.table, x.axes, x.aval)
     axis = Axis(jnp.stack([mean(no), mean(x)]), fresh(x.aval.shape), x.sites)
     return trace.make(np.array([False, True]).reshape(2, *(1,) * x.ndim), [axis], x.aval)

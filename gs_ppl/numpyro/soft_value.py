@@ -1,7 +1,7 @@
 """What a program computes from a relaxed class: a table over the classes, and its mean.
 
-A table of m draws has shape (K_1, ..., K_m, *shape), 1 in every dimension that does not matter.
-Each axis has the weights of its classes, and tells which draw an element comes from.
+A table of m draws has shape (K_1, ..., K_m, *shape), with size 1 in every dimension along which it
+is constant. Each axis has the weights of its classes, and the draw that each element comes from.
 """
 
 import itertools
@@ -58,9 +58,10 @@ class Law(NamedTuple):
 class Axis(NamedTuple):
     """For each element, the classes of one draw.
 
-    `weights` has shape (K, *shape) and `ids` shape `shape`, 1 in dimensions that do not matter; an
-    id tells which draw an element comes from. Ids of one `token` can be compared; those of two
-    tokens only if no site is common to them (a traced row number, a step of a scan).
+    `weights` has shape (K, *shape), and `ids` has shape `shape`, with size 1 in dimensions along
+    which they are constant; an id is the number of the draw of an element. Ids of one `token` can
+    be compared; those of two tokens only if no site is common to them (a traced row number, a step
+    of a scan).
     """
 
     weights: Any
@@ -80,7 +81,7 @@ def fresh(shape: Sequence[int]) -> np.ndarray:
 
 
 class Soft(jax.core.Tracer):
-    """A table over the classes of one or several draws; an array to the program."""
+    """A table over the classes of one or several draws; for the program it is an array."""
 
     aval: Any = None  # a slot or a property of the base, by version of JAX
 

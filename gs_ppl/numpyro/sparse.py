@@ -59,10 +59,10 @@ def rows_of_step(guide: Follows, key: Array, args: tuple, kwargs: dict) -> Itera
 
 
 class ByRow(_NumPyroOptim):
-    """Each row of a table runs the optimizer alone, which takes a step where the row is visited.
+    """Each row of a table has its own state of the optimizer; a step changes only the rows in it.
 
-    The loss is differentiated by the rows of a step alone. Their states are written in place where
-    the state is donated, jax.jit(svi.update, donate_argnums=0), and in scan.
+    The loss is differentiated only by the rows of a step. Their states are written in place if the
+    state is donated, as by jax.jit(svi.update, donate_argnums=0), and in scan.
 
     Args:
         optim: for the rows, and for all other parameters together.

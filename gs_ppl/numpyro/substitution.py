@@ -1,8 +1,8 @@
 """ELBOs that run the program at chosen values of its discrete sites: MuProp, DARN, REBAR, DisARM.
 
-Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = what it costs, that
-is log p - log q summed over all that shares the site's plates or has none of its own, in nats. Each
-estimate G of the gradient by a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = its cost in nats: the
+sum of log p - log q over all terms, except those in other rows of the site's plates. Each estimate
+G of the gradient by a enters the loss as the surrogate r + G a.
 """
 
 import math
@@ -179,7 +179,7 @@ class Programs:
     kwargs: dict[str, Any]
 
     def fixed(self) -> "Programs":
-        """The site with its parameters as constants."""
+        """The programs with their parameters as constants."""
         return replace(self, params=stop_gradient(self.params))
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
@@ -221,7 +221,7 @@ class SharedNoise:
 
 
 def _attach(g: Array, x: Array) -> Array:
-    """Zero, with the gradient g by x; masked categories have none."""
+    """Zero, with the gradient g by x; masked categories have no gradient."""
     x = (stop_gradient(g) * jnp.where(jnp.isfinite(x), x, 0)).sum()
     return x - stop_gradient(x)
 
@@ -233,7 +233,7 @@ def _tempered(z: Array, tau: Any) -> Array:
 
 
 class SubstitutingELBO(ShownELBO, ELBO):
-    """For guides all of whose sites are discrete, in one layer or several."""
+    """For guides with only discrete sites, in one layer or several."""
 
     can_infer_discrete = True
 

@@ -27,7 +27,7 @@ def _analytic(site: dict[str, Any]) -> dict[str, Any]:
 
 
 class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
-    """NumPyro's, with the exact categorical divergence at soft sites, as in TraceMeanField_ELBO.
+    """NumPyro's ELBO with the exact categorical divergence of soft sites (see TraceMeanField_ELBO).
 
     A program may have both enumerated and soft sites. log_prob of soft values is a mass; an
     estimate by log q - log p would not have its optimum at q = p. In subsampled plates the model

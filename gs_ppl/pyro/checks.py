@@ -42,7 +42,7 @@ from gs_ppl.pyro.probe import Probe
 
 __all__ = ["check"]
 
-# without a score function, and with one that is right only for infinitely many particles
+# the first has no score function; the second has one only in the limit of many particles
 PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
 ANALYTIC_LOSSES = (TraceMeanField_ELBO, trace_enum.TraceEnum_ELBO)
 
@@ -149,7 +149,7 @@ def _warn_of_equal(
     args: tuple,
     kwargs: dict,
 ) -> None:
-    """Where all components are equal, and therefore all classes of a relaxed site."""
+    """Warns if all components are equal, and therefore all classes of a relaxed site."""
     continuous = [
         name
         for name, site in _latents(model_trace).items()

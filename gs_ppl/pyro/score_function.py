@@ -1,8 +1,8 @@
 """Score-function ELBOs with a baseline: for any program with discrete latents.
 
-Letters: b = the sample of a discrete site, r = what it costs, that is log p - log q summed over all
-that shares the site's plates or has none of its own, in nats. Each estimate G of the gradient by
-the logits a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, r = its cost in nats: the sum of log p - log q over all
+terms, except those in other rows of the site's plates. Each estimate G of the gradient by the
+logits a enters the loss as the surrogate r + G a.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) ->
     is sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer z, and
     table_0 (1 - z) + table_1 z for a bit (`binary`). Along the first axis (0) the result is
     table[z]: the other axes of the table come after the batch of z. For a table with one axis both
-    are the same. So one program works with integers, relaxed, and enumerated.
+    are the same. So the same program works with integer, relaxed and enumerated sites.
 
     Args:
         table: shape (..., K), or (K, ...) along axis 0; K = 2 where binary.

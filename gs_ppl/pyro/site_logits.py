@@ -265,7 +265,7 @@ class ReadLogits(SiteLogits):
             return {name: attrgetter(name)(self.logits) for name in self._latents}
 
     def _laws(self, logits: Mapping[str, Tensor]) -> dict[str, Law] | None:
-        """The marginals and the joint mode; None without parents."""
+        """The law of each site; None if no site has parents."""
         if not any(self._parents.values()):
             return None
         return {name: self._latents[name].law(a) for name, a in logits.items()}

@@ -1,4 +1,4 @@
-"""Soft indices: what a program gets for an integer, a bit or a one-hot vector that is relaxed.
+"""Soft indices: what a program gets for a relaxed integer, bit or one-hot vector.
 
 The trace holds the weights y of a relaxed site. The program gets a soft index, which stands for the
 classes 0..K-1: an integer or a boolean that is computed from it is kept as its table over the
@@ -52,7 +52,7 @@ _innermost: ContextVar["_Reading | None"] = ContextVar("innermost", default=None
 
 
 def _handed_over(z: SoftIndex) -> SoftIndex:
-    """Prepares a soft value that the program gets, and by which it will index tables."""
+    """Enters the mode for indexing, since the program gets a soft value."""
     if reading := _innermost.get():
         reading.begin()
     return z
@@ -63,7 +63,7 @@ def _axis(site: str, weights: Tensor, shape: torch.Size) -> Axis:
 
 
 def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> SoftIndex:
-    """The integers that the weights of a site stand for.
+    """The integers that the weights of a site represent.
 
     Args:
         site: its name, for refusals.
@@ -87,7 +87,7 @@ def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> Soft
 
 
 def soft_bit(site: str, y: Tensor) -> SoftIndex:
-    """A relaxed bit: the float y that also stands for 0 and 1, with weights 1 - y and y."""
+    """A relaxed bit: the float y, which also represents 0 and 1, with weights 1 - y and y."""
 
     def form() -> Form:
         shape = shape_of(y)
@@ -98,7 +98,7 @@ def soft_bit(site: str, y: Tensor) -> SoftIndex:
 
 
 def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
-    """A relaxed one-hot vector: the float y that also stands for the K one-hot vectors."""
+    """A relaxed one-hot vector: the float y, which also represents the K one-hot vectors."""
 
     def form() -> Form:
         *batch, K = shape_of(y)
@@ -182,7 +182,7 @@ def _name_total(error: NotImplementedError) -> None:
 
 
 def interpret(fn: Callable) -> Callable:
-    """The program may index tables by soft indices; soft values that it returns are replaced."""
+    """The program, which may now index by soft indices; `leave` replaces those that it returns."""
 
     @wraps(fn, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:

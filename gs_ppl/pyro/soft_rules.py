@@ -1,4 +1,4 @@
-"""What the functions of torch do to soft indices, a rule for each kind.
+"""The rules for soft indices, one for each kind of function of torch.
 
 A function without a rule is refused; one that gives floats takes soft floats as their means.
 """
@@ -50,7 +50,7 @@ def _rule(names: str) -> Callable[[Callable], Callable]:
     return register
 
 
-# --- elementwise: on the tables; the mean where a float array of the program enters ---------------
+# --- elementwise: on the tables; the mean if a float array of the program takes part --------------
 
 SUMS = "add sub subtract rsub neg negative positive __add__ __radd__ __sub__ __rsub__"
 PRODUCTS = "mul multiply __mul__ __rmul__"
@@ -195,7 +195,7 @@ def _broadcast_tensors(func: Callable, *tensors: Any) -> tuple[Any, ...]:
 
 @_rule("stack cat concat concatenate hstack vstack dstack column_stack row_stack")
 def _joined(func: Callable, xs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-    """Whether all classes lie along one axis, and all elements in one row."""
+    """Joins values: all have their classes along one axis, and their elements form one row."""
     if _has_float_array(xs):
         return func([as_float(x) for x in xs], *args, **kwargs)
     like = soft_in(xs)[0].form
@@ -264,7 +264,7 @@ def _narrowed(positions: Tensor) -> Tensor:
     return positions
 
 
-# --- tables indexed by soft indices: first what is plain, then the tables as indices --------------
+# --- tables indexed by soft indices: first by plain indices, then by the tables of soft ones ------
 
 
 @_rule("__getitem__")

@@ -59,7 +59,7 @@ def has_sparse(guide: Callable) -> bool:
 
 
 class ByRow(PyroOptim):
-    """Each row of a table has an Adam of its own, which takes a step where the row is visited.
+    """Each row of a table has its own state of Adam; a step changes only the rows in it.
 
     Args:
         optim: for all other parameters; its rate and options are those of the rows too.

@@ -26,10 +26,10 @@ __all__ = [
 
 
 class OneHotEstimator(CategoricalScored, Relaxed):
-    """D = one_hot(argmax(z)), z = a + g, with the gradient of a surrogate, which makes the class.
+    """D = one_hot(argmax(z)), z = a + g, with the gradient of a surrogate.
 
-    Categorical in law, exactly, at every temperature, which only shapes the gradient. Scored as the
-    categorical, sum(value log pi), for any copy of the value, differentiable in it.
+    The law is exactly categorical at every temperature, which only changes the gradient. log_prob
+    is sum(value log pi), for any copy of the value, and is differentiable in it.
     """
 
     is_hard = True
@@ -139,9 +139,9 @@ class StraightThrough(OneHotEstimator):
     """Straight-through: one_hot(k), k from pi, with the gradient of softmax(a / tau).
 
     At tau = 1 it is the plain straight-through estimator: the surrogate is the mean of the sample.
-    To anneal tau downwards is slope annealing, of slope 1 / tau, which is made for step functions;
-    for random draws it adds bias. Law and log_prob are those of STGumbelSoftmax. The only noise in
-    the gradient is that of the sample.
+    Slope annealing lowers tau, and the slope is 1 / tau. It was made for step functions; for random
+    draws it adds bias. Law and log_prob are those of STGumbelSoftmax. The only noise in the
+    gradient is that of the sample.
 
     Args, Shapes, Raises: as GumbelSoftmax.
 

@@ -17,7 +17,7 @@ def mixed(
 ) -> Tensor:
     """sum_{k1, k2, ...} w1_k1 w2_k2 ... table[..., k1, k2, ...]: at a vertex, that entry.
 
-    What is infinite at an entry that has weight is infinite.
+    The result is infinite if an entry with weight is infinite.
 
     Args:
         table: shape batch + (K1, K2, ...) + event.

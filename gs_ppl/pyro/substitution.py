@@ -1,8 +1,8 @@
 """ELBOs that run the program at chosen values of its discrete sites: MuProp, DARN, REBAR, DisARM.
 
-Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = what it costs, that
-is log p - log q summed over all that shares the site's plates or has none of its own, in nats. Each
-estimate G of the gradient by a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = its cost in nats: the
+sum of log p - log q over all terms, except those in other rows of the site's plates. Each estimate
+G of the gradient by a enters the loss as the surrogate r + G a.
 """
 
 import math
@@ -206,7 +206,7 @@ class SharedNoise:
 
 
 def _attach(g: Tensor, x: Tensor) -> Tensor:
-    """Zero, with the gradient g by x; masked categories have none."""
+    """Zero, with the gradient g by x; masked categories have no gradient."""
     x = (g.detach() * torch.where(x.isfinite(), x, 0)).sum()
     return x - x.detach()
 
@@ -218,7 +218,7 @@ def _tempered(z: Tensor, tau: Any) -> Tensor:
 
 
 class SubstitutingELBO(SurrogateELBO):
-    """For guides all of whose sites are discrete, in one layer or several."""
+    """For guides with only discrete sites, in one layer or several."""
 
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         """G by the logits of each site, from the run at the samples."""

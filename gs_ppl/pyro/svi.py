@@ -37,11 +37,11 @@ EVALUATION_DRAWS = 10
 
 
 class TorchOptim(PyroOptim):
-    """One torch optimizer for all parameters, where Pyro's own have one for each.
+    """One torch optimizer for all parameters; Pyro's own optimizers have one for each of them.
 
     Args:
-        optim: an optimizer, which then must have every parameter; or a function that makes one of
-            a list of parameters, which is called when they are first seen.
+        optim: an optimizer, which must then have every parameter; or a function that makes one from
+            a list of parameters. It is called when the parameters are first seen.
     """
 
     def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
@@ -66,7 +66,7 @@ class TorchOptim(PyroOptim):
         if new:
             self.optimizer.add_param_group({"params": list(new.values())})
         self.optimizer.step()
-        self.optimizer.zero_grad()  # to None: SVI would write zeros, and backward add to them
+        self.optimizer.zero_grad()  # sets None; SVI would write zeros, and backward add to them
 
     def _get_optim(self, param: Any) -> Optimizer:
         """The optimizer that a parameter has, or would get."""
@@ -128,9 +128,9 @@ class ScoredOnDemand(dict):
 
 
 class TraceMeanField_ELBO(ShownELBO, infer.TraceMeanField_ELBO):
-    """Pyro's, without the scores that it has no use for: those of sites whose divergence is known.
+    """Pyro's ELBO, without scores that it does not use: those of sites with an analytic divergence.
 
-    Where validation is on it takes them as well, since their checks are wanted.
+    With validation it computes all scores, for their checks.
 
     Example:
         >>> elbo = TraceMeanField_ELBO(num_particles=2)
@@ -149,10 +149,10 @@ class TraceMeanField_ELBO(ShownELBO, infer.TraceMeanField_ELBO):
 
 
 class JitTraceMeanField_ELBO(TraceMeanField_ELBO, infer.JitTraceMeanField_ELBO):
-    """The same, compiled once: Pyro's compiles at every step, since it looks under another name.
+    """The same ELBO, compiled once. Pyro's compiles at every step, since it reads another name.
 
-    What a program's structure is it shows at its first step, and with it whether its logits mask
-    categories: where they do so later alone, the loss is no longer finite.
+    The first step fixes the structure of the program, and whether its logits mask categories. If
+    they mask categories only later, the loss is no longer finite.
 
     Example:
         >>> elbo = JitTraceMeanField_ELBO(ignore_jit_warnings=True)
@@ -172,8 +172,8 @@ class AnnealedSVI(SVI):
 
     Args:
         model, guide, loss: as in pyro.infer.SVI.
-        optim: an optimizer of Pyro's; or, faster, one of torch's, or a function that makes one of a
-            list of parameters, such as partial(torch.optim.Adam, lr=1e-3, fused=True).
+        optim: an optimizer of Pyro; or, faster, an optimizer of torch, or a function that makes one
+            from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3, fused=True).
         schedule: step -> temperature, e.g. one of gs_ppl.temperature.
 
     Example:
