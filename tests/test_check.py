@@ -331,7 +331,7 @@ def reason(guide, model):
         return "mixes class indices with vectors"
     if (guide in DENSITIES) != (model in DENSITIES):
         return "mixes a density with a mass"
-    return "scores soft values by a law of hard ones" if guide in SOFT else "mixes log-space with"
+    return "gives soft values to a law that is only" if guide in SOFT else "mixes log-space with"
 
 
 BAD = [

@@ -58,7 +58,7 @@ def test_flag_alone_is_refused(backend, family):
     program = by_name("bernoulli_net")
     model = flagged(backend, program.build(backend, laws(backend, family)))
     elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=program.plates)
-    with pytest.raises(ValueError, match=r"site 'top': .* use config_enumerate"):
+    with pytest.raises(ValueError, match=r"site 'top': .* use gs_ppl.numpyro.config_enumerate"):
         backend.gs.check(model, empty, elbo)
     backend.gs.check(backend.gs.config_enumerate(model), empty, elbo)
 

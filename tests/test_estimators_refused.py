@@ -22,16 +22,16 @@ LAWS = {
 REFUSED = [
     ("NVIL", "one-hot", r"site 'z': NVIL_ELBO keeps its running mean in the guide: .* elbo.wrap"),
     *(
-        ("DisARM", law, r"site 'z': DisARM_ELBO takes bits, .* use REBAR_ELBO or RLOO_ELBO")
+        ("DisARM", law, r"site 'z': DisARM_ELBO takes only bits, .* use REBAR_ELBO or RLOO_ELBO")
         for law in ("one-hot", "integer")
     ),
     *(
         (name, law, rf"site 'z': {name}_ELBO takes {what}")
         for name in ("MuProp", "REBAR", "DARN", "DisARM")
         for law, what in {
-            "normal": "guides of discrete sites .* not Normal: use RLOO_ELBO",
-            "relaxed": r"the discrete program, but GumbelSoftmax is relaxed: .* discretize",
-            "straight-through": "the discrete program, but STGumbelSoftmax is relaxed",
+            "normal": "only discrete sites .* got Normal: use RLOO_ELBO",
+            "relaxed": r"discrete programs, but GumbelSoftmax is relaxed: .* discretize",
+            "straight-through": "discrete programs, but STGumbelSoftmax is relaxed",
         }.items()
     ),
 ]
@@ -54,7 +54,7 @@ def test_refuses_a_latent_without_a_guide(backend):
     def guide():
         backend.ppl.sample("z", LAWS["bit"](backend.gs, backend.native, backend.array))
 
-    with pytest.raises(ValueError, match="site 'w': MuProp_ELBO needs it in the guide as well"):
+    with pytest.raises(ValueError, match="site 'w': MuProp_ELBO needs it in the guide too"):
         backend.loss_and_gradient(backend.gs.MuProp_ELBO(), model, guide, 0)
 
 
@@ -95,7 +95,7 @@ def test_refuses_scan_in_the_guide(backend):
 
         scan(step, None, None, length=3)
 
-    with pytest.raises(ValueError, match="site 'z': MuProp_ELBO does not reach into scan"):
+    with pytest.raises(ValueError, match="site 'z': MuProp_ELBO takes no discrete site inside"):
         backend.loss_and_gradient(backend.gs.MuProp_ELBO(), program, program, 0)
 
 

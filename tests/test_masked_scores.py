@@ -110,7 +110,7 @@ def test_another_baseline_is_refused(backend, given):
     elbo = backend.gs.NVIL_ELBO()
     guide = elbo.wrap(lambda: program(infer={"baseline": given}))
     with pytest.raises(
-        ValueError, match=r"site 'z': NVIL_ELBO takes infer=.*, and keeps a running"
+        ValueError, match=r"site 'z': NVIL_ELBO takes only infer=.* keeps a running"
     ):
         backend.gradients(elbo, program, guide, [0])
 

@@ -92,7 +92,7 @@ def refusal(backend, cell, elbo):
     if elbo not in SUBSTITUTION:
         return None
     if cell.kind != "discrete":
-        return f"site 'z': {name} takes the discrete program, .* give it discretize"
+        return f"site 'z': {name} takes discrete programs, .* use discretize"
     return f"site 'z': {name} takes .*" if name == "DisARM_ELBO" and not cell.bit else None
 
 

@@ -111,7 +111,7 @@ def test_the_site_is_named(kinds, site):
     names = dict.fromkeys(kinds, "ab") if len(kinds) == 1 else {"masses": "a", "densities": "b"}
     run(lambda moved, t: reading(moved, t, lambda a, b: 1.0), **names)
     jump = lambda moved, t: reading(moved, t, lambda a, b: {"a": a, "b": b}[site] > 0.3)  # noqa: E731
-    with pytest.raises(ValueError, match=f"site '{site}': the model .* vary by 1, .* knows 0"):
+    with pytest.raises(ValueError, match=f"site '{site}': the model .* change by 1, .* predicts 0"):
         run(jump, **names)
 
 
@@ -125,7 +125,7 @@ def test_sites_that_come_and_go():
         return reading(moved, t, lambda a, b: [1.0] if a < 0.5 else [0.5, 0.5])
 
     for read in (other, longer):
-        with pytest.raises(ValueError, match=r"site 'a': .* has other sites at one class than at"):
+        with pytest.raises(ValueError, match=r"site 'a': .* has other sites in one class than in"):
             run(read, masses="a")
 
 

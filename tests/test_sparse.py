@@ -196,7 +196,7 @@ def rows_inside(backend):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (no_plate, "sparse=True is for rows of a plate, and no discrete latent is in one"),
+        (no_plate, "sparse=True is for rows of a plate, but no discrete latent is in a"),
         (rows_inside, r"site 'z': with sparse=True .* plate\('data', ..., dim=-2\)"),
     ],
 )
@@ -209,8 +209,8 @@ def test_programs_without_rows_on_the_first_axis(backend, make, message):
 OTHERS = {
     "pyro": {
         "SGD": (lambda optim: optim.SGD({"lr": 0.1}), "SGD .* Adam or ClippedAdam"),
-        "decay": (lambda optim: optim.Adam({"weight_decay": 0.1}), "not with weight_decay"),
-        "clipped": (lambda optim: optim.Adam({}, {"clip_norm": 1.0}), "not with clip_args"),
+        "decay": (lambda optim: optim.Adam({"weight_decay": 0.1}), "do not set weight_decay"),
+        "clipped": (lambda optim: optim.Adam({}, {"clip_norm": 1.0}), "do not set clip_args"),
         "schedule": (
             lambda optim: optim.ExponentialLR(
                 {"optimizer": optim.Adam({}).pt_optim_constructor, "optim_args": {}, "gamma": 0.9}
@@ -228,7 +228,7 @@ def test_optimizers_that_rows_cannot_have(backend):
         guide = backend.gs.AutoGumbelSoftmax(model, sparse=True)
         programs, elbo = (backend.gs.relax(model), guide), backend.infer.TraceMeanField_ELBO()
         optim = make(backend.ppl.optim)
-        with pytest.raises(ValueError, match=f"sparse=True cannot take .*{message}"):
+        with pytest.raises(ValueError, match=f"sparse=True cannot use .*{message}"):
             backend.gs.AnnealedSVI(*programs, optim, elbo, SCHEDULE).step(rows)
 
 

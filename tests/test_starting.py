@@ -50,7 +50,7 @@ def test_other_sites_start_by_fallback(backend):
 )
 def test_rows_that_do_not_fit(backend, shape, rows):
     init = backend.gs.init_to_rows(rows={"locs": backend.array(rows)})
-    with pytest.raises(ValueError, match=r"init_to_rows: site 'locs' of shape .* wanted"):
+    with pytest.raises(ValueError, match=r"init_to_rows: site 'locs' of shape .* needs"):
         backend.starts(init, "locs", standard(backend, *shape), 1)
 
 
@@ -115,7 +115,7 @@ def check_start(backend, continuous, locs, family):
     ],
 )
 def test_equal_components_are_warned_of(backend, continuous, family):
-    with pytest.warns(UserWarning, match="site 'z': all its classes are equal where 'locs' start"):
+    with pytest.warns(UserWarning, match="site 'z': all its classes are equal at the initial"):
         check_start(backend, continuous, [1.0, 1.0], family)
 
 

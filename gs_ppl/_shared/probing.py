@@ -227,14 +227,14 @@ def _mismatch(
         back = {name: (end, start) for name, (start, end) in moved.items()}
         found = Edge(lambda t: read(moved, t), lambda t: read(back, t)).mismatch()
     except SitesChange:
-        return "the program has other sites at one class than at another"
+        return "the program has other sites in one class than in another"
     except NoDerivative as error:
         return str(error).rstrip(".")
     if found is None:
         return None
     change, integral = found
     return (
-        f"between two classes the other terms vary by {change:.3g}, of which the gradient knows"
+        f"between two classes the other terms change by {change:.3g}, but their gradient predicts"
         f" {integral:.3g}"
     )
 
@@ -242,7 +242,7 @@ def _mismatch(
 def _refuse(side: str, name: str, found: str) -> None:
     raise ValueError(
         f"site {name!r}: the {side} reads its relaxed value in a way that has no gradient, such as"
-        f" long(), argmax, ==, bool, round or if: {found}. Use the value by its weights, as"
-        " select(table, z) or (1 - z) * a + z * b for a bit; or config_enumerate the program and"
-        " use TraceEnum_ELBO"
+        f" long(), argmax, ==, bool, round or if: {found}. Multiply by the weights instead, as in"
+        " select(table, z), or in (1 - z) * a + z * b for a bit; or apply config_enumerate to the"
+        " program and use TraceEnum_ELBO"
     )

@@ -10,6 +10,6 @@ def check_baseline(site: str, given: Any) -> None:
     if not isinstance(given, dict) or given.keys() != WANTED:
         got = sorted(given) if isinstance(given, dict) else given
         raise ValueError(
-            f"site {site!r}: NVIL_ELBO takes infer={{'baseline': {{'nn_baseline': f,"
-            f" 'nn_baseline_input': x}}}}, and keeps a running mean itself, got {got!r}"
+            f"site {site!r}: NVIL_ELBO takes only infer={{'baseline': {{'nn_baseline': f,"
+            f" 'nn_baseline_input': x}}}}, got {got!r}; it keeps a running mean itself"
         )

@@ -18,18 +18,20 @@ def plate_of_rows(site: str, plates: Mapping[int, str], partial: Collection[str]
     if first is None or others:
         named = others[0] if others else "data"
         raise ValueError(
-            f"site {site!r}: with sparse=True the plate of the rows must be the first axis, and the"
-            f" other plates whole: give it that axis, plate({named!r}, ..., dim={-axes})"
+            f"site {site!r}: with sparse=True the plate of the rows must be the first axis, and"
+            " other plates must have all their rows: write"
+            f" plate({named!r}, ..., dim={-axes})"
         )
     return first
 
 
 def refuse_without_rows() -> NoReturn:
     raise ValueError(
-        "AutoGumbelSoftmax: sparse=True is for rows of a plate, and no discrete latent is in one"
+        "AutoGumbelSoftmax: sparse=True is for rows of a plate, but no discrete latent is in a"
+        " plate: put one into a plate, or leave sparse out"
     )
 
 
 def refuse_optimizer(name: str, why: str) -> NoReturn:
     """Refuses an optimizer that cannot be used for each row separately."""
-    raise ValueError(f"AnnealedSVI: sparse=True cannot take {name} for each row alone: {why}")
+    raise ValueError(f"AnnealedSVI: sparse=True cannot use {name} for each row separately: {why}")

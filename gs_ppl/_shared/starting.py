@@ -14,10 +14,10 @@ def check_rows_for(site: str, shape: Sequence[int], rows: Sequence[int]) -> None
     `shape` is that of the site, `rows` is that of the data.
     """
     if not rows or not shape or tuple(rows[1:]) != tuple(shape[1:]) or rows[0] < shape[0]:
-        wanted = ("at least as many rows", *shape[1:]) if shape else "a first axis of components"
+        fits = f"at least {shape[0]} rows of shape {tuple(shape[1:])}" if shape else "a first axis"
         raise ValueError(
-            f"init_to_rows: site {site!r} of shape {tuple(shape)} starts from rows of shape"
-            f" {tuple(rows)}: wanted {wanted}; give such rows, or leave the site to fallback="
+            f"init_to_rows: site {site!r} of shape {tuple(shape)} needs {fits}, got data of shape"
+            f" {tuple(rows)}: give such rows, or leave the site to fallback="
         )
 
 
@@ -57,9 +57,9 @@ def warn_of_equal(
     if alike(False) and not alike(True):
         names = ", ".join(map(repr, components))
         warnings.warn(
-            f"site {site!r}: all its classes are equal where {names} start, and get the same"
-            " gradient: everything may end in one class. Start apart, as by"
-            " init_loc_fn=init_to_rows(rows=...) or init_to_sample, or try several starts by"
-            " best_start",
+            f"site {site!r}: all its classes are equal at the initial values of {names}, and get"
+            " the same gradient: all data may end in one class. Use different initial values, for"
+            " example by init_loc_fn=init_to_rows(rows=...) or init_to_sample, or try several"
+            " starts by best_start",
             stacklevel=2,
         )

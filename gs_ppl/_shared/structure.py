@@ -48,7 +48,7 @@ def find_parents(
                 raise ValueError(
                     f"site {site!r}: a parent must come earlier in the program, and {parent!r}"
                     f" {'is the site itself' if parent == site else 'comes later'}: reverse the"
-                    " edge, or leave it out"
+                    " dependence, or leave the parent out"
                 )
             outside = sorted({*plates[parent]} - {*plates[site]})
             if outside:
@@ -63,8 +63,8 @@ def find_parents(
 def refuse_joined(site: str, parent: str) -> NoReturn:
     """A table has one axis for each parent."""
     raise ValueError(
-        f"site {site!r}: a parent must be one discrete variable, and to_event joins several in"
-        f" {parent!r}: use a plate in place of to_event, or leave the parent out"
+        f"site {site!r}: a parent must be one discrete variable, but to_event joins several in"
+        f" {parent!r}: use a plate instead of to_event, or leave the parent out"
     )
 
 
@@ -203,8 +203,8 @@ def maximum(laws: Mapping[str, Law]) -> dict[str, np.ndarray]:
         if joint.rows - rows[z]:
             latents = ", ".join(repr(x) for x in joint.axes if isinstance(x, str))
             raise ValueError(
-                f"latents {latents} depend on each other across plates of which none is within the"
-                " other: mode cannot be computed; probs and sample_posterior can"
+                f"latents {latents} depend on each other across plates, and neither plate is inside"
+                " the other: mode cannot be computed; use probs or sample_posterior"
             )
         axis = joint.axes.index(z)
         trail.append((z, joint.without(z, joint.logs.argmax(axis))))

@@ -47,19 +47,19 @@ def check_law(site: str, law: Any, estimator: str, *, relaxed: bool, discrete: b
     name = type(law).__name__
     if relaxed:
         raise ValueError(
-            f"site {site!r}: {estimator} takes the discrete program, but {name} is relaxed: give it"
+            f"site {site!r}: {estimator} takes discrete programs, but {name} is relaxed: use"
             " discretize(model) and discretize(guide)"
         )
     if not discrete:
         raise ValueError(
-            f"site {site!r}: {estimator} takes guides of discrete sites with a fixed finite"
-            f" support, not {name}: use RLOO_ELBO, which takes any"
+            f"site {site!r}: {estimator} takes only discrete sites with a fixed finite support in"
+            f" the guide, got {name}: use RLOO_ELBO, which takes any site"
         )
 
 
 def refuse_one_hot(site: str) -> NoReturn:
     """DisARM is defined only for bits."""
     raise ValueError(
-        f"site {site!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use REBAR_ELBO or"
-        " RLOO_ELBO"
+        f"site {site!r}: DisARM_ELBO takes only bits, but this is a one-hot vector: use REBAR_ELBO"
+        " or RLOO_ELBO"
     )

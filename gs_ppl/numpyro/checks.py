@@ -272,8 +272,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     if isinstance(loss, TraceEnum_ELBO) and not isinstance(loss, trace_enum.TraceEnum_ELBO):
         for plate in _subsampled(guide_trace) & _subsampled(model_trace) - given.keys():
             raise ValueError(
-                f"plate {plate!r}: NumPyro's TraceEnum_ELBO draws rows for the model that are not"
-                " the guide's: use gs_ppl.numpyro.TraceEnum_ELBO, or give both their rows by"
+                f"plate {plate!r}: NumPyro's TraceEnum_ELBO draws other rows for the model than for"
+                " the guide: use gs_ppl.numpyro.TraceEnum_ELBO, or give both the same rows by"
                 " substitute"
             )
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
@@ -285,8 +285,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         check_tail(name, site, tail(site.law))
         if site.enumerated and isinstance(site.law, LogitsDistribution):
             raise ValueError(
-                f"site {name!r}: NumPyro does not sum out {site.name} by its infer flag alone: use"
-                " config_enumerate"
+                f"site {name!r}: infer={{'enumerate': ...}} is not enough for NumPyro to sum out"
+                f" {site.name}: use gs_ppl.numpyro.config_enumerate"
             )
     for name, site in in_model.items():
         if name not in in_guide:
@@ -311,8 +311,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
         if drawn and kl is not None:
             raise ValueError(
-                f"site {name!r}: {type(loss).__name__} counts the divergence of one of the"
-                f" variables of sample_shape={drawn} in the guide: use a plate instead"
+                f"site {name!r}: {type(loss).__name__} counts the divergence of one variable only,"
+                f" but sample_shape={drawn} in the guide draws several: use a plate instead"
             )
     sites = [*guide_trace.values(), *model_trace.values()]
     if any(isinstance(site["value"], jax.core.Tracer) for site in sites):

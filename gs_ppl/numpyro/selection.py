@@ -38,7 +38,7 @@ def select(table: Array, z: Array, binary: bool = False, *, axis: int = -1) -> A
     table, z = jnp.asarray(table), jnp.asarray(z)
     if axis not in (-1, 0) or table.ndim == 0:
         raise ValueError(
-            "select: axis must be -1 or 0, the last or the first of the table's, got axis"
+            "select: axis must be -1 or 0, the last or the first axis of the table, got axis"
             f" {axis!r} and a table of shape {table.shape}"
         )
     is_vector = jnp.issubdtype(z.dtype, jnp.floating) and not binary

@@ -50,7 +50,7 @@ class Slot(NamedTuple):
         if not isinstance(x, Soft):
             return None
         if len(x.axes) > 1 or not isinstance(x.table, np.ndarray):
-            cure = "hand on the draws themselves, or a float that is computed from them"
+            cure = "carry the draws themselves, or a float that is computed from them"
             refuse(x.sites, "a carry that is computed from several draws or from an array", cure)
         (axis,) = x.axes
         draws = np.broadcast_shapes(axis.ids.shape, axis.weights.shape[1:])
@@ -72,7 +72,7 @@ class Slot(NamedTuple):
     def row(self) -> "Slot":
         """The slot for one step."""
         if self.table.shape[1] > 1:
-            refuse(self.sites, "scan over an array of integers and draws", "index in the body")
+            refuse(self.sites, "scan over an array of integers and draws", "index it in the body")
         spec = self.spec.update(shape=self.spec.shape[1:])
         return self._replace(table=self.table[:, 0], draws=self.draws[1:], spec=spec)
 
@@ -210,5 +210,5 @@ def _check_lags(axes: list[Axis], outside: list[Axis]) -> None:
             refuse(a.sites, "a carry that holds one draw several times", cure)
         for b in [*axes[:i], *outside]:
             if np.intersect1d(a.ids, b.ids).size or (a.token != b.token and a.sites & b.sites):
-                what = "a carry that holds one draw twice, or one that the body uses besides"
+                what = "a carry that holds one draw twice, or a draw that the body also uses"
                 refuse(a.sites, what, cure)

@@ -325,7 +325,7 @@ def leave(value: Any) -> Any:
             return jnp.moveaxis(w, 0, -1)
     if not isinstance(table, np.ndarray) or table.min() < 0:
         cure = "return a float that is computed from it"
-        refuse(value.sites, "returning what a table gives", cure)
+        refuse(value.sites, "returning negative integers or those of an array", cure)
     with set_current_trace(trace):
         return as_float(jax.nn.one_hot(value, int(table.max()) + 1))
 

@@ -126,7 +126,7 @@ def total(trace: Any, value: Any, args: list[Any], out: Any) -> Soft:
     """A sum of bits over draws: an integer; only its mean is known."""
     sites = sites_of(args)
     aval = jax.core.ShapedArray(out.shape, out.dtype, weak_type=out.weak_type)
-    form = partial(refuse, sites, "sum over several draws, but as a number,", DRAWS_CURE)
+    form = partial(refuse, sites, "a class or index from a sum over several draws", DRAWS_CURE)
     return Soft(trace, aval, form, total=(value, sites))
 
 

@@ -161,8 +161,8 @@ class _RefuseScan(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if is_latent(msg):
             raise ValueError(
-                f"site {msg['name']!r}: {self.estimator} does not reach into scan: write the"
-                " guide's loop in Python"
+                f"site {msg['name']!r}: {self.estimator} takes no discrete site inside of scan in"
+                " the guide: write the guide's loop in Python"
             )
 
 
@@ -193,7 +193,9 @@ class Programs:
         )
         for name, site in model_trace.items():
             if is_latent(site) and name not in guide_trace:
-                raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
+                raise ValueError(
+                    f"site {name!r}: {self.name} needs it in the guide too: add it to the guide"
+                )
         pair = model_trace, guide_trace
         for trace in pair:
             check_plates(trace)

@@ -26,7 +26,7 @@ __all__ = ["AnnealedSVI"]
 
 OPTIONS = ("forward_mode_differentiation",)  # arguments of update that the programs do not get
 EVALUATION_DRAWS = 10
-OPTIMIZER = "an optimizer of NumPyro's, of optax or of jax.example_libraries"
+OPTIMIZER = "an optimizer of NumPyro, optax or jax.example_libraries"
 
 
 def _truncates(program: Any) -> bool:

@@ -38,7 +38,7 @@ def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) ->
     """
     if axis not in (-1, 0) or table.dim() == 0:
         raise ValueError(
-            "select: axis must be -1 or 0, the last or the first of the table's, got axis"
+            "select: axis must be -1 or 0, the last or the first axis of the table, got axis"
             f" {axis!r} and a table of shape {tuple(table.shape)}"
         )
     is_vector = z.is_floating_point() and not binary

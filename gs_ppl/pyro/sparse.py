@@ -110,7 +110,7 @@ class ByRow(PyroOptim):
             on = [option for option in PLAIN if groups and groups[0].get(option)]
             on += ["clip_args"] * bool(self.optim.pt_clip_args)
             if on or not groups:
-                why = f"not with {', '.join(on)}" if on else f"it must have {name}"
+                why = f"do not set {', '.join(on)}" if on else f"it lacks the parameter {name}"
                 refuse_optimizer(type(optimizer).__name__, why)
             self._groups[name] = groups[0]
         return {"clip_norm": None, "lrd": 1.0, **self._groups[name]}

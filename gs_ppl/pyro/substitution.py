@@ -172,7 +172,9 @@ class Programs:
             model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and is_latent(site) and name not in guide_trace:
-                raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
+                raise ValueError(
+                    f"site {name!r}: {self.name} needs it in the guide too: add it to the guide"
+                )
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         pair = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]

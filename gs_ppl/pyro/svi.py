@@ -29,9 +29,7 @@ from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_n
 
 __all__ = ["AnnealedSVI"]  # the rest is only for torch
 
-OPTIMIZER = (
-    "an optimizer of Pyro's or torch's, or a function that makes one of a list of parameters"
-)
+OPTIMIZER = "an optimizer of Pyro or torch, or a function that makes one from a list of parameters"
 
 EVALUATION_DRAWS = 10
 
