@@ -31,14 +31,14 @@ html_css_files = ["site.css"]
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parent / "_build" / "jupyter_cache")
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600  # of a cell, by wall clock on a machine that does other things too
-nb_output_stderr = "remove"  # progress bars, and their complaint that there is no widget
+nb_execution_timeout = 600  # for a cell, in wall-clock time on a machine with other load
+nb_output_stderr = "remove"  # progress bars, and their warning that there is no widget
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-autodoc_inherit_docstrings = False  # the methods that the PPL describes are in its reference
+autodoc_inherit_docstrings = False  # methods that the PPL documents are in its own reference
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the Args say it
+autodoc_typehints = "none"  # the Args have the types
 autodoc_default_options = {"members": True}
 toc_object_entries = False  # the headings are the names
 add_module_names = False
@@ -144,7 +144,7 @@ def write_reference() -> None:
         write(page, [f"# {title}", "", intro, "", *entries])
 
 
-write_reference()  # before Sphinx looks for pages
+write_reference()  # before Sphinx searches for pages
 
 
 def escape_formulas(

@@ -24,7 +24,7 @@ METHODS = {
     "enumerated, shared": "features of x computed once, as the model is shipped",
     "loop": "no PPL: a loop over the classes, features of x computed once",
 }
-TURN = 0.1  # seconds that a method has at a time
+TURN = 0.1  # seconds of one turn of a method
 Step = Callable[[int], Any]  # takes that many steps
 
 
@@ -60,10 +60,10 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
 def time_in_turns(
     steps: dict[Any, Step], rounds: int, turn: float = TURN
 ) -> dict[Any, list[float]]:
-    """CPU seconds of one step, by round; as many at a time as take `turn` seconds, at least one."""
+    """CPU seconds of one step, by round; a turn has the steps of `turn` seconds, at least one."""
     repeats = {}
     for key, step in steps.items():
-        step(1)  # compiles
+        step(1)  # this compiles
         began = time.process_time()
         step(1)
         repeats[key] = max(1, round(turn / (time.process_time() - began)))

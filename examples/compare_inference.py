@@ -37,20 +37,20 @@ from gs_ppl.temperature import Schedule, constant, exponential
 COMPONENTS = 10
 TOTAL = 16  # points per pixel
 BATCH = 256
-LEARNING_RATES = 0.07, 0.007  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.07, 0.007  # learning rate of Adam at the first and at the last step
 CHUNK = 20  # steps between two points of the curves
 SAMPLES = 50  # of compare
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: which law z gets in model and guide, at which temperatures."""
+    """One row: the law of z in model and guide, and the temperatures."""
 
     name: str
     color: str
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
     last: float = 1.0  # temperature of the last step
     guide: str = "guide"
     chooses: bool = False  # whether compare is asked which family would be best for its guide
@@ -62,7 +62,7 @@ class Method:
 
 @dataclass
 class Fit:
-    """What came of it; the curve holds (step, nats per image)."""
+    """The result of a run; the curve holds (step, nats per image)."""
 
     backend: str
     method: Method
@@ -95,7 +95,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
         Method(hard, "tab:pink", hard, constant(1.0), "1"),
         Method(hard, "tab:orange", hard, to_tenth, "1 → 0.1", 0.1),
         Method(hard, "gold", hard, constant(0.1), "0.1", 0.1),
-        # the same guide and the same bound as the straight-through rows, without any noise
+        # the same guide and bound as in the straight-through rows, without noise
         Method("Enumeration of the guide", "darkgray", chooses=True),
     ]
 
@@ -138,7 +138,7 @@ def train_pyro(
     import gs_ppl.pyro as gs
     from gs_ppl.models import mixture_pyro as mixture
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     counts = torch.tensor(counts, dtype=torch.float32)
@@ -199,10 +199,10 @@ TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": t
 
 
 def start_means(counts: np.ndarray, seed: int) -> np.ndarray:
-    """Log-odds half-way between the mean image and k-means centres.
+    """Starting log-odds: half-way between the mean image and k-means centres.
 
-    From random starts, local optima of the mixture itself differ by some percent, more than what
-    is to be compared here.
+    From random starts, local optima of the mixture itself differ by some percent, more than the
+    methods do.
     """
     kmeans = KMeans(COMPONENTS, n_init=10, random_state=seed).fit(counts)
     ink = (kmeans.cluster_centers_ + counts.mean(0)) / 2 / TOTAL
@@ -265,7 +265,7 @@ def fit(
 
 
 def compute_gap(result: Fit, fits: list[Fit]) -> float:
-    """Excess over enumeration of the same backend, in percent."""
+    """Difference from enumeration of the same backend, in percent."""
     exact = next(f for f in fits if f.backend == result.backend)
     return 100 * (result.nats / exact.nats - 1)
 
@@ -380,7 +380,7 @@ def main() -> None:
     arguments = parse(make_parser(__doc__, output="results/demo", steps=1000))
     began, backends = time.perf_counter(), arguments.backends
     steps = 60 if arguments.quick else math.ceil(arguments.steps / CHUNK) * CHUNK
-    arguments.steps = steps  # what the report says
+    arguments.steps = steps  # as in the report
     methods = list_methods(steps, arguments.quick)
 
     counts, labels = load_digits()
@@ -398,7 +398,7 @@ def main() -> None:
     for f in fits:
         if f.method is methods[-1]:
             console.rule(f"{TITLES[f.backend]}: compare, for the guide of: {f.method.label}")
-            print(f.comparison)  # at its own width
+            print(f.comparison)  # at the width of the terminal
     pictures = [arguments.output / "means.png", arguments.output / "curves.png"]
     draw_means(fits, counts, labels, pictures[0])
     draw_curves(fits, pictures[1])

@@ -46,10 +46,10 @@ ELBOS = {
     "REBAR_ELBO": {},
     "DisARM_ELBO": {},
 }
-VERSIONS = {"one-hot": {"variables": 20, "classes": 10}, "bits": {"variables": 200}}  # of the VAE
+VERSIONS = {"one-hot": {"variables": 20, "classes": 10}, "bits": {"variables": 200}}  # for the VAE
 BITS = 8
 PIXELS = 784
-PYROS_SHARE = 20  # it draws one after the other: as many samples fewer
+PYROS_SHARE = 20  # it draws one after the other: so it has that many samples fewer
 Row = dict[str, Any]
 
 
@@ -63,7 +63,7 @@ def list_methods(version: str, quick: bool = False) -> list[str]:
 
 
 def make_net(version: str, seed: int) -> dict[str, np.ndarray]:
-    """Its weights, output, and the logits at which the guide stands."""
+    """Its weights, its output, and the logits of the guide."""
     rng = np.random.default_rng([seed, 1])
     bits = {"hidden": rng.normal(size=(BITS, 1, 8)), "logits": rng.normal(size=BITS) / 2}
     return make_weights(seed) | (bits if version == "bits" else {})
@@ -142,7 +142,7 @@ def make_step(
 
 
 class OwnParameters:
-    """Steps that have a parameter store of Pyro's to themselves."""
+    """Steps with their own parameter store of Pyro."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         self.advance, self.state = advance, None
@@ -158,7 +158,7 @@ class OwnParameters:
 
 
 def is_seen(row: Row) -> bool:
-    """Whether the bias is more than Monte Carlo noise makes it, two floors."""
+    """Whether the bias is larger than Monte Carlo noise explains: two floors."""
     return row["bias"] > 2 * row["floor"]
 
 
@@ -177,9 +177,9 @@ def make_table(rows: list[Row], version: str) -> Table:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Error of the mean of n estimates over what they cost, at the better temperature.
+    """Error of the mean of n estimates against their cost, at the better temperature.
 
-    A bias that was not seen counts for nothing. Where both sides were measured, NumPyro's, which
+    A bias that is not significant counts as 0. If both sides were measured, it is NumPyro's, which
     has the more samples.
     """
     side = rows[-1]["backend"]
@@ -212,7 +212,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def draw_errors(shown: list[Row], methods: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By method the cost of averaging, and the error of the average."""
+    """By method, the cost of averaging, and the error of the average."""
     n = np.geomspace(1, 10_000, 100)
     curves = {}
     for method in methods:

@@ -35,23 +35,23 @@ from gs_ppl.temperature import Schedule, constant, exponential
 
 STATES = 2
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz␣"
-VOWELS = "aeiou␣"  # the kind that the space behaves like
+VOWELS = "aeiou␣"  # the space behaves like a vowel
 LENGTH = 10  # letters in a sequence; --quick, half as long a chain to compile, has 5
-LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.1, 0.01  # learning rate of Adam at the first and at the last step
 STEPS = 1500
 CHUNK = 20  # steps between two points of the curves
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: which law the states get in model and guide, at which temperatures."""
+    """One row: the law of the states in model and guide, and the temperatures."""
 
     name: str
     color: str
     parents: str | None = None  # of the automatic guide; None: the model is summed out
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
 
     @property
     def label(self) -> str:
@@ -60,7 +60,7 @@ class Method:
 
 @dataclass
 class Fit:
-    """What came of it; the curve holds (step, exact nats per letter of the training text)."""
+    """The result of a run; the curve holds (step, exact nats per letter of the training text)."""
 
     backend: str
     method: Method
@@ -92,7 +92,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
         Method(hard, "tab:pink", "model", hard, constant(1.0), "1"),
         Method("ReinMax", "tab:green", "model", "ReinMax", constant(1.0), "1"),
         Method(f"{hard}, mean field", "tab:orange", "none", hard, to_fifth, "1 → 0.2"),
-        # the same bounds as with hard samples, without noise: what the guides cost by themselves
+        # the same bounds as with hard samples, without noise: the cost of the guides alone
         Method("Enumeration of the guide", "darkgray", "model"),
         Method("Enumeration, mean field", "tan", "none"),
     ]
@@ -157,7 +157,7 @@ def train_pyro(
     import gs_ppl.pyro as gs
     from gs_ppl.models import hidden_markov_pyro as hmm
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     logits = start_guide(text, start, method.parents or "none")
@@ -282,7 +282,7 @@ def fit(
 
 
 def compute_gain(f: Fit, fits: list[Fit], alone: float) -> float:
-    """What the chain brings over letters by themselves, as a share of what enumeration brings."""
+    """The gain of the chain over single letters, as a share of the gain of enumeration."""
     exact = next(other for other in fits if other.backend == f.backend)
     return (alone - f.nats) / (alone - exact.nats)
 
@@ -320,7 +320,7 @@ def make_table(fits: list[Fit], alone: float) -> Table:
 
 
 def draw_letters(rows: list[dict[str, Any]], path: Path) -> None:
-    """How often each letter is in the vowels' state; a panel per backend, letters as enumerated."""
+    """How often each letter is in the vowels' state; a panel for each backend."""
     backends = list(dict.fromkeys(row["backend"] for row in rows))
     order = np.argsort(-np.array(rows[0]["in_vowel_state"]), kind="stable")
     figure = Figure(figsize=(10, 1 + 0.5 * len(backends) + 0.3 * len(rows)), layout="constrained")

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from gs_ppl.temperature import exponential
 
-SEEDS, STARTS, TRIED = 20, 5, 20  # runs; starts of each, and their steps
-RATE, TIMES = 0.1, 10  # of Adam, and how much faster the logits learn
+SEEDS, STARTS, TRIED = 20, 5, 20  # number of runs; of starts of each; of steps of a start
+RATE, TIMES = 0.1, 10  # of Adam; factor of the logits' rate
 SCHEDULE = exponential(rate=0.01, minimum=0.3)
 AGREE = 0.97  # of the rows, in a partition that is the same
 METHODS = "Enumeration", "GumbelSoftmax", "STGumbelSoftmax"
@@ -64,10 +64,10 @@ def responsibilities(values: dict[str, Any], x: np.ndarray) -> np.ndarray:
 
 
 def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
-    """Of each seed the globals, and the guide's own classes: all starts side by side, in a plate.
+    """Globals and the guide's classes by seed: all starts run together, in a plate.
 
-    Adam treats each parameter by itself, so that they do not know of each other. Which start wins
-    is settled as best_start does it, by the loss of its first steps.
+    Adam treats each parameter separately, so that the starts are independent. The best start
+    is chosen as by best_start, by the loss of its first steps.
     """
     import pyro
     import pyro.distributions as dist
@@ -150,7 +150,7 @@ def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) ->
 
 
 def fit_numpyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
-    """Of each seed the globals, and the guide's own classes: all seeds side by side."""
+    """Globals and the guide's classes by seed: all seeds run together."""
     import jax
     import jax.numpy as jnp
     import numpyro

@@ -24,7 +24,7 @@ from gs_ppl.temperature import exponential
 
 SEQUENCES = 10  # of the text
 STARTS = 10  # of the coordinate ascent
-RATES = 0.2, 0.002  # of Adam, at the first and at the last step
+RATES = 0.2, 0.002  # learning rate of Adam at the first and at the last step
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def divergence(tree: Tree, tables: list[np.ndarray], row: int) -> float:
 
 # --- guides ---------------------------------------------------------------------------------------
 
-METHODS = {  # how the temperature is shown, and its last value; None: one that needs none
+METHODS = {  # the temperature in words, and its last value; None: no temperature
     "GumbelSoftmax": ("1 → 0.1", 0.1),
     "STGumbelSoftmax": ("1 → 0.3", 0.3),
     "ReinMax": ("1", 1.0),
@@ -200,7 +200,7 @@ def train_numpyro(tree: Tree, method: str, last: float | None, steps: int, seed:
 
 
 def make_svi(gs, infer, model, adam, method, last, steps) -> tuple:
-    """And its guide; `gs` and `infer` are those of either PPL."""
+    """SVI and its guide; `gs` and `infer` are those of either PPL."""
     if last is not None:
         family, loss = getattr(gs, method), infer.TraceMeanField_ELBO()
         guide = gs.AutoGumbelSoftmax(model, family=family, parents="model")

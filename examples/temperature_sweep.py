@@ -22,7 +22,7 @@ TEMPERATURES = [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0]
 
 
 def make_weights(seed: int) -> dict[str, np.ndarray]:
-    """The net, its output, and the logits at which the guide stands."""
+    """The net, its output, and the logits of the guide."""
     rng = np.random.default_rng(seed)
     return {
         "hidden": rng.normal(size=(LATENTS, CLASSES, 8)),

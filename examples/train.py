@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_settings(arguments: argparse.Namespace) -> Settings:
-    """From the options that were given; one that has no effect is refused."""
+    """Settings from the options; an option without effect is refused."""
     semi_supervised = arguments.model == "semi_supervised"
     kind = SemiSupervisedSettings if semi_supervised else Settings
     names = {field.name for field in dataclasses.fields(kind)}
@@ -106,7 +106,7 @@ def load_images(arguments: argparse.Namespace) -> tuple[Images, Images]:
 
 
 def draw_images(trainer: Trainer, settings: Settings, images: np.ndarray, path: Path) -> None:
-    """Test images, what the model makes of them, and images from the prior."""
+    """Test images, their reconstructions, and images from the prior."""
     side = round(images.shape[1] ** 0.5)
     given = images[:SHOWN]
     if settings.model != "structured_output":
@@ -148,7 +148,7 @@ Prepared = tuple[Settings, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
-    """Settings, images to train and to test on, and what else `fit` takes; or what is wrong."""
+    """Settings, training and test images, and the other arguments of `fit`; or an error."""
     if arguments.quick:
         arguments.steps = min(arguments.steps, QUICK_STEPS)
         for name, value in QUICK.items():
@@ -184,7 +184,7 @@ def train(arguments: argparse.Namespace) -> None:
     rows, pictures, curves = [], [], {}
     for backend in arguments.backends:
         folder = arguments.output / "checkpoints" / backend
-        # delay: no bar of a run that is refused
+        # delay: no bar for a run that is refused
         with tqdm(total=settings.steps, unit="step", desc=TITLES[backend], delay=0.1) as bar:
             trainer, result = fit(backend, settings, images, test, folder, bar=bar, **limits)
         found = result.pop("test")

@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def start(arguments: argparse.Namespace, engine: str, processes: int) -> dict[str, Any]:
-    """A run in processes of its own; its row of the report."""
+    """Starts a run in its own processes; returns its row of the report."""
     devices = arguments.devices if engine == "jax" else 1
     folder = arguments.output / f"{engine}_{processes}x{devices}"
     folder.mkdir(parents=True, exist_ok=True)

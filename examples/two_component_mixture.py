@@ -29,7 +29,7 @@ from tqdm import tqdm
 from gs_ppl.temperature import Schedule, constant, exponential
 
 POINTS, WEIGHT, LOCS, SCALE = 500, 0.75, np.array([4.0, 8.0]), 1.0
-LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.1, 0.01  # learning rate of Adam at the first and at the last step
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Method:
     name: str
     family: str | None = None  # None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
     by_hand: str | None = None  # "same": the guide is relaxed alike; "normal": AutoNormal
     backends: tuple[str, ...] = ("pyro", "numpyro")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run leaves: the parameters, and q(z = 1) of each point."""
+    """The result of a run: the parameters, and q(z = 1) of each point."""
 
     weight: float
     locs: np.ndarray
@@ -79,7 +79,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
     ]
     for tau in (0.5,) if quick else (0.5, 0.1):  # side by side at equal temperature
         fixed, shown = constant(tau), str(tau)
-        through = f"{hand}StraightThrough"  # which NumPyro has not
+        through = f"{hand}StraightThrough"  # NumPyro has no such law
         methods += [
             Method(soft, soft, fixed, shown),
             Method(hard, hard, fixed, shown),
@@ -107,7 +107,7 @@ def train_pyro(method: Method, x: np.ndarray, steps: int, seed: int) -> Fitted:
     import gs_ppl.pyro as gs
     from gs_ppl.models import two_components_pyro as mixture
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     points = torch.tensor(x, dtype=torch.float32)

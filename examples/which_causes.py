@@ -56,7 +56,7 @@ LINKS = 6  # findings that a cause may bring about, of two per cause in all
 LEAK = 0.02
 MEAN_PRESENT, MAX_PRIOR = 4.5, 0.3
 MAX_SUMMED = 12  # causes of which all joint states are listed
-LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.1, 0.01  # learning rate of Adam at the first and at the last step
 CHUNK = 20  # steps between two updates of the progress bar
 SWEEPS, BURN_IN = 1000, 0.2
 FLOOR = 1e-6  # of probabilities, where their logarithm is taken
@@ -92,7 +92,7 @@ class Method:
     color: str
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: score function
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
     baseline: bool = False  # Pyro's decaying average, for the score function
 
     @property
@@ -281,7 +281,7 @@ def train_pyro(method: Method, network: Network, steps: int, seed: int) -> Progr
     import gs_ppl.pyro as gs
     from gs_ppl.models.noisy_or_pyro import model
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     findings = torch.tensor(network.findings, dtype=torch.float32)

@@ -28,11 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
     flags = "use_fusion_emitters=false", "parallel_codegen_split_count=1"
-    QUICK["XLA_FLAGS"] = " ".join(f"--xla_cpu_{flag}" for flag in flags)  # it dies of one it lacks
+    QUICK["XLA_FLAGS"] = " ".join(f"--xla_cpu_{flag}" for flag in flags)  # unknown ones are errors
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name, value in QUICK.items():  # before JAX is imported; what is set stays
+    for name, value in QUICK.items():  # before JAX is imported; a value that is set is kept
         os.environ.setdefault(name, value)
     flags = os.environ.get("XLA_FLAGS", "")
     if "device_count" not in flags:  # two, for the tests of several devices
@@ -50,7 +50,7 @@ def use(device: str, backend: str) -> None:
             raise pytest.UsageError(f"--device {device}: torch {torch.__version__} sees no GPU")
         torch.set_default_device(device)
     if backend != "pyro":
-        os.environ["JAX_PLATFORMS"] = device  # JAX itself says what is missing
+        os.environ["JAX_PLATFORMS"] = device  # JAX's own error says what is missing
         try:
             importlib.import_module("jax").devices()
         except RuntimeError as error:
@@ -92,14 +92,14 @@ def backend(request: pytest.FixtureRequest):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compilations() -> Iterator[None]:
-    """What JAX has compiled for one file is of no use to the next; kept, it fills gigabytes."""
+    """Clears JAX's compiled functions after each file: the next one cannot use these gigabytes."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
 
 
 def global_state() -> dict[str, object]:
-    """What one test could leave to the next, of the frameworks that are imported."""
+    """Global state of the imported frameworks, which one test could change for the next."""
     state: dict[str, object] = {"folder": os.getcwd(), "numpy.errors": np.geterr()}
     if torch := sys.modules.get("torch"):
         state["torch.dtype"] = torch.get_default_dtype()
@@ -121,12 +121,12 @@ def global_state() -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Names what a test has changed globally, where a later test would fail of it."""
+    """Fails a test that has changed global state, by which a later test could fail."""
     if "backend" in request.fixturenames:
-        request.getfixturevalue("backend")  # whose import may set something
+        request.getfixturevalue("backend")  # their import may set something
     before = global_state()
     yield
-    if torch := sys.modules.get("torch"):  # whose compiler turns it off at its first use
+    if torch := sys.modules.get("torch"):  # torch's compiler turns it off at its first use
         kept = before.get("torch.validation", True)
         torch.distributions.Distribution.set_default_validate_args(kept)
     after = global_state()

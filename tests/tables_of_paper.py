@@ -14,7 +14,7 @@ def read_cells(name: str) -> list[dict]:
 
 
 def in_bold(nats: float, paper: float | None) -> str:
-    """In bold where it is at or below the paper's figure."""
+    """A figure, in bold if it is at or below the paper's."""
     return f"**{nats:.1f}**" if paper is not None and nats <= paper else f"{nats:.1f}"
 
 
@@ -31,7 +31,7 @@ TUNED = ", tuned"  # ends the row of a cell with the estimator's own settings
 
 
 def over_seeds(nats: list[float], paper: float | None) -> str:
-    """The mean, and the standard deviation where there are several."""
+    """The mean, and the standard deviation if there are several."""
     mean = in_bold(mean_of(nats), paper)
     return mean if len(nats) == 1 else f"{mean} ± {stdev(nats):.1f}"
 
@@ -65,7 +65,7 @@ def table1() -> str:
 
 
 def one_sample() -> str:
-    """The last point of each curve of NumPyro's, in bold the least of a model of three or more."""
+    """The last point of each curve of NumPyro; the least is bold in models with three or more."""
     lines: dict = {}
     for cell in read_cells("table1"):
         if cell["backend"] == "numpyro":
@@ -83,7 +83,7 @@ def one_sample() -> str:
 
 
 def searches() -> str:
-    """By learning rate the nats of the trials at each of tau's rates, the chosen one in bold."""
+    """By learning rate, the nats of the trials at each rate of tau, with the chosen one in bold."""
     records = [json.loads(p.read_text()) for p in sorted((MODELS / "tuning").glob("*.json"))]
     tried = {trial["learning_rate"] for record in records for trial in record["trials"]}
     shown = []

@@ -28,7 +28,7 @@ PACKAGES = ["gs-ppl", "numpy", "scikit-learn", "torch", "pyro-ppl", "jax", "nump
 
 
 def steps(short: int, long: int) -> int:
-    """How many, in the form that runs now."""
+    """The number of steps in the current form."""
     return long if LONG else short
 
 
@@ -52,7 +52,7 @@ def read(page: str) -> dict[str, Any]:
 
 
 def source(found: dict[str, Any]) -> Any:
-    """Where a record comes from, in a line below what is shown of it."""
+    """The source of a record, as one line below its table."""
     from IPython.display import Markdown
 
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def forget(page: str) -> None:
-    """Takes the page out of the site's cache, which looks at its code alone, not at its record."""
+    """Removes the page from the site's cache, which compares only its code, not its record."""
     from jupyter_cache import get_cache
 
     if CACHE.exists():

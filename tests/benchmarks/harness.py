@@ -1,4 +1,4 @@
-"""Contenders timed in turns, so that what else the machine does falls on all of them alike."""
+"""Contenders take turns, so that other load on the machine affects all of them equally."""
 
 import math
 import statistics
@@ -34,7 +34,7 @@ def interleave(
 
 
 def by_turns(contenders: dict[str, Callable[[], object]], rounds: int, ours: str) -> dict:
-    """Of calls that take seconds: medians, and of how many times as long as ours each took."""
+    """For calls that take seconds: medians of times, and of ratios to ours."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
@@ -55,7 +55,7 @@ def median(values: list[float]) -> float | None:
 
 
 def summary(times: dict[str, list[float]], ours: str) -> dict:
-    """Medians in microseconds; medians over the rounds of how much longer than ours each took.
+    """Medians in microseconds; medians over the rounds of the ratios to ours.
 
     "peer, validated" is set against "ours, validated" where there is one, and that against ours.
     """

@@ -1,4 +1,4 @@
-"""How much memory sampling and scoring take at their peak, beside the peers.
+"""Peak memory of sampling and scoring, compared with the peers.
 
     make bench    # or: python tests/benchmarks/memory.py --output tests/benchmarks
 

@@ -1,4 +1,4 @@
-"""What the programs share: arguments, a pinned process for each side, a section of speed.json."""
+"""Common parts of the programs: arguments, a pinned process a side, a section of speed.json."""
 
 import argparse
 import importlib.metadata
@@ -33,7 +33,7 @@ def run(section: str, title: str, measure: Callable[[str, Namespace], dict]) -> 
         print(json.dumps(measure(options.side, options)))
         raise SystemExit
     sides = {}
-    for side in SIDES:  # a process each: their threads and allocators are strangers
+    for side in SIDES:  # a process each, with its own threads and allocator
         command = [sys.executable, *sys.argv, "--side", side]
         sides[side] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     found = {

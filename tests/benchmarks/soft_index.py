@@ -1,4 +1,4 @@
-"""What an ordinary program over integers costs beside the same program with one-hot vectors.
+"""The cost of an ordinary program over integers, compared with one-hot vectors.
 
     make bench    # or: python tests/benchmarks/soft_index.py --output tests/benchmarks
 
@@ -29,7 +29,7 @@ MEAN_FIELD, STRUCTURED = "mean field", "structured"
 
 
 def tables(rows: int, classes: int, width: int, steps: int, raters: int) -> dict[str, np.ndarray]:
-    """What the programs read, in float32, and the labels."""
+    """The tables of the programs, in float32, and the labels."""
     rng = np.random.default_rng(0)
     return {
         "weights": rng.dirichlet(np.ones(classes)).astype(np.float32),
@@ -69,7 +69,7 @@ def look_up(side: str, ways: ModuleType, size: dict[str, int], options: Namespac
 
 
 def chain(ways: ModuleType, options: Namespace) -> dict:
-    """A guide that has a table over the classes of the state before, and one that has none."""
+    """A guide that has a table over the classes of the previous state, and one without."""
     shown = tables(**(QUICK if options.quick else CHAIN))
     calls = {
         name: ways.step("hidden_markov", shown, False, parents)
@@ -80,7 +80,7 @@ def chain(ways: ModuleType, options: Namespace) -> dict:
 
 
 def compilation(ways: ModuleType, name: str, shown: dict, options: Namespace) -> dict | None:
-    """Seconds of each way, by turns, and the ratios; None where nothing is compiled."""
+    """Seconds of each way, by turns, and the ratios; None if nothing is compiled."""
     if not hasattr(ways, "compile_step"):
         return None
     calls = {

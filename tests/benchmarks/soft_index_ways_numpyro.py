@@ -76,7 +76,7 @@ def step(
 
 
 def compile_step(name: str, tables: dict[str, np.ndarray], hot: bool) -> None:
-    """Traces and compiles it anew."""
+    """Traces and compiles it again."""
     loss, arguments = prepare(name, tables, hot)
     loss.lower(*arguments).compile()
 

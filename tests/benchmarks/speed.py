@@ -1,4 +1,4 @@
-"""How long sampling and scoring take, beside the peers; the numbers of tests/benchmarks/README.md.
+"""Time of sampling and scoring, compared with the peers.
 
     make bench    # or: python tests/benchmarks/speed.py --output tests/benchmarks
 

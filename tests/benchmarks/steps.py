@@ -1,4 +1,4 @@
-"""How long an SVI step of the paper's auto-encoder takes, beside a loop written by hand.
+"""Time of an SVI step of the paper's auto-encoder, compared with a loop written by hand.
 
     make bench    # or: python tests/benchmarks/steps.py --output tests/benchmarks
 

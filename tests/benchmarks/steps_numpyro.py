@@ -56,7 +56,7 @@ def make(
 def first_steps(
     images: np.ndarray, variables: int, classes: int, batch: int
 ) -> dict[str, Callable[[], object]]:
-    """From programs and networks that exist to the end of the first step."""
+    """Time from existing programs and networks to the end of the first step."""
     x, key = jnp.asarray(images[:batch]), jax.random.key(1)
     vae = VAE(variables, classes, pixels=images.shape[-1], rngs=nnx.Rngs(0))
 
