@@ -149,8 +149,8 @@ def gumbel_softmax_log_prob(
 
     log p(y) = log p(l) - sum(l)
 
-    with respect to the Lebesgue measure dy_1 ... dy_{K-1}. The vertices, which lie outside of the
-    open simplex, stand for the categories: there the value is the log mass log pi_k.
+    with respect to the Lebesgue measure dy_1 ... dy_{K-1}. The vertices are outside of the open
+    simplex. They represent the categories: there the value is the log mass log pi_k.
 
     Args:
         temperature: tau > 0, shape broadcastable to the batch shape.

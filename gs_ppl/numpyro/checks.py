@@ -334,5 +334,5 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         s.is_soft_mass for s in in_guide.values()
     ):
         params = {s["name"]: s["value"] for s in sites if s["type"] == "param"}
-        with handlers.block():  # it refuses soft sites below summed ones
+        with handlers.block():  # the loss refuses soft children of summed sites
             loss.loss(jax.random.key(0), params, model, guide, *args, **kwargs)

@@ -46,7 +46,7 @@ def _exact_score(fn: Any) -> Any:
 class ScoreFunctionELBO(ShownELBO, ELBO):
     """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
 
-    Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other
+    Continuous sites of the guide have their pathwise gradient. r_s leaves out the terms in other
     rows of the plates of s. All particles see the same rows of a subsampled plate.
     """
 

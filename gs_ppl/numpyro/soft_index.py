@@ -85,7 +85,7 @@ def soft_index(site: str, weights: Any, values: Any = None) -> jax.Array:
     Args:
         site: name of the site, for the errors.
         weights: y, shape batch + (K,).
-        values: the K integers that the classes stand for; None: 0..K-1.
+        values: the integers of the K classes; None: 0..K-1.
 
     Shapes:
         the batch of the weights.

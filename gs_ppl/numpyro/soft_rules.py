@@ -133,7 +133,7 @@ def total(trace: Any, value: Any, args: list[Any], out: Any) -> Soft:
 def _moved_total(
     trace: Any, primitive: Any, params: dict[str, Any], args: list[Any], data: range, outs: Any
 ) -> Any:
-    """A structural move of totals: the same of their means."""
+    """A structural move of totals: the same move of their means."""
     dtype = jnp.result_type(float)
     given = [jnp.asarray(as_mean(x), dtype) if i in data else x for i, x in enumerate(args)]
     found, soft = primitive.bind(*given, **params), [args[i] for i in data]
@@ -318,7 +318,7 @@ def take(a: Any, lead: int, shape: Sequence[int], found: np.ndarray) -> Any:
 
 
 def _moved_blindly(trace: Any, run: Callable, data: list[Any], out: Any) -> Soft:
-    """By indices that are unknown until the program runs: equal draws cannot be recognised."""
+    """Moves by indices that are unknown until the program runs: equal draws are not recognised."""
     parts = _common(trace, data)
     m, token = len(parts[0].axes), next(counter)
 

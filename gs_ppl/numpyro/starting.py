@@ -84,8 +84,8 @@ def best_start(
     All starts run in parallel, in one compiled scan.
 
     Args:
-        make: makes model, guide and optimizer anew and returns SVI or AnnealedSVI; its guide should
-            start at random, such as by init_to_rows.
+        make: makes a new model, guide and optimizer, and returns SVI or AnnealedSVI. The guide
+            should start at random, for example by init_to_rows.
         *args: what the programs take.
         rng_key: of all starts.
         num_starts: number of starts.

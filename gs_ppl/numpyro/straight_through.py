@@ -121,7 +121,7 @@ class STGumbelSoftmax(OneHotEstimator):
 
 
 class STBernoulli(BitEstimator):
-    """Straight-through bit with the gradient of sigmoid(a / tau), which has no noise of its own.
+    """Straight-through bit with the gradient of sigmoid(a / tau), which contains no noise.
 
     With an annealed temperature it is the slope-annealed straight-through bit, of slope 1 / tau.
 

@@ -401,7 +401,7 @@ class REBAR_ELBO(SubstitutingELBO):
         tau: Any,
         eta: Any,
     ) -> Array:
-        """G by the logits of one site, a function of its tau and eta alone."""
+        """G by the logits of one site, as a function of only its tau and eta."""
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         a, b = stop_gradient((site.a, hard.values[site.name]))
         z = a + shared.noise(site)

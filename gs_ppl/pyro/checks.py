@@ -258,7 +258,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         kl = divergence(kl_divergence, *laws) if analytic else None
         if kl is not None:  # poutine.mask changes the site, not the law
             kl = scale_and_mask(kl, mask=guide_trace.nodes[name]["mask"])
-        # for a law without a score it is a number
+        # a plain number if the law has no score
         infinite = kl is not None and bool(torch.as_tensor(kl).isposinf().any())
         named = type(loss).__name__
         check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
@@ -280,4 +280,4 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         s.is_soft_mass for s in in_guide.values()
     ):
         with random_state():
-            loss.loss(model, guide, *args, **kwargs)  # it refuses soft sites below summed ones
+            loss.loss(model, guide, *args, **kwargs)  # refuses soft children of summed sites

@@ -1,6 +1,6 @@
 """Soft indices: what a program gets for a relaxed integer, bit or one-hot vector.
 
-The trace holds the weights y of a relaxed site. The program gets a soft index, which stands for the
+The trace holds the weights y of a relaxed site. The program gets a soft index, which represents the
 classes 0..K-1: an integer or a boolean that is computed from it is kept as its table over the
 classes, and the first floating-point result is the mean of the table under y. So `locs[z]` is
 y @ locs, `one_hot(z)` is y, and two soft indices give the mean under both weights. At a vertex,

@@ -112,7 +112,7 @@ def _has_float_array(values: Sequence) -> bool:
 
 
 def _have_means(soft: Sequence[SoftIndex]) -> bool:
-    """Floats that are still unchanged: their tables are made at first use."""
+    """Whether all are floats that are still unchanged: their tables are made at first use."""
     return all(z.is_float and z._mean is not None for z in soft)
 
 

@@ -1,7 +1,7 @@
-"""Tables over classes: the tensor that a program gets for a relaxed class, and the mean of one.
+"""Tables over classes: the tensor that a program gets for a relaxed class, and its mean.
 
-A value that is computed from relaxed draws has a table: what it is for each class of its draws. The
-weights of the classes make a float of it, the mean. Tables, weights and ids are compact: they have
+A value that is computed from relaxed draws has a table: its value for each class of its draws. Its
+mean under the weights of the classes is a float. Tables, weights and ids are compact: they have
 size 1 in every dimension along which they are the same.
 """
 
@@ -119,7 +119,7 @@ def quiet() -> Any:
 
 
 def shape_of(x: Tensor) -> torch.Size:
-    """A size of numbers, also if tracing makes tensors of them."""
+    """The shape as plain numbers, also if tracing makes tensors of them."""
     if not torch._C._get_tracing_state():
         return x.shape
     with ignore_jit_warnings():

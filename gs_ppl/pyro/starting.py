@@ -82,8 +82,8 @@ def best_start(
     start.
 
     Args:
-        make: makes model, guide and optimizer anew and returns SVI or AnnealedSVI; its guide should
-            start at random, such as by init_to_rows.
+        make: makes a new model, guide and optimizer, and returns SVI or AnnealedSVI. The guide
+            should start at random, for example by init_to_rows.
         *args: what the programs take.
         num_starts: number of starts.
         num_steps: number of steps of each start.

@@ -393,7 +393,7 @@ class REBAR_ELBO(SubstitutingELBO):
         tau: Tensor,
         eta: Any,
     ) -> Tensor:
-        """G by the logits of one site, a function of its tau and eta alone."""
+        """G by the logits of one site, as a function of only its tau and eta."""
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         learned = tau.requires_grad
         a, b = site.a.detach(), hard.values[site.name]
