@@ -79,7 +79,7 @@ class Network:
         return math.log(self.prior) - math.log1p(-self.prior)
 
     def log_likelihood(self, z: np.ndarray) -> np.ndarray:
-        """log p(findings | z), for z of shape (..., causes); other axes broadcast with the cases."""
+        """log p(findings | z), for z of shape (..., causes); axes ... broadcast with the cases."""
         total = LEAK + z @ self.rates
         return np.where(self.findings, np.log(-np.expm1(-total)), -total).sum(-1)
 

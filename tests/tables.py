@@ -1,4 +1,4 @@
-"""What all tables of READMEs and site share."""
+"""Code that all tables of the READMEs and the site share."""
 
 from pathlib import Path
 
