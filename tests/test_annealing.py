@@ -299,9 +299,7 @@ def test_auto_guide_without_discrete_latents(backend):
 @pytest.mark.parametrize("tau", [1.0, 0.1, 0.01])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "mask"])
 def test_relaxed_objective_is_exact_through_replay(backend, tau, masked):
-    """KL(q
-
-     p) by Trace_ELBO in float32, also if a dict for `infer` is reused.
+    """KL(q || p) by Trace_ELBO in float32, also if a dict for `infer` is reused.
 
     With a score of the rounded value, the estimate would be 607 at tau = 0.01.
     """

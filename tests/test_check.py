@@ -1,18 +1,18 @@
 """The table of pairings: guide family x model family x ELBO, each with its reference or its error.
 
-The program is a mixture with one observation, in a plate of many independent rows, each with its
-own guide logits: their gradients are independent draws, with a mean and a standard error. Value and
-gradient by the logits stand beside references in NumPy, of these kinds:
+The program is a mixture with one observation, in a plate of many independent rows, each with
+separate guide logits: their gradients are independent draws, with a mean and a standard error.
+Value and gradient in the logits are compared with references in NumPy, of these kinds:
 
 - "exact": ELBO of the discrete program and its gradient, by summation.
-- "straight-through": the same value; the gradient is what the estimator means, that of the soft
-  sample times the slope of the loss at the hard one, which is not that of the value.
+- "straight-through": the same value; the gradient is the expectation of the estimator: the gradient
+  of the soft sample times the slope of the loss at the hard one, not the gradient of the value.
 - "soft": the loss linear in the soft value, plus, under TraceMeanField_ELBO, the exact categorical
   KL (the paper's objective). The gradient is by finite differences over common noise.
-- "relaxed": ELBO of the relaxed program, likewise; its KL is checked against quadrature.
+- "relaxed": ELBO of the relaxed program, also by finite differences; its KL agrees with quadrature.
 
-A name is a class, "Native" is Pyro's own OneHotCategorical, and "@1" stands for a temperature
-other than TAU. As a program, this prints the table.
+A name is a class, "Native" is Pyro's OneHotCategorical, and "@1" means a temperature other than
+TAU. Run as a program, this file prints the table.
 """
 
 import dataclasses

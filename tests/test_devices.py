@@ -1,7 +1,7 @@
-"""No device is hard-coded: what comes of logits is where they are, and nothing else is in between.
+"""No device is hard-coded: all results and intermediates are on the device of the logits.
 
-In torch a device of the tests' own stands in for a GPU (elsewhere.py), in JAX the second device of
-the CPU; each test runs on a GPU as well, where there is one.
+In torch a simulated device (elsewhere.py) replaces a GPU, in JAX the second device of the CPU. If
+there is a GPU, each test runs on it too.
 """
 
 from functools import partial

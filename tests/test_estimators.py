@@ -1,7 +1,7 @@
-"""Estimators that run the program several times, against the gradient summed by hand.
+"""Estimators that run the program several times, compared with the gradient summed by hand.
 
-Many estimates come from one run: the program stands in an outer plate, each row of which has its
-own copy of the guide's parameters, so that row i of the gradient is one estimate.
+One run gives many estimates: the program is in an outer plate, whose rows have separate copies of
+the guide's parameters, so that row i of the gradient is one estimate.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Programs as they are written for the PPLs, with integers, against what they say at each class.
+"""Programs with integers, as users write them: the relaxed program is compared with the original.
 
 The log joint of the relaxed program at a vertex is that of the integer program; between vertices
 value and gradient are those of the same program written with one-hot vectors.

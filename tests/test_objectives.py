@@ -1,7 +1,7 @@
-"""The objectives of relax as the temperature falls: what they tend to, and what guides fit by them.
+"""The objectives of relax at falling temperature: their limits, and the guides fitted with them.
 
-"categorical" converges to the discrete ELBO, and its guide to the best factorised one of the
-discrete program; "relaxed" does not: its optimum is that of the relaxed KL.
+"categorical" converges to the discrete ELBO, and its guide to the best factorised guide of the
+discrete program. "relaxed" does not: its optimum is that of the relaxed KL.
 """
 
 import functools
