@@ -148,7 +148,7 @@ SUMMED = {"family": "enumerated", "channels": 8, "batch": 25, "learning_rate": 2
 SOFT = {"family": "GumbelSoftmax", "channels": 16, "batch": 50, **COLD}
 HARD = {"family": "STGumbelSoftmax", "channels": 16, "batch": 50, **COLD}
 METHODS = {
-    # column: settings, the paper's nats and accuracy
+    # column: settings, then nats and accuracy of the paper
     "Marginalization": (
         SemiSupervisedSettings(**SEMI_SUPERVISED, **SUMMED, steps=6000),
         106.8,
@@ -177,7 +177,7 @@ def list_table2() -> list[Cell]:
 EPOCH = 600  # steps
 GREY = {"hidden": (512, 256), "steps": 160 * EPOCH, "rate": 0.0, "grey": True}
 LATENTS = {
-    # row: settings, and by column the published figure, temperature and learning rate
+    # row: settings, then for each column the published figure, temperature and learning rate
     "8 x 16": (
         Settings(**GREY, classes=8, variables=16),
         {

@@ -111,7 +111,7 @@ def by_lightning(arguments: argparse.Namespace, settings: Settings, images: np.n
 
 
 class Clock:
-    """Time of a step, without those before the first tick, which compile and warm up."""
+    """Measures the time of a step; steps before the first tick, which compile, do not count."""
 
     def __init__(self) -> None:
         self.ticks: list[tuple[int, float, float]] = []

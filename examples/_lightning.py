@@ -1,4 +1,4 @@
-"""The same data-parallel training by Lightning's Trainer, which starts the processes itself."""
+"""The same data-parallel training by Lightning's Trainer, which starts the processes."""
 
 from collections.abc import Iterator
 from typing import Any

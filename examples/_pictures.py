@@ -23,7 +23,7 @@ def name_lines(ax: Axes, names: list[str]) -> None:
     to_axes = (ax.transData + ax.transAxes.inverted()).transform
     ends = np.clip([to_axes(line.get_xydata()[-1])[1] for line in lines], 0, 1)
     order, heights = np.argsort(ends), np.sort(ends)
-    for _ in range(100):  # neighbours push each other until none touch
+    for _ in range(100):  # moves neighbours apart until no names overlap
         for i in np.flatnonzero(np.diff(heights) < APART):
             heights[i : i + 2] = heights[i : i + 2].mean() + 0.501 * APART * np.array([-1, 1])
     heights -= min(heights[0], 0)  # no name below the axes

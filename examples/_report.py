@@ -49,7 +49,7 @@ def make_parser(description: str, output: str, steps: int | None = None) -> argp
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, checked, with `backends` in place of "both" and the folders made."""
+    """Checks the arguments, adds `backends`, the list of sides to run, and makes the folders."""
     arguments = parser.parse_args()
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
@@ -66,7 +66,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def find_target(arguments: argparse.Namespace) -> Path:
-    """The file of the report."""
+    """Path of the report."""
     return arguments.json or arguments.output / "report.json"
 
 

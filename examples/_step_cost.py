@@ -29,9 +29,9 @@ Step = Callable[[int], Any]  # takes that many steps
 
 
 def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[str, Any]]:
-    """CPU time of a step, median over rounds in which all methods of both sides take turns.
+    """CPU time of a step: the median over rounds in which all methods of both sides take turns.
 
-    On one CPU with one thread.
+    All run on one CPU with one thread.
     """
     if not quick and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -180,7 +180,7 @@ class JaxLoop:
 
 
 def draw_step_cost(rows: list[dict[str, Any]], path: Path) -> Table:
-    """Ratios to the relaxed step, as a picture and a table."""
+    """Ratios to the time of the relaxed step, as a picture and a table."""
     sides = list(dict.fromkeys(row["backend"] for row in rows))
     classes = list(dict.fromkeys(row["classes"] for row in rows))
     figure = Figure(figsize=(5 * len(sides), 4.5), layout="constrained")

@@ -46,7 +46,7 @@ def choose(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def in_short(settings: Settings, steps: int = TRIAL) -> Settings:
-    """The trial of a long run: the temperature falls as many times as fast as it is shorter.
+    """The trial of a long run: the temperature falls faster, by the ratio of their lengths.
 
     Example:
         >>> short = in_short(Settings(steps=200_000, rate=1e-5, every=500))

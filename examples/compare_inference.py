@@ -2,14 +2,14 @@
 
 Ten components, one categorical latent per image, scikit-learn's 1,797 handwritten digits. Every
 method fits the same program (gs_ppl.models.mixture_*) by SVI, from the same start, with the same
-optimizer and minibatches; what differs is how z is treated. Since a mixture can be summed exactly,
-each result is judged by the exact evidence of the fitted parameters, not by its own loss; and
-`compare` says how far the guide is from the exact posterior, and its gradient from the exact one.
+optimizer and minibatches; only the treatment of z differs. A mixture can be summed exactly, so that
+each result is judged by the exact evidence of the fitted parameters, not by its loss. `compare`
+says how far the guide is from the exact posterior, and its gradient from the exact gradient.
 
     python examples/compare_inference.py --backend both --output results/demo
 
-writes means.png, curves.png and report.json, and prints the table; and of one fit all that
-`compare` says, the last line of which names the family that this program would do best with.
+writes means.png, curves.png and report.json, and prints the table. For one fit it prints the whole
+result of `compare`; its last line names the family that is best for this program.
 """
 
 import math
@@ -53,7 +53,7 @@ class Method:
     temperature: str = ""  # as shown in the table
     last: float = 1.0  # temperature of the last step
     guide: str = "guide"
-    chooses: bool = False  # whether compare is asked which family would be best for its guide
+    chooses: bool = False  # whether compare chooses the best family for the guide
 
     @property
     def label(self) -> str:
@@ -102,13 +102,13 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
 
 # --- training: one generator per backend ----------------------------------------------------------
 
-# After every chunk of steps: mean loss in nats per image, weights, means; at the end, where there
-# is a guide, the Comparison of the fitted programs on all images.
+# After every chunk of steps: mean loss in nats per image, weights, means. At the end, if there is a
+# guide, the Comparison of the fitted programs on all images.
 Progress = Iterator[tuple[float, np.ndarray, np.ndarray] | Comparison]
 
 
 def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable, Callable]:
-    """Model and guide with z treated as the method says; their source stays the same."""
+    """Model and guide with z treated by the method, from the same source for all methods."""
     model, guide = mixture.model, getattr(mixture, method.guide)
     if method.family is None:
         return gs.config_enumerate(model), gs.config_enumerate(guide)
@@ -117,8 +117,8 @@ def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable
 
 
 def options(method: Method, gs: ModuleType) -> dict[str, Any]:
-    """What compare is asked: about the method's own family, at its last temperature; or which one
-    would be best for its guide."""
+    """Options of compare: the family of the method at its last temperature, or the choice of the
+    best family for the guide."""
     if method.chooses:
         families = [gs.GumbelSoftmax, gs.STGumbelSoftmax, gs.RLOO_ELBO()]
         how = {"temperatures": [0.5, 1.0], "objectives": ["categorical"], "num_samples": SAMPLES}
@@ -178,7 +178,7 @@ def train_numpyro(
     svi = gs.AnnealedSVI(*treat(method, gs, mixture), adam, elbo, method.schedule)
     state = svi.init(jax.random.key(seed), counts[batches[0, 0]], initial_means)
 
-    @jax.jit  # many steps in one call; SVI.run would compile anew at each call
+    @jax.jit  # many steps in one call; SVI.run would compile again at each call
     def advance(state, chunk):
         return jax.lax.scan(lambda s, b: svi.update(s, counts[b], initial_means), state, chunk)
 
@@ -274,7 +274,7 @@ def compute_gap(result: Fit, fits: list[Fit]) -> float:
 
 
 def compared(f: Fit, images: int) -> dict[str, float]:
-    """KL of guide and posterior, distance of their marginals, bias of the gradient, as known."""
+    """KL of guide and posterior, distance of their marginals, bias of the gradient, if known."""
     if f.comparison is None:
         return {}
     figures = {
@@ -323,7 +323,7 @@ def make_table(fits: list[Fit], counts: np.ndarray) -> Table:
 
 
 def draw_curves(fits: list[Fit], path: Path) -> None:
-    """One panel per backend; a logarithmic scale above the best, where the methods differ."""
+    """One panel per backend; the distance from the best value is on a logarithmic scale."""
     backends = list(dict.fromkeys(f.backend for f in fits))
     figure = Figure(figsize=(7 * len(backends), 6), layout="constrained")
     axes = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]

@@ -1,18 +1,18 @@
 """Which estimator of the gradient? All of them on one program: bias, variance, cost of a step.
 
-The net of temperature_sweep.py, four latents with eight classes each, and the same with eight bits;
-both are small enough to be summed over all states, so that `compare` has the exact gradient to put
-beside every estimate. The cost is CPU time of a training step of the paper's VAE (20 latents with
-ten classes each, or 200 bits; batches of 100) over that with STGumbelSoftmax, the median of rounds
-in which all take turns, on one thread.
+The program is the net of temperature_sweep.py, with four latents of eight classes, or with eight
+bits. Both are small enough to be summed over all states, so that `compare` has the exact gradient
+for comparison with each estimate. The cost is the CPU time of a training step of the paper's VAE
+(20 latents with ten classes each, or 200 bits; batches of 100), relative to STGumbelSoftmax: the
+median over rounds in which all methods take turns, on one thread.
 
     python examples/estimators.py --output results/estimators
 
 writes estimators.png and report.json, and prints the table. Bias, standard deviation (the root of
 the variance summed over coordinates) and error, the root of the mean square of both, are those of a
-single estimate, relative to the norm of the exact gradient. NVIL_ELBO goes without its division by
-the standard deviation, which changes the gradient's length; its baseline, and what REBAR_ELBO
-learns, have adapted to the program.
+single estimate, relative to the norm of the exact gradient. NVIL_ELBO runs without division by the
+standard deviation, which would change the gradient's length. Its baseline, and the parameters that
+REBAR_ELBO learns, have adapted to the program.
 """
 
 import importlib
@@ -116,7 +116,7 @@ def measure_gradients(
 
 
 def measure_costs(backends: list[str], seed: int, quick: bool) -> dict[tuple[str, str, str], float]:
-    """By backend, version and method: CPU time over that of STGumbelSoftmax."""
+    """CPU time relative to STGumbelSoftmax, by backend, version and method."""
     if not quick and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rng = np.random.default_rng(seed)
@@ -136,7 +136,7 @@ def make_step(
     settings = Settings(family=method.split("(")[0], batch=100, **VERSIONS[version])
     trainer = make_trainer(backend, settings, images)
     if "num_particles" in ELBOS.get(method, {}):
-        loss = trainer.svi.loss  # in Pyro a method of it
+        loss = trainer.svi.loss  # in Pyro a method of the ELBO
         getattr(loss, "__self__", loss).num_particles = ELBOS[method]["num_particles"]
     return trainer.advance if backend == "numpyro" else OwnParameters(trainer.advance)
 
@@ -203,7 +203,7 @@ def draw(rows: list[Row], path: Path) -> None:
             ax.set(xscale="log", yscale="log", title=f"{TITLES[side]}, {version}: {group}")
             named.append((ax, own))
             ax.spines[["top", "right"]].set_visible(False)
-    for ax, own in named:  # at the limits that all axes share
+    for ax, own in named:  # after all plots, when the shared limits are final
         name_lines(ax, own)
     for ax in axes[-1]:
         ax.set_xlabel("cost, in steps with STGumbelSoftmax")

@@ -1,13 +1,13 @@
-"""Vowels and consonants, found by a hidden Markov model of letters that was told of neither.
+"""A hidden Markov model of letters finds vowels and consonants without labels.
 
 Two hidden states, one categorical latent per letter, on the texts that describe scikit-learn's data
 sets. Cave and Neuwirth (Hidden Markov models for English, 1980) found that the states become vowels
 (with the space) and consonants. Every method fits the same program (gs_ppl.models.hidden_markov_*)
-by SVI, from the same start, with the same optimizer; what differs is how the states are treated.
+by SVI, from the same start, with the same optimizer; only the treatment of the states differs.
 The chain can be summed exactly, so that each result is judged by the exact evidence of its
-parameters, on the text and on held-out text, not by its own loss. The guide is automatic:
-AutoGumbelSoftmax with parents="model" is a chain, as the exact posterior is; with parents="none",
-mean field, it leaves out the state before.
+parameters, on the text and on held-out text, not by its loss. The guide is automatic:
+AutoGumbelSoftmax with parents="model" is a chain, like the exact posterior; with parents="none",
+mean field, a state does not depend on the previous one.
 
     python examples/hidden_markov.py --backend both --output results/hidden_markov
 
@@ -111,14 +111,14 @@ def load_text(length: int) -> np.ndarray:
 
 
 def draw_start(text: np.ndarray, seed: int) -> np.ndarray:
-    """Logits of the letters in each state: their frequencies, and noise that tells states apart."""
+    """Logits of the letters in each state: their frequencies plus noise, so that states differ."""
     counts = np.bincount(text.ravel(), minlength=len(SYMBOLS)) + 1
     noise = np.random.default_rng(seed).normal(size=(STATES, len(SYMBOLS)))
     return np.log(counts / counts.sum()) + 0.3 * noise
 
 
 def start_guide(text: np.ndarray, start: np.ndarray, parents: str) -> dict[str, np.ndarray]:
-    """Logits of each state: the posterior of its letter by itself, whatever the state before."""
+    """Logits of each state: its posterior given its letter only, the same after each state."""
     logits = np.moveaxis(start[:, text], 0, -1)
     after = np.repeat(logits[:, 1:, None], STATES, -2) if parents == "model" else logits[:, 1:]
     return {"z_0": logits[:, 0]} | {f"z_{t}": after[:, t - 1] for t in range(1, text.shape[1])}
@@ -134,7 +134,7 @@ NAMES = "initial", "transition", "emission"
 def treat(
     method: Method, gs: ModuleType, hmm: ModuleType, init_logits: dict | None
 ) -> tuple[Callable, Callable]:
-    """Model and guide with the states treated as the method says; the model's source is one."""
+    """Model and guide with the states treated by the method; all share the model's source."""
     family = None if method.family is None else getattr(gs, method.family)
     guide = hmm.empty_guide
     if method.parents:
@@ -196,7 +196,7 @@ def train_numpyro(
     svi = gs.AnnealedSVI(*treat(method, gs, hmm, logits), adam, elbo, method.schedule)
     state = svi.init(jax.random.key(seed), *data)
 
-    @jax.jit  # many steps in one call; SVI.run would compile anew at each call
+    @jax.jit  # many steps in one call; SVI.run would compile again at each call
     def advance(state):
         return jax.lax.scan(lambda s, _: svi.update(s, *data), state, length=CHUNK)
 
@@ -249,7 +249,7 @@ def smooth(parameters: dict[str, np.ndarray], text: np.ndarray) -> np.ndarray:
 def compute_separation(parameters: dict[str, np.ndarray], text: np.ndarray) -> float:
     """Share of the letters assigned to the state of their kind, by the exact posterior.
 
-    The kinds are vowels with the space, and the other letters; a guess would have 1/2 or more.
+    The kinds are vowels with the space, and the other letters; a random assignment has 1/2 or more.
     """
     posterior = smooth(parameters, text)
     vowel = np.isin(text.T, [SYMBOLS.index(letter) for letter in VOWELS])
@@ -349,7 +349,7 @@ def draw_letters(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def share_in_vowel_state(f: Fit, text: np.ndarray) -> np.ndarray:
-    """Of each symbol's occurrences, by the exact posterior; the state that takes most vowels."""
+    """Share of each symbol's occurrences in the state with most vowels, by the exact posterior."""
     posterior = smooth(f.parameters, text)
     counts = np.array(
         [
@@ -362,7 +362,7 @@ def share_in_vowel_state(f: Fit, text: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(fits: list[Fit], alone: float, path: Path) -> None:
-    """One panel per backend; the chain's gain over letters by themselves."""
+    """One panel per backend; the chain's gain over letters without a chain."""
     backends = list(dict.fromkeys(f.backend for f in fits))
     figure = Figure(figsize=(6 * len(backends), 5), layout="constrained")
     axes = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]

@@ -47,7 +47,7 @@ def write_data(path: Path, rows: int, seed: int) -> None:
 
 
 def stream(path: Path, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices and points of minibatches without end."""
+    """Indices and points of an endless stream of minibatches."""
     data, rng = np.load(path, mmap_mode="r"), np.random.default_rng(seed)
     while True:
         rows = np.unique(rng.integers(0, len(data), 2 * BATCH))
@@ -56,7 +56,7 @@ def stream(path: Path, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def make_pyro(size: int, batch: int, sparse: bool, drawn: bool = False) -> tuple[Callable, ...]:
-    """A step on a minibatch, and the bytes of logits and optimizer."""
+    """A function that makes a step on a minibatch, and the bytes of logits and optimizer."""
     import pyro
     import torch
     from pyro.infer import TraceMeanField_ELBO
@@ -129,7 +129,7 @@ MAKERS = {"pyro": make_pyro, "numpyro": make_numpyro}
 
 
 def measure(backend: str, method: str, size: int, arguments: Namespace) -> dict:
-    """CPU time of a step, the median of some turns."""
+    """CPU time of a step: the median of several turns."""
     batch = min(BATCH, size // 4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"

@@ -1,14 +1,14 @@
-"""Runs the cells of the paper's tables on MNIST, and puts the results beside the paper's figures.
+"""Runs the cells of the paper's tables on MNIST, and compares the results with the paper's figures.
 
     python examples/reproduce.py tune --data-dir MNIST
     python examples/reproduce.py table1 --data-dir MNIST
     python examples/reproduce.py table2 --data-dir MNIST
     python examples/reproduce.py figure5
 
-`tune` searches for the settings of each estimator of Table 1, which then has the long runs at them.
-A cell that has its result in models/results is not run again, one that broke off goes on from its
-checkpoint in the output folder; `--only` selects cells by their name. `--recorded` runs none and
-shows those that there are. `--quick` runs a few steps of each on the bundled digits: does it work?
+`tune` searches for the settings of each estimator of Table 1; `table1` then has the long runs with
+these settings. A cell with a result in models/results is not run again. An interrupted cell goes on
+from its checkpoint in the output folder. `--only` selects cells by their name. `--recorded` runs no
+cell and shows the results that exist. `--quick` tests with a few steps of each on bundled digits.
 """
 
 import argparse
@@ -47,7 +47,7 @@ Data = dict[str, np.ndarray]
 
 
 def load(arguments: argparse.Namespace) -> Data:
-    """Grey levels and labels to train and to test on."""
+    """Grey levels and labels for training and for testing."""
     if arguments.quick and not arguments.data_dir:
         counts, labels = load_digits()
         grey = (counts / 16).astype(np.float32)
@@ -104,7 +104,7 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
     settings = cell.settings
     options: dict[str, Any] = {"samples": 1000, "chunk": 500}
     if settings.grey:
-        options = {"samples": 1, "chunk": EPOCH}  # the last loss: the mean over the last epoch
+        options = {"samples": 1, "chunk": EPOCH}  # the last loss is the mean over the last epoch
     options["evaluate_every"] = settings.steps // 10
     options["checkpoint_every"] = min(10_000, settings.steps // 10)
     if quick:
@@ -118,7 +118,7 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
         options |= {"labelled": copies, "test_labels": data["test_labels"]}
         options["samples"] = min(options["samples"], 100)  # convolutions are slow
     images, test = grey, data["test_grey"]
-    if not settings.grey:  # each pixel is drawn once
+    if not settings.grey:  # binarized once, with fixed seeds
         images, test = binarize(images, seed=0), binarize(test, seed=1)
     with tqdm(total=settings.steps, unit="step", desc=f"{cell.row}: {cell.column}") as bar:
         trainer, result = fit(cell.backend, settings, images, test, folder, bar=bar, **options)
@@ -283,7 +283,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 
 def find_rows(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
-    """Measured, or taken from the records."""
+    """The rows to show, measured or read from the records."""
     if arguments.table == "tune":
         return run_searches(arguments, results)
     if arguments.table != "figure5":

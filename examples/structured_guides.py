@@ -1,9 +1,9 @@
-"""What parents bring to an automatic guide: KL(q || p(z | x)) beside the best mean field.
+"""The gain from parents in an automatic guide: KL(q || p(z | x)), compared with mean field's best.
 
-The chain is that of hidden_markov.py at its fitted parameters; three trees are beside it, whose
-observations depend on one latent each, so that their posteriors are of the guide's form. Each guide
-is AutoGumbelSoftmax(model, parents="model"). The best mean field is found by coordinate ascent on
-the table of all assignments, from several starts; it is no guide of this library.
+The programs are the chain of hidden_markov.py at its fitted parameters, and three trees. In a tree
+each observation depends on one latent, so that the posterior has the form of the guide. Each guide
+is AutoGumbelSoftmax(model, parents="model"). Coordinate ascent on the table of all assignments,
+from several starts, finds the best mean field; it is not a guide of this library.
 
     python examples/structured_guides.py --output results/structured_guides
 
@@ -29,7 +29,7 @@ RATES = 0.2, 0.002  # learning rate of Adam at the first and at the last step
 
 @dataclass(frozen=True)
 class Tree:
-    """Latents of K classes, each below an earlier one or below none; an observation of each.
+    """Latents of K classes, each with an earlier latent or none as parent, and an observation.
 
     `likelihood` has shape (rows, latents, K): the rows are independent.
     """
@@ -41,7 +41,7 @@ class Tree:
     likelihood: np.ndarray
 
     def log_joints(self, row: int) -> np.ndarray:
-        """One axis for each latent."""
+        """Log joint of all assignments, with one axis for each latent."""
         n, K = self.likelihood.shape[1:]
         logs = np.zeros((K,) * n)
         for i, above in enumerate(self.above):
@@ -56,7 +56,7 @@ class Tree:
 
 
 def draw_tree(name: str, above: tuple[int | None, ...], classes: int, rng: np.random.Generator):
-    """Transitions that keep the class more often than not, and observations that say little."""
+    """A tree whose transitions mostly keep the class, with weak observations."""
     noise = rng.normal(size=(classes, classes))
     transition = hidden_markov.softmax(2.0 * np.eye(classes) + 0.5 * noise)
     likelihood = hidden_markov.softmax(rng.normal(size=(SEQUENCES, len(above), classes)))
@@ -64,7 +64,7 @@ def draw_tree(name: str, above: tuple[int | None, ...], classes: int, rng: np.ra
 
 
 def fit_chain(seed: int, steps: int) -> Tree:
-    """The letters' chain, at the parameters that hidden_markov.py finds by enumeration."""
+    """The chain of letters, at the parameters that hidden_markov.py finds by enumeration."""
     rng = np.random.default_rng(seed)
     text = rng.permutation(hidden_markov.load_text(hidden_markov.LENGTH))
     text = text[len(text) // 5 :]
@@ -99,7 +99,7 @@ def average(table: np.ndarray, q: list[np.ndarray], without: int | None = None) 
 
 
 def best_mean_field(table: np.ndarray) -> float:
-    """Its KL to the posterior, in nats."""
+    """KL of the best mean field to the posterior, in nats."""
     best = -np.inf
     for seed in range(STARTS):
         rng = np.random.default_rng(seed)

@@ -1,12 +1,12 @@
-"""Trains one of the paper's models, on the bundled digits or on MNIST, and shows what it learnt.
+"""Trains one of the paper's models, on the bundled digits or on MNIST, and draws its images.
 
     python examples/train.py --model vae --classes 10 --variables 20 --data-dir MNIST --output run
 
     python examples/train.py --model semi_supervised --alpha 10 --data-dir MNIST --output run
 
 MNIST is a folder with the four IDX files; `--data mnist` without a folder downloads them. The run
-writes checkpoints to the output folder, and goes on from the newest one when it is started again;
-it ends with report.json, images.png and curves.png.
+writes checkpoints to the output folder, and goes on from the newest one when it is started again.
+At the end it writes report.json, images.png and curves.png.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from gs_ppl.models.training import (
 )
 
 Images = tuple[np.ndarray, np.ndarray]  # grey levels from 0 to 1, labels
-COPIES = 200  # of each labelled image, each drawn by itself
+COPIES = 200  # of each labelled image, each binarized separately
 SHOWN = 10  # images in a row of the picture
 DEFAULTS = {"samples": 1000, "evaluate_every": 2_000, "checkpoint_every": 2_000}
 QUICK = {"samples": 20, "evaluate_every": 20, "batch": 20, "test_images": 50}
@@ -96,7 +96,7 @@ def make_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[Images, Images]:
-    """Grey levels and labels, to train and to test on."""
+    """Grey levels and labels, for training and for testing."""
     if arguments.data == "mnist" or (arguments.data is None and arguments.data_dir):
         parts = load_mnist(arguments.data_dir)
         return parts["train"], parts["test"]
@@ -112,7 +112,7 @@ def draw_images(trainer: Trainer, settings: Settings, images: np.ndarray, path: 
     if settings.model != "structured_output":
         rows = {"image": given, "model": trainer.means(given, from_guide=True, seed=0)}
         rows["prior"] = trainer.means(given, from_guide=False, seed=0)
-    else:  # the lower half, of three draws
+    else:  # the lower half, for three draws
         upper, _ = settings.inputs(given)
         draws = [trainer.means(given, from_guide=True, seed=seed) for seed in range(3)]
         rows = {"image": given} | {

@@ -1,7 +1,9 @@
-"""`--backend pyro|numpyro|both` selects the sides that the parity tests drive; `--long` runs the
-long tests, and those alone: the ones marked `long`, and of a test marked `quick(*words)` the cells
-with none of the words among the parts of their id; `--device cuda` puts the arrays of both sides on
-a GPU."""
+"""`--backend pyro|numpyro|both` selects the sides that the parity tests run on.
+
+`--long` runs only the long tests: those marked `long`, and the cells of a test marked
+`quick(*words)` whose id has none of the words. `--device cuda` puts the arrays of both sides on a
+GPU.
+"""
 
 import functools
 import importlib
@@ -22,9 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu")
 
 
-# Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
-# generator, in one piece each (a draw is split into many), it takes a fraction of the time.
-# `make test-long` has numbers and trainings as a user.
+# Most functions that JAX compiles here run once. Compiling takes a fraction of the time without
+# optimization, with XLA's older code generator, and in one piece each. `make test-long` runs
+# numbers and trainings with the ordinary settings.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
     flags = "use_fusion_emitters=false", "parallel_codegen_split_count=1"
@@ -35,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in QUICK.items():  # before JAX is imported; a value that is set is kept
         os.environ.setdefault(name, value)
     flags = os.environ.get("XLA_FLAGS", "")
-    if "device_count" not in flags:  # two, for the tests of several devices
+    if "device_count" not in flags:  # two devices, for the tests of several devices
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2"
     if (device := config.getoption("device")) != "cpu":
         use(device, config.getoption("backend"))
@@ -43,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def use(device: str, backend: str) -> None:
-    """Makes it the default of the frameworks, before any test file makes an array."""
+    """Makes the device the default of the frameworks, before any test file makes an array."""
     if backend != "numpyro":
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
@@ -58,7 +60,7 @@ def use(device: str, backend: str) -> None:
 
 
 def is_long(item: pytest.Item) -> bool:
-    """Several `quick` hold together: each must find one of its words."""
+    """A cell with several `quick` marks is quick if each of them has one of its words."""
     parts = f"-{item.callspec.id}-" if hasattr(item, "callspec") else ""
     found = (any(f"-{word}-" in parts for word in m.args) for m in item.iter_markers("quick"))
     return item.get_closest_marker("long") is not None or not all(found)
@@ -86,7 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest):
-    """The adapter of one side; loads its framework on first use."""
+    """The adapter of one side; it imports its framework at first use."""
     return load(request.param)
 
 

@@ -22,7 +22,7 @@ SITE = ROOT / "docs"
 
 
 def in_short() -> str:
-    """Five rows for the README; each has its record in the tables of the site."""
+    """Five rows for the README; the tables of the site name the record of each row."""
     demo_rows = json.loads((ROOT / "examples" / "results" / "comparison.json").read_text())["rows"]
     gaps = {
         TITLES[row["backend"]]: f"{row['gap_percent']:+.1f} %"

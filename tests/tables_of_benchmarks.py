@@ -1,4 +1,4 @@
-"""Tables of time and memory, of tests/benchmarks/README.md."""
+"""Tables of time and memory in tests/benchmarks/README.md."""
 
 import json
 from functools import partial
@@ -82,7 +82,7 @@ def soft_index() -> str:
 
 
 def look_ups() -> str:
-    """Time and bytes of ways to read a table, over those of a matrix product."""
+    """Time and bytes of the ways to read a table, relative to a matrix product."""
     sides, source = read_bench("soft_index")
     shown = []
     for side, found in sides.items():

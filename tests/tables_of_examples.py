@@ -43,7 +43,7 @@ def peers() -> str:
 
 
 def by_method(name: str, *fields: str) -> tuple[dict, dict]:
-    """The record of an example, and its rows by (method, tau), side and field, in lists."""
+    """The record of an example, and lists of its rows by (method, tau), side and field."""
     record = json.loads((ROOT / "examples" / "results" / name / "report.json").read_text())
     methods: dict = {}
     for row in record["rows"]:
@@ -55,7 +55,7 @@ def by_method(name: str, *fields: str) -> tuple[dict, dict]:
 
 
 def side_by_side(name: str, header: list[str], shown: dict[str, str]) -> str:
-    """One column a figure and side; the range where there are several data sets."""
+    """One column for each figure and side; the range if there are several data sets."""
 
     def cell(values: list[float], form: str) -> str:
         low, high = (form.format(x).replace("-0%", "0%") for x in (min(values), max(values)))

@@ -1,4 +1,4 @@
-"""The paper's tables, of models/README.md."""
+"""The paper's tables in models/README.md."""
 
 import json
 from statistics import mean as mean_of
@@ -24,10 +24,10 @@ def versions_of(cells: list[dict]) -> str:
 
 
 ESTIMATORS = (
-    *("SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."),  # the paper's
+    *("SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."),  # of the paper
     *("ReinMax", "Gumbel-Rao", "GappedST", "RLOO", "REBAR", "DisARM"),
 )
-TUNED = ", tuned"  # ends the row of a cell with the estimator's own settings
+TUNED = ", tuned"  # end of the row name of a cell with tuned settings
 
 
 def over_seeds(nats: list[float], paper: float | None) -> str:
@@ -37,7 +37,7 @@ def over_seeds(nats: list[float], paper: float | None) -> str:
 
 
 def table1() -> str:
-    """One line for the paper's figures of a model, and one for those of each side."""
+    """One line for the paper's figures of a model, and one line for each side."""
     cells = read_cells("table1")
     papers: dict = {}
     lines: dict = {}
@@ -159,7 +159,7 @@ def figure5() -> str:
 
 
 def find_cell(row: str, column: str) -> dict:
-    """Of the paper's Table 1, as NumPyro trained it."""
+    """The result of a cell of the paper's Table 1 on NumPyro."""
     cells = read_cells("table1")
     at = [x for x in cells if (x["row"], x["column"], x["backend"]) == (row, column, "numpyro")]
     return at[0]

@@ -1,4 +1,4 @@
-"""What the estimators of the discrete program refuse, by site and in words."""
+"""Estimators of the discrete program refuse some sites; the message names the site."""
 
 import functools
 
@@ -75,7 +75,7 @@ def test_refused_options(backend, message):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("name", ["RLOO", "MuProp"])
 def test_refuses_an_axis_in_no_plate(backend, name):
-    """NumPyro itself lets it pass, and the costs would be summed in the wrong places."""
+    """NumPyro would allow it, and sum the costs at the wrong places."""
 
     def program():
         backend.ppl.sample("z", backend.native.Bernoulli(logits=backend.array(np.zeros(3))))
@@ -103,7 +103,7 @@ def test_refuses_scan_in_the_guide(backend):
 @pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
 @pytest.mark.quick("RLOO")
 def test_pyros_own_one_hot_law(backend, name):
-    """It scores by argmax, without a gradient; here it is scored by its mass like ours."""
+    """Pyro scores it by argmax, without a gradient; here it is scored by its mass, as ours is."""
     gradients = []
     for law in (backend.gs.OneHotCategorical, backend.native.OneHotCategorical):
 

@@ -12,7 +12,7 @@ from gs_ppl.pyro import GumbelSoftmax
 OURS, PEER = "GumbelSoftmax", "RelaxedOneHotCategorical"
 SWEPT = [OURS, PEER, "floor"]
 EXTENTS = ["rsample", "rsample, log_prob", "rsample, log_prob, backward"]
-# at 0.5 the peer's own check refuses nearly every batch of its samples
+# at 0.5 the validation of the peer refuses nearly every batch of its samples
 TEMPERATURE = 1.0
 
 

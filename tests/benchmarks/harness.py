@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 def seconds_of(call: Callable[[], object], repeats: int) -> float:
-    """Process CPU time of one call, all threads; NaN where a contender refuses."""
+    """Process CPU time of one call, all threads; NaN if the contender refuses."""
     start = time.process_time()
     try:
         for _ in range(repeats):
             call()
-    except ValueError:  # torch's class rejects samples and parameters of its own
+    except ValueError:  # torch's class rejects some of its own samples and parameters
         return math.nan
     return (time.process_time() - start) / repeats
 
@@ -20,7 +20,7 @@ def seconds_of(call: Callable[[], object], repeats: int) -> float:
 def interleave(
     contenders: dict[str, Callable[[], object]], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds a call, one figure for each contender and round; a turn takes about `seconds`."""
+    """Seconds of a call, one figure for each contender and round; a turn takes about `seconds`."""
     repeats = {}
     for name, call in contenders.items():
         seconds_of(call, 3)  # compiles, and fills the caches
@@ -57,7 +57,7 @@ def median(values: list[float]) -> float | None:
 def summary(times: dict[str, list[float]], ours: str) -> dict:
     """Medians in microseconds; medians over the rounds of the ratios to ours.
 
-    "peer, validated" is set against "ours, validated" where there is one, and that against ours.
+    "peer, validated" is compared with "ours, validated" if it exists, and that with ours.
     """
     ratios = {}
     for name, values in times.items():

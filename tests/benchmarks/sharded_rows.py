@@ -36,7 +36,7 @@ def measure(rows: int) -> list[dict]:
     elbo, schedule = numpyro.infer.TraceMeanField_ELBO(), temperature.constant(0.5)
     x, found = jnp.asarray(x, jnp.float32), []
     for devices in DEVICES:
-        guide = gs.AutoGumbelSoftmax(model)  # anew: its first logits are given away with the state
+        guide = gs.AutoGumbelSoftmax(model)  # new: the state donates its first logits
         svi = gs.AnnealedSVI(gs.relax(model), guide, optax.adam(0.1), elbo, schedule)
         start = svi.init(jax.random.key(0), x)
         state, data = lay_out((start, x), make_mesh(jax.devices()[:devices]), rows)

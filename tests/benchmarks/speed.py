@@ -4,7 +4,7 @@
 
 writes a section of speed.json, and speed.png. One pinned thread; the contenders take turns, round
 by round; process CPU time; medians over the rounds of times and of ratios. torch.compile needs a
-C++ compiler and takes the longest: --no-compiled leaves it out.
+C++ compiler and most of the time: --no-compiled leaves it out.
 """
 
 import hashlib

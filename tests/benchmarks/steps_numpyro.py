@@ -1,4 +1,4 @@
-"""Steps of the auto-encoder in JAX, compiled: name -> call that takes several."""
+"""Steps of the auto-encoder in JAX, compiled: name -> call that takes several steps."""
 
 import math
 from collections.abc import Callable
@@ -93,7 +93,7 @@ class Loop:
         log_q = F.log_softmax(logits)
         kl = (jnp.exp(log_q) * (log_q + math.log(logits.shape[-1]))).sum()
         pixels = y.reshape(len(x), -1) @ C + d
-        # optax's own cross-entropy takes two logarithms
+        # optax's cross-entropy takes two logarithms
         return (jax.nn.softplus(pixels) - x * pixels).sum() + kl
 
     def update(self, state: tuple, x: Array) -> tuple[tuple, Array]:

@@ -1,8 +1,8 @@
-"""Keeps what a run of the whole suite has found, for the site's table: one row a Python and set of
-versions. `run.sh` calls it, with the interpreter of the environment that was tested.
+"""Keeps the result of a run of the whole suite, for the site's table: one row for each Python and
+set of versions. `run.sh` calls it, with the interpreter of the tested environment.
 
-Usage: record.py CONSTRAINTS REPORT...   (JUnit's XML; a later report, of tests that were mended and
-run again, replaces what an earlier one says of them)
+Usage: record.py CONSTRAINTS REPORT...   (JUnit's XML; a later report, of tests that were corrected
+and run again, replaces the results of an earlier one)
 """
 
 import json
