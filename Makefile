@@ -10,15 +10,16 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python examples/compare_inference.py --backend both --output results/demo
 
-# Two workers with one thread each: more threads than cores would slow them down. One file, one
-# worker: what JAX compiles is compiled once.
+# Two workers with one thread each: more threads than cores would slow them down. One worker runs all
+# tests of a file, so that JAX compiles their functions once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test: $(INSTALLED)
 	$(PYTEST) --dist loadfile
 	$(MAKE) -j 2 doctest lint
 
-# What `make test` leaves out; trainings, and once more the numbers, as JAX compiles them for a user.
+# The tests that `make test` leaves out. Trainings, and a second run of the tests of numbers, use JAX's
+# ordinary optimizations, as for a user.
 AS_USED := JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=
 TRAININGS := tests/test_programs_trained.py
 NUMBERS := $(patsubst %,tests/test_%.py,densities dtypes own_samples sampling)
@@ -36,8 +37,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-# Tutorials are executed in their short form, where compiling costs most; what was executed is kept in
-# docs/_build. `make docs-full PAGES=mixture` writes the record of one long form, without PAGES of all.
+# Executes tutorials in their short form, where compiling takes most of the time; docs/_build caches them.
+# `make docs-full PAGES=mixture` writes the record of one long form; without PAGES, all records.
 docs: $(INSTALLED)
 	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
@@ -48,14 +49,14 @@ docs-full: $(INSTALLED)
 wheel-test: $(INSTALLED)
 	tests/wheel/run.sh $(BIN)/python
 
-# The suite on another Python, with other versions: make matrix-test PYTHON=python3.13
+# Tests another Python and other versions: make matrix-test PYTHON=python3.13
 # CONSTRAINTS=constraints-lowest.txt SIDE=numpyro TESTS=tests/test_densities.py
 CONSTRAINTS ?= constraints.txt
 SIDE ?= both
 matrix-test:
 	tests/matrix/run.sh $(PYTHON) $(CONSTRAINTS) $(SIDE) $(TESTS)
 
-# On a machine that does nothing else; each program writes its section of one record.
+# Use a machine that does nothing else. Each program writes one section of the same record.
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/speed.py --output tests/benchmarks
 	$(BIN)/python tests/benchmarks/steps.py --output tests/benchmarks
@@ -72,7 +73,7 @@ clean:
 	rm -rf $(VENV) build dist results docs/_build docs/reference/api *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find gs_ppl models tests examples docs -name __pycache__ -prune -exec rm -rf {} +
 
-# Exact versions, since an open range can bring gigabytes of CUDA packages.
+# Exact versions, because an open range can install gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,dev,docs]'

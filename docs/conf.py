@@ -27,18 +27,18 @@ html_title = f"gs_ppl {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 
-# Pages that hold code are executed once; a change of the page executes it again.
+# Pages that contain code are executed once, and again if the page changes.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parent / "_build" / "jupyter_cache")
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600  # of a cell, by wall clock on a machine that does other things too
-nb_output_stderr = "remove"  # progress bars, and their complaint that there is no widget
+nb_execution_timeout = 600  # for a cell, in wall-clock time on a machine with other load
+nb_output_stderr = "remove"  # progress bars, and their warning that there is no widget
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-autodoc_inherit_docstrings = False  # the methods that the PPL describes are in its reference
+autodoc_inherit_docstrings = False  # methods that the PPL documents are in its own reference
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the Args say it
+autodoc_typehints = "none"  # the Args have the types
 autodoc_default_options = {"members": True}
 toc_object_entries = False  # the headings are the names
 add_module_names = False
@@ -49,8 +49,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
-# The reference has a page a topic: title, who reads it, modules. A name is on the page of the
-# module that defines it; a module that is in no topic has a page of its own.
+# The reference has one page for each topic: title, introduction, modules. A name is on the page of
+# the module that defines it. A module that is in no topic gets a separate page.
 TOPICS = {
     "distributions": (
         "Distributions",
@@ -107,7 +107,7 @@ def tabs(bodies: dict[str, list[str]]) -> list[str]:
 
 
 def entry(name: str) -> list[str]:
-    """A public name, as both sides have it."""
+    """The entry of a public name, with a tab for each side."""
     bodies = {}
     for side in SIDES:
         what = "class" if inspect.isclass(getattr(getattr(gs_ppl, side), name)) else "function"
@@ -124,7 +124,7 @@ def write(page: str, lines: list[str]) -> None:
 
 
 def write_reference() -> None:
-    """From the public lists of the two sides, which mirror each other."""
+    """Writes the pages from `__all__` of both sides, which must be equal."""
     assert gs_ppl.pyro.__all__ == gs_ppl.numpyro.__all__
     by_module: dict[str, list[str]] = {}
     for name in gs_ppl.pyro.__all__:
@@ -144,13 +144,13 @@ def write_reference() -> None:
         write(page, [f"# {title}", "", intro, "", *entries])
 
 
-write_reference()  # before Sphinx looks for pages
+write_reference()  # before Sphinx searches for pages
 
 
 def escape_formulas(
     app: object, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Docstrings write |a|, x**2 and noise_ as they are; reStructuredText reads marks in them."""
+    """Escapes |a|, x**2 and noise_ in docstrings, which reStructuredText would read as markup."""
     in_example = False
     for i, line in enumerate(lines):
         in_example = line.lstrip().startswith(">>>") or (in_example and bool(line.strip()))
@@ -166,7 +166,7 @@ def escape_formulas(
 def open_sections(
     app: object, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """`Source: a line` becomes a section of its own, which napoleon wants on lines of its own."""
+    """Puts the text of `Source: text` on a new line, as napoleon needs it for a section."""
     opened, inside = [], False
     for line in lines:
         heading = re.match(r"(Shapes|Source): (.+)", line)

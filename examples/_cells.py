@@ -1,4 +1,4 @@
-"""The runs that the paper's tables are made of, beside its figures: what reproduce.py runs."""
+"""The runs for the paper's tables, with the paper's figures: reproduce.py runs them."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from gs_ppl.models.training import SemiSupervisedSettings, Settings
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: where it stands in its table, the paper's figure, how it is run."""
+    """One run: its place in a table, the paper's figure, its settings."""
 
     row: str
     column: str
@@ -22,10 +22,10 @@ class Cell:
     settings: Settings
     backend: str
     paper_accuracy: float | None = None
-    shift: int = 0  # the most that a labelled image's copies move, pixels
+    shift: int = 0  # largest shift of copies of a labelled image, in pixels
 
     def name(self, table: str) -> str:
-        """Of the file of its result."""
+        """The name of the file with its result."""
         words = " ".join([table, self.row, self.column, self.backend, f"seed{self.settings.seed}"])
         return words.lower().replace(",", "").replace(".", "").replace(" ", "_")
 
@@ -37,7 +37,7 @@ BITS = {"variables": 200, "steps": 60_000}
 LINEAR = {"learning_rate": 1e-2, "weight_decay": 0.03}
 LONGER = {"steps": 150_000, "learning_rate": 2e-2, "minimum": 0.3}
 SBN = {"model": "structured_output", "rate": 0.0}  # temperature 1 throughout, as in the paper
-COLUMNS = {  # the paper's, in its order, and others
+COLUMNS = {  # the paper's, in its order, then others
     "SF": {"family": "NVIL_ELBO", "baseline": 200, "learning_rate": 3e-3},
     "DARN": {"family": "DARN_ELBO", "learning_rate": 3e-3},
     "MuProp": {"family": "MuProp_ELBO"},
@@ -89,17 +89,17 @@ def list_table1() -> list[Cell]:
 # --- Table 1, each estimator with its own settings ------------------------------------------------
 
 LONG = {"vae": 200_000, "structured_output": 100_000}  # steps
-RATES = (1e-4, 1e-5)  # of the temperature, the paper's
+RATES = (1e-4, 1e-5)  # of the temperature, as in the paper
 MORE_COLUMNS = {
     "GappedST": {"family": "GappedST"},
     "REBAR": {"family": "REBAR_ELBO"},
     "DisARM": {"family": "DisARM_ELBO"},
 }
-TUNED_SEEDS = {"Gumbel-S.": (0, 1, 2), "ST Gumbel-S.": (0, 1, 2)}  # the others have one
+TUNED_SEEDS = {"Gumbel-S.": (0, 1, 2), "ST Gumbel-S.": (0, 1, 2)}  # the other families have one
 
 
 def list_searches() -> list[Cell]:
-    """The cells that are tuned, as they are before it; on one side: its choice serves both."""
+    """The cells to tune, with their settings before; on one side, whose choice serves both."""
     return [
         Cell(row, column, figure, settings, "numpyro")
         for row, figures in PAPER.items()
@@ -111,7 +111,7 @@ def list_searches() -> list[Cell]:
 
 
 def rates_of(settings: Settings) -> tuple[float, ...]:
-    """Of the temperature, those to choose from."""
+    """The rates of the temperature to choose from."""
     scheduled = settings.rate > 0 and "rate" not in settings.without_effect
     return RATES if scheduled else (settings.rate,)
 
@@ -121,13 +121,13 @@ def path_of_search(search: Cell, results: Path) -> Path:
 
 
 def read_search(search: Cell, results: Path) -> dict[str, Any]:
-    """The trials so far, and the choice, None until they are complete."""
+    """The trials so far, and the choice, which is None until they are complete."""
     path = path_of_search(search, results)
     return json.loads(path.read_text()) if path.exists() else {"trials": [], "choice": None}
 
 
 def list_tuned(results: Path) -> list[Cell]:
-    """The long runs of which the settings are found."""
+    """The long runs whose settings have been found."""
     return [
         replace(search, row=f"{search.row}, tuned", backend=backend, settings=settings)
         for backend in TITLES
@@ -148,7 +148,7 @@ SUMMED = {"family": "enumerated", "channels": 8, "batch": 25, "learning_rate": 2
 SOFT = {"family": "GumbelSoftmax", "channels": 16, "batch": 50, **COLD}
 HARD = {"family": "STGumbelSoftmax", "channels": 16, "batch": 50, **COLD}
 METHODS = {
-    # column: settings, the paper's nats and accuracy
+    # column: settings, then nats and accuracy of the paper
     "Marginalization": (
         SemiSupervisedSettings(**SEMI_SUPERVISED, **SUMMED, steps=6000),
         106.8,
@@ -177,7 +177,7 @@ def list_table2() -> list[Cell]:
 EPOCH = 600  # steps
 GREY = {"hidden": (512, 256), "steps": 160 * EPOCH, "rate": 0.0, "grey": True}
 LATENTS = {
-    # row: settings, and by column the published figure, temperature and learning rate
+    # row: settings, then for each column the published figure, temperature and learning rate
     "8 x 16": (
         Settings(**GREY, classes=8, variables=16),
         {

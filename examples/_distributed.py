@@ -1,4 +1,4 @@
-"""What each process of train_distributed.py does."""
+"""The work of each process of train_distributed.py."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ from gs_ppl.models.training_files import load_newest, resume, save_checkpoint
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """One process of a run; leaves its row in the folder of the run."""
+    """One process of a run; writes its row to the folder of the run."""
     names = {field.name for field in dataclasses.fields(Settings)}
     settings = Settings(**{name: x for name, x in vars(arguments).items() if name in names})
     counts, _ = load_digits()
@@ -26,7 +26,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def by_ddp(arguments: argparse.Namespace, settings: Settings, images: np.ndarray) -> dict:
-    """Started by torchrun."""
+    """The process that torchrun starts."""
     import torch
     from torch import distributed
 
@@ -64,7 +64,7 @@ def fit(
     process: int,
     wait: Callable[[], None],
 ) -> dict[str, Any]:
-    """From the newest checkpoint to the last step; the first process alone writes."""
+    """Runs from the newest checkpoint to the last step; only the first process writes."""
     curves: dict[str, Any] = {}
     if process == 0:
         curves = resume(trainer, dataclasses.asdict(settings), arguments.worker)
@@ -83,7 +83,7 @@ def fit(
 
 
 def by_lightning(arguments: argparse.Namespace, settings: Settings, images: np.ndarray) -> dict:
-    """Starts the other processes itself."""
+    """The run that starts its other processes itself."""
     from _lightning import LightningVAE
     from lightning import Callback, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -111,7 +111,7 @@ def by_lightning(arguments: argparse.Namespace, settings: Settings, images: np.n
 
 
 class Clock:
-    """Time of a step, without those before the first tick, which compile and warm up."""
+    """Measures the time of a step; steps before the first tick, which compile, do not count."""
 
     def __init__(self) -> None:
         self.ticks: list[tuple[int, float, float]] = []
@@ -120,7 +120,7 @@ class Clock:
         self.ticks.append((step, time.perf_counter(), time.process_time()))
 
     def by_step(self) -> dict[str, float]:
-        if len(self.ticks) < 2:  # it was all but done
+        if len(self.ticks) < 2:  # too few steps were left
             return {"wall_ms": np.nan, "cpu_ms": np.nan}
         (first, *began), (last, *ended) = self.ticks[0], self.ticks[-1]
         wall, cpu = (1e3 * (b - a) / (last - first) for a, b in zip(began, ended, strict=True))

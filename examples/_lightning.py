@@ -1,4 +1,4 @@
-"""The same data-parallel training by Lightning's Trainer, which starts the processes itself."""
+"""The same data-parallel training by Lightning's Trainer, which starts the processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from gs_ppl.models.training import Settings
 
 
 class LightningVAE(LightningModule):
-    """For a Trainer with max_steps; checkpoints at any step, as by every_n_train_steps."""
+    """Data for a Trainer with max_steps, and checkpoints at any step (every_n_train_steps)."""
 
     def __init__(self, settings: Settings, images: np.ndarray) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class LightningVAE(LightningModule):
         self.loss = make_loss_module(settings, images)
 
     def train_dataloader(self) -> Iterator[list[Tensor]]:
-        """From the step on that a checkpoint has; Lightning's own would begin an epoch anew."""
+        """Continues at the step of a checkpoint; Lightning itself would start the epoch again."""
         return batches(make_loader(self.settings, self.images), self.global_step)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Curves in small multiples: few lines on each set of axes, their names beside them."""
+"""Curves in small multiples: few lines in each panel, with their names at their ends."""
 
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,35 @@ GROUPS = {  # columns of Table 1
     "straight-through without noise": ("ST", "Annealed ST", "ReinMax", "GappedST"),
     "score functions": ("SF", "DARN", "MuProp", "RLOO", "REBAR", "DisARM"),
 }
-FEW = 4  # lines that need no groups
-APART = 0.09  # the least between two names, as a share of the axes' height
+FEW = 4  # with so few lines there are no groups
+APART = 0.09  # smallest distance of two names, as a share of the height
 
 
 def name_lines(ax: Axes, names: list[str]) -> None:
-    """Beside the last points of the axes' last lines, in their colours, apart from one another."""
+    """Writes the names next to the last points of the lines, in their colours, without overlap."""
     lines = ax.lines[-len(names) :]
     to_axes = (ax.transData + ax.transAxes.inverted()).transform
     ends = np.clip([to_axes(line.get_xydata()[-1])[1] for line in lines], 0, 1)
     order, heights = np.argsort(ends), np.sort(ends)
-    for _ in range(100):  # neighbours push each other until none touch
+    for _ in range(100):  # moves neighbours apart until no names overlap
         for i in np.flatnonzero(np.diff(heights) < APART):
             heights[i : i + 2] = heights[i : i + 2].mean() + 0.501 * APART * np.array([-1, 1])
-    heights -= min(heights[0], 0)  # none below the axes
+    heights -= min(heights[0], 0)  # no name below the axes
     for i, height in zip(order, heights, strict=True):
         color = lines[i].get_color()
         ax.text(1.03, height, names[i], transform=ax.transAxes, color=color, va="center")
 
 
 def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """The discrete bound of test images in training: a row of axes for each model.
+    """The discrete bound of test images during training: a row of panels for each model.
 
-    Each group of estimators stands out on axes of its own, before all others in grey, up to 20 %
+    Each group of estimators is in colour in its own panel, with all others in grey, up to 20 %
     above the best. A model of one or two curves is left out if there are others. Of the runs of a
-    cell one is shown: with the estimator's own settings, on NumPyro, the first seed.
+    cell it shows one: with the estimator's own settings, in NumPyro, with the first seed.
     """
     models: dict[str, dict[str, np.ndarray]] = {}
     sides: dict[tuple[str, str], str] = {}
-    for result in sorted(results, key=priority, reverse=True):  # the last one stays
+    for result in sorted(results, key=priority, reverse=True):  # the last one is kept
         model, name = result["row"].removesuffix(", tuned"), result["column"]
         curves = models.setdefault(model, {})
         curves[name] = np.array(result["evaluations"] or result["losses"])
@@ -76,6 +76,6 @@ def draw_curves(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def priority(result: dict[str, Any]) -> tuple[bool, bool, int]:
-    """Of the runs of one cell the least comes first."""
+    """Sort key: of the runs of one cell, the one to show comes first."""
     tuned = result["row"].endswith(", tuned")
     return not tuned, result["backend"] != "numpyro", result["seed"]

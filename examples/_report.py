@@ -1,4 +1,4 @@
-"""What all examples share: arguments, versions, and the JSON file that a run leaves."""
+"""Common parts of the examples: arguments, versions, and the JSON file of a run."""
 
 import argparse
 import hashlib
@@ -24,7 +24,7 @@ PACKAGES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser(description: str, output: str, steps: int | None = None) -> argparse.ArgumentParser:
     """The arguments that every example takes; `description` is its docstring.
 
-    Without `steps` it is no example that trains.
+    Without `steps` the example does not train.
     """
     parser = Parser(description=description.split("\n")[0])
     parser.add_argument("--backend", choices=(*TITLES, "both"), default="both")
@@ -49,7 +49,7 @@ def make_parser(description: str, output: str, steps: int | None = None) -> argp
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, checked, with `backends` in place of "both" and the folders made."""
+    """Checks the arguments, adds `backends`, the list of sides to run, and makes the folders."""
     arguments = parser.parse_args()
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
@@ -66,13 +66,13 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def find_target(arguments: argparse.Namespace) -> Path:
-    """The file of the report."""
+    """Path of the report."""
     return arguments.json or arguments.output / "report.json"
 
 
 @contextmanager
 def in_words(output: Path) -> Iterator[None]:
-    """What ends a run early is said in one line: refused (exit status 2), failed (1), Ctrl-C."""
+    """Errors that end a run early, in one line: refused (exit status 2), failed (1), Ctrl-C."""
     try:
         yield
     except RunError as error:
@@ -97,13 +97,13 @@ def find_versions(backends: list[str]) -> dict[str, str]:
 
 
 def digest(rows: list[Any]) -> str:
-    """Of what a record holds, however it is laid out, in whatever order."""
+    """A checksum of the content of a record, in any layout and order."""
     lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def stamp(picture: Path, rows: list[Any]) -> None:
-    """Names in the picture the rows that it was drawn beside: a test compares the two."""
+    """Writes the checksum of the rows into the picture: a test compares the two."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Record", digest(rows))
     with Image.open(picture) as image:
@@ -114,7 +114,7 @@ def stamp(picture: Path, rows: list[Any]) -> None:
 def write_report(
     arguments: argparse.Namespace, pictures: list[Path], rows: list[dict[str, Any]], **more: Any
 ) -> Path:
-    """Writes command, seed, versions and figures, stamps the pictures; returns where."""
+    """Writes command, seed, versions and figures, marks the pictures; returns the file."""
     for picture in pictures:
         stamp(picture, rows)
     report = {

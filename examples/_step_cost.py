@@ -24,14 +24,14 @@ METHODS = {
     "enumerated, shared": "features of x computed once, as the model is shipped",
     "loop": "no PPL: a loop over the classes, features of x computed once",
 }
-TURN = 0.1  # seconds that a method has at a time
+TURN = 0.1  # seconds of one turn of a method
 Step = Callable[[int], Any]  # takes that many steps
 
 
 def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[str, Any]]:
-    """CPU time of a step, median over rounds in which all methods of both sides take turns.
+    """CPU time of a step: the median over rounds in which all methods of both sides take turns.
 
-    On one CPU with one thread.
+    All run on one CPU with one thread.
     """
     if not quick and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -60,10 +60,10 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
 def time_in_turns(
     steps: dict[Any, Step], rounds: int, turn: float = TURN
 ) -> dict[Any, list[float]]:
-    """CPU seconds of one step, by round; as many at a time as take `turn` seconds, at least one."""
+    """CPU seconds of one step, by round; a turn has the steps of `turn` seconds, at least one."""
     repeats = {}
     for key, step in steps.items():
-        step(1)  # compiles
+        step(1)  # this compiles
         began = time.process_time()
         step(1)
         repeats[key] = max(1, round(turn / (time.process_time() - began)))
@@ -180,7 +180,7 @@ class JaxLoop:
 
 
 def draw_step_cost(rows: list[dict[str, Any]], path: Path) -> Table:
-    """Ratios to the relaxed step, as a picture and a table."""
+    """Ratios to the time of the relaxed step, as a picture and a table."""
     sides = list(dict.fromkeys(row["backend"] for row in rows))
     classes = list(dict.fromkeys(row["classes"] for row in rows))
     figure = Figure(figsize=(5 * len(sides), 4.5), layout="constrained")

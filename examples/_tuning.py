@@ -1,6 +1,6 @@
-"""The small search by which each estimator of Table 1 gets its settings: the same for all of them.
+"""The small search for the settings of each estimator of Table 1, the same for all of them.
 
-A trial is the long run in short: learning rate and temperature take the same course in fewer steps.
+A trial is a shorter form of the long run: the schedules are the same, over fewer steps.
 """
 
 import math
@@ -11,17 +11,17 @@ from typing import Any
 from gs_ppl.models.training import Settings
 
 TRIAL = 10_000  # steps
-HELD_OUT = 6  # one in so many training images, the last ones: 10,000 of MNIST's
+HELD_OUT = 6  # the last sixth of the training images: 10,000 of MNIST
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # learning rates
 FIRST = LADDER[4:8]
-Trial = dict[str, Any]  # learning_rate, rate, and the nats they gave; None: it diverged
+Trial = dict[str, Any]  # learning_rate, rate, and their nats; None: it diverged
 
 
 def next_trial(trials: Sequence[Trial], rates: Sequence[float]) -> tuple[float, float] | None:
-    """The learning rate and the temperature's rate to try after these trials; None: it is over.
+    """The next learning rate and temperature rate to try; None: the search is complete.
 
-    Four learning rates under the first rate; beyond them, for as long as the best of those tried is
-    the largest or the smallest; then the best one under the other rates.
+    Four learning rates with the first rate; then more, as long as the best one so far is
+    the largest or the smallest; then the best one with the other rates.
     """
     first, *others = rates
     nats = {(trial["learning_rate"], trial["rate"]): worth(trial) for trial in trials}
@@ -46,7 +46,7 @@ def choose(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def in_short(settings: Settings, steps: int = TRIAL) -> Settings:
-    """The trial of a long run: the temperature falls as many times as fast as it is shorter.
+    """The trial of a long run: the temperature falls faster, by the ratio of their lengths.
 
     Example:
         >>> short = in_short(Settings(steps=200_000, rate=1e-5, every=500))

@@ -2,14 +2,14 @@
 
 Ten components, one categorical latent per image, scikit-learn's 1,797 handwritten digits. Every
 method fits the same program (gs_ppl.models.mixture_*) by SVI, from the same start, with the same
-optimizer and minibatches; what differs is how z is treated. Since a mixture can be summed exactly,
-each result is judged by the exact evidence of the fitted parameters, not by its own loss; and
-`compare` says how far the guide is from the exact posterior, and its gradient from the exact one.
+optimizer and minibatches; only the treatment of z differs. A mixture can be summed exactly, so that
+each result is judged by the exact evidence of the fitted parameters, not by its loss. `compare`
+says how far the guide is from the exact posterior, and its gradient from the exact gradient.
 
     python examples/compare_inference.py --backend both --output results/demo
 
-writes means.png, curves.png and report.json, and prints the table; and of one fit all that
-`compare` says, the last line of which names the family that this program would do best with.
+writes means.png, curves.png and report.json, and prints the table. For one fit it prints the whole
+result of `compare`; its last line names the family that is best for this program.
 """
 
 import math
@@ -37,23 +37,23 @@ from gs_ppl.temperature import Schedule, constant, exponential
 COMPONENTS = 10
 TOTAL = 16  # points per pixel
 BATCH = 256
-LEARNING_RATES = 0.07, 0.007  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.07, 0.007  # learning rate of Adam at the first and at the last step
 CHUNK = 20  # steps between two points of the curves
 SAMPLES = 50  # of compare
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: which law z gets in model and guide, at which temperatures."""
+    """One row: the law of z in model and guide, and the temperatures."""
 
     name: str
     color: str
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
     last: float = 1.0  # temperature of the last step
     guide: str = "guide"
-    chooses: bool = False  # whether compare is asked which family would be best for its guide
+    chooses: bool = False  # whether compare chooses the best family for the guide
 
     @property
     def label(self) -> str:
@@ -62,7 +62,7 @@ class Method:
 
 @dataclass
 class Fit:
-    """What came of it; the curve holds (step, nats per image)."""
+    """The result of a run; the curve holds (step, nats per image)."""
 
     backend: str
     method: Method
@@ -95,20 +95,20 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
         Method(hard, "tab:pink", hard, constant(1.0), "1"),
         Method(hard, "tab:orange", hard, to_tenth, "1 → 0.1", 0.1),
         Method(hard, "gold", hard, constant(0.1), "0.1", 0.1),
-        # the same guide and the same bound as the straight-through rows, without any noise
+        # the same guide and bound as in the straight-through rows, without noise
         Method("Enumeration of the guide", "darkgray", chooses=True),
     ]
 
 
 # --- training: one generator per backend ----------------------------------------------------------
 
-# After every chunk of steps: mean loss in nats per image, weights, means; at the end, where there
-# is a guide, the Comparison of the fitted programs on all images.
+# After every chunk of steps: mean loss in nats per image, weights, means. At the end, if there is a
+# guide, the Comparison of the fitted programs on all images.
 Progress = Iterator[tuple[float, np.ndarray, np.ndarray] | Comparison]
 
 
 def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable, Callable]:
-    """Model and guide with z treated as the method says; their source stays the same."""
+    """Model and guide with z treated by the method, from the same source for all methods."""
     model, guide = mixture.model, getattr(mixture, method.guide)
     if method.family is None:
         return gs.config_enumerate(model), gs.config_enumerate(guide)
@@ -117,8 +117,8 @@ def treat(method: Method, gs: ModuleType, mixture: ModuleType) -> tuple[Callable
 
 
 def options(method: Method, gs: ModuleType) -> dict[str, Any]:
-    """What compare is asked: about the method's own family, at its last temperature; or which one
-    would be best for its guide."""
+    """Options of compare: the family of the method at its last temperature, or the choice of the
+    best family for the guide."""
     if method.chooses:
         families = [gs.GumbelSoftmax, gs.STGumbelSoftmax, gs.RLOO_ELBO()]
         how = {"temperatures": [0.5, 1.0], "objectives": ["categorical"], "num_samples": SAMPLES}
@@ -138,7 +138,7 @@ def train_pyro(
     import gs_ppl.pyro as gs
     from gs_ppl.models import mixture_pyro as mixture
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     counts = torch.tensor(counts, dtype=torch.float32)
@@ -178,7 +178,7 @@ def train_numpyro(
     svi = gs.AnnealedSVI(*treat(method, gs, mixture), adam, elbo, method.schedule)
     state = svi.init(jax.random.key(seed), counts[batches[0, 0]], initial_means)
 
-    @jax.jit  # many steps in one call; SVI.run would compile anew at each call
+    @jax.jit  # many steps in one call; SVI.run would compile again at each call
     def advance(state, chunk):
         return jax.lax.scan(lambda s, b: svi.update(s, counts[b], initial_means), state, chunk)
 
@@ -199,10 +199,10 @@ TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": t
 
 
 def start_means(counts: np.ndarray, seed: int) -> np.ndarray:
-    """Log-odds half-way between the mean image and k-means centres.
+    """Starting log-odds: half-way between the mean image and k-means centres.
 
-    From random starts, local optima of the mixture itself differ by some percent, more than what
-    is to be compared here.
+    From random starts, local optima of the mixture itself differ by some percent, more than the
+    methods do.
     """
     kmeans = KMeans(COMPONENTS, n_init=10, random_state=seed).fit(counts)
     ink = (kmeans.cluster_centers_ + counts.mean(0)) / 2 / TOTAL
@@ -265,7 +265,7 @@ def fit(
 
 
 def compute_gap(result: Fit, fits: list[Fit]) -> float:
-    """Excess over enumeration of the same backend, in percent."""
+    """Difference from enumeration of the same backend, in percent."""
     exact = next(f for f in fits if f.backend == result.backend)
     return 100 * (result.nats / exact.nats - 1)
 
@@ -274,7 +274,7 @@ def compute_gap(result: Fit, fits: list[Fit]) -> float:
 
 
 def compared(f: Fit, images: int) -> dict[str, float]:
-    """KL of guide and posterior, distance of their marginals, bias of the gradient, as known."""
+    """KL of guide and posterior, distance of their marginals, bias of the gradient, if known."""
     if f.comparison is None:
         return {}
     figures = {
@@ -323,7 +323,7 @@ def make_table(fits: list[Fit], counts: np.ndarray) -> Table:
 
 
 def draw_curves(fits: list[Fit], path: Path) -> None:
-    """One panel per backend; a logarithmic scale above the best, where the methods differ."""
+    """One panel per backend; the distance from the best value is on a logarithmic scale."""
     backends = list(dict.fromkeys(f.backend for f in fits))
     figure = Figure(figsize=(7 * len(backends), 6), layout="constrained")
     axes = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]
@@ -380,7 +380,7 @@ def main() -> None:
     arguments = parse(make_parser(__doc__, output="results/demo", steps=1000))
     began, backends = time.perf_counter(), arguments.backends
     steps = 60 if arguments.quick else math.ceil(arguments.steps / CHUNK) * CHUNK
-    arguments.steps = steps  # what the report says
+    arguments.steps = steps  # as in the report
     methods = list_methods(steps, arguments.quick)
 
     counts, labels = load_digits()
@@ -398,7 +398,7 @@ def main() -> None:
     for f in fits:
         if f.method is methods[-1]:
             console.rule(f"{TITLES[f.backend]}: compare, for the guide of: {f.method.label}")
-            print(f.comparison)  # at its own width
+            print(f.comparison)  # at the width of the terminal
     pictures = [arguments.output / "means.png", arguments.output / "curves.png"]
     draw_means(fits, counts, labels, pictures[0])
     draw_curves(fits, pictures[1])

@@ -1,18 +1,18 @@
 """Which estimator of the gradient? All of them on one program: bias, variance, cost of a step.
 
-The net of temperature_sweep.py, four latents with eight classes each, and the same with eight bits;
-both are small enough to be summed over all states, so that `compare` has the exact gradient to put
-beside every estimate. The cost is CPU time of a training step of the paper's VAE (20 latents with
-ten classes each, or 200 bits; batches of 100) over that with STGumbelSoftmax, the median of rounds
-in which all take turns, on one thread.
+The program is the net of temperature_sweep.py, with four latents of eight classes, or with eight
+bits. Both are small enough to be summed over all states, so that `compare` has the exact gradient
+for comparison with each estimate. The cost is the CPU time of a training step of the paper's VAE
+(20 latents with ten classes each, or 200 bits; batches of 100), relative to STGumbelSoftmax: the
+median over rounds in which all methods take turns, on one thread.
 
     python examples/estimators.py --output results/estimators
 
 writes estimators.png and report.json, and prints the table. Bias, standard deviation (the root of
 the variance summed over coordinates) and error, the root of the mean square of both, are those of a
-single estimate, relative to the norm of the exact gradient. NVIL_ELBO goes without its division by
-the standard deviation, which changes the gradient's length; its baseline, and what REBAR_ELBO
-learns, have adapted to the program.
+single estimate, relative to the norm of the exact gradient. NVIL_ELBO runs without division by the
+standard deviation, which would change the gradient's length. Its baseline, and the parameters that
+REBAR_ELBO learns, have adapted to the program.
 """
 
 import importlib
@@ -46,10 +46,10 @@ ELBOS = {
     "REBAR_ELBO": {},
     "DisARM_ELBO": {},
 }
-VERSIONS = {"one-hot": {"variables": 20, "classes": 10}, "bits": {"variables": 200}}  # of the VAE
+VERSIONS = {"one-hot": {"variables": 20, "classes": 10}, "bits": {"variables": 200}}  # for the VAE
 BITS = 8
 PIXELS = 784
-PYROS_SHARE = 20  # it draws one after the other: as many samples fewer
+PYROS_SHARE = 20  # it draws one after the other: so it has that many samples fewer
 Row = dict[str, Any]
 
 
@@ -63,7 +63,7 @@ def list_methods(version: str, quick: bool = False) -> list[str]:
 
 
 def make_net(version: str, seed: int) -> dict[str, np.ndarray]:
-    """Its weights, output, and the logits at which the guide stands."""
+    """Its weights, its output, and the logits of the guide."""
     rng = np.random.default_rng([seed, 1])
     bits = {"hidden": rng.normal(size=(BITS, 1, 8)), "logits": rng.normal(size=BITS) / 2}
     return make_weights(seed) | (bits if version == "bits" else {})
@@ -116,7 +116,7 @@ def measure_gradients(
 
 
 def measure_costs(backends: list[str], seed: int, quick: bool) -> dict[tuple[str, str, str], float]:
-    """By backend, version and method: CPU time over that of STGumbelSoftmax."""
+    """CPU time relative to STGumbelSoftmax, by backend, version and method."""
     if not quick and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rng = np.random.default_rng(seed)
@@ -136,13 +136,13 @@ def make_step(
     settings = Settings(family=method.split("(")[0], batch=100, **VERSIONS[version])
     trainer = make_trainer(backend, settings, images)
     if "num_particles" in ELBOS.get(method, {}):
-        loss = trainer.svi.loss  # in Pyro a method of it
+        loss = trainer.svi.loss  # in Pyro a method of the ELBO
         getattr(loss, "__self__", loss).num_particles = ELBOS[method]["num_particles"]
     return trainer.advance if backend == "numpyro" else OwnParameters(trainer.advance)
 
 
 class OwnParameters:
-    """Steps that have a parameter store of Pyro's to themselves."""
+    """Steps with their own parameter store of Pyro."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         self.advance, self.state = advance, None
@@ -158,7 +158,7 @@ class OwnParameters:
 
 
 def is_seen(row: Row) -> bool:
-    """Whether the bias is more than Monte Carlo noise makes it, two floors."""
+    """Whether the bias is larger than Monte Carlo noise explains: two floors."""
     return row["bias"] > 2 * row["floor"]
 
 
@@ -177,9 +177,9 @@ def make_table(rows: list[Row], version: str) -> Table:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Error of the mean of n estimates over what they cost, at the better temperature.
+    """Error of the mean of n estimates against their cost, at the better temperature.
 
-    A bias that was not seen counts for nothing. Where both sides were measured, NumPyro's, which
+    A bias that is not significant counts as 0. If both sides were measured, it is NumPyro's, which
     has the more samples.
     """
     side = rows[-1]["backend"]
@@ -203,7 +203,7 @@ def draw(rows: list[Row], path: Path) -> None:
             ax.set(xscale="log", yscale="log", title=f"{TITLES[side]}, {version}: {group}")
             named.append((ax, own))
             ax.spines[["top", "right"]].set_visible(False)
-    for ax, own in named:  # at the limits that all axes share
+    for ax, own in named:  # after all plots, when the shared limits are final
         name_lines(ax, own)
     for ax in axes[-1]:
         ax.set_xlabel("cost, in steps with STGumbelSoftmax")
@@ -212,7 +212,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def draw_errors(shown: list[Row], methods: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By method the cost of averaging, and the error of the average."""
+    """By method, the cost of averaging, and the error of the average."""
     n = np.geomspace(1, 10_000, 100)
     curves = {}
     for method in methods:

@@ -1,13 +1,13 @@
-"""Vowels and consonants, found by a hidden Markov model of letters that was told of neither.
+"""A hidden Markov model of letters finds vowels and consonants without labels.
 
 Two hidden states, one categorical latent per letter, on the texts that describe scikit-learn's data
 sets. Cave and Neuwirth (Hidden Markov models for English, 1980) found that the states become vowels
 (with the space) and consonants. Every method fits the same program (gs_ppl.models.hidden_markov_*)
-by SVI, from the same start, with the same optimizer; what differs is how the states are treated.
+by SVI, from the same start, with the same optimizer; only the treatment of the states differs.
 The chain can be summed exactly, so that each result is judged by the exact evidence of its
-parameters, on the text and on held-out text, not by its own loss. The guide is automatic:
-AutoGumbelSoftmax with parents="model" is a chain, as the exact posterior is; with parents="none",
-mean field, it leaves out the state before.
+parameters, on the text and on held-out text, not by its loss. The guide is automatic:
+AutoGumbelSoftmax with parents="model" is a chain, like the exact posterior; with parents="none",
+mean field, a state does not depend on the previous one.
 
     python examples/hidden_markov.py --backend both --output results/hidden_markov
 
@@ -35,23 +35,23 @@ from gs_ppl.temperature import Schedule, constant, exponential
 
 STATES = 2
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz␣"
-VOWELS = "aeiou␣"  # the kind that the space behaves like
+VOWELS = "aeiou␣"  # the space behaves like a vowel
 LENGTH = 10  # letters in a sequence; --quick, half as long a chain to compile, has 5
-LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.1, 0.01  # learning rate of Adam at the first and at the last step
 STEPS = 1500
 CHUNK = 20  # steps between two points of the curves
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row: which law the states get in model and guide, at which temperatures."""
+    """One row: the law of the states in model and guide, and the temperatures."""
 
     name: str
     color: str
     parents: str | None = None  # of the automatic guide; None: the model is summed out
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
 
     @property
     def label(self) -> str:
@@ -60,7 +60,7 @@ class Method:
 
 @dataclass
 class Fit:
-    """What came of it; the curve holds (step, exact nats per letter of the training text)."""
+    """The result of a run; the curve holds (step, exact nats per letter of the training text)."""
 
     backend: str
     method: Method
@@ -92,7 +92,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
         Method(hard, "tab:pink", "model", hard, constant(1.0), "1"),
         Method("ReinMax", "tab:green", "model", "ReinMax", constant(1.0), "1"),
         Method(f"{hard}, mean field", "tab:orange", "none", hard, to_fifth, "1 → 0.2"),
-        # the same bounds as with hard samples, without noise: what the guides cost by themselves
+        # the same bounds as with hard samples, without noise: the cost of the guides alone
         Method("Enumeration of the guide", "darkgray", "model"),
         Method("Enumeration, mean field", "tan", "none"),
     ]
@@ -111,14 +111,14 @@ def load_text(length: int) -> np.ndarray:
 
 
 def draw_start(text: np.ndarray, seed: int) -> np.ndarray:
-    """Logits of the letters in each state: their frequencies, and noise that tells states apart."""
+    """Logits of the letters in each state: their frequencies plus noise, so that states differ."""
     counts = np.bincount(text.ravel(), minlength=len(SYMBOLS)) + 1
     noise = np.random.default_rng(seed).normal(size=(STATES, len(SYMBOLS)))
     return np.log(counts / counts.sum()) + 0.3 * noise
 
 
 def start_guide(text: np.ndarray, start: np.ndarray, parents: str) -> dict[str, np.ndarray]:
-    """Logits of each state: the posterior of its letter by itself, whatever the state before."""
+    """Logits of each state: its posterior given its letter only, the same after each state."""
     logits = np.moveaxis(start[:, text], 0, -1)
     after = np.repeat(logits[:, 1:, None], STATES, -2) if parents == "model" else logits[:, 1:]
     return {"z_0": logits[:, 0]} | {f"z_{t}": after[:, t - 1] for t in range(1, text.shape[1])}
@@ -134,7 +134,7 @@ NAMES = "initial", "transition", "emission"
 def treat(
     method: Method, gs: ModuleType, hmm: ModuleType, init_logits: dict | None
 ) -> tuple[Callable, Callable]:
-    """Model and guide with the states treated as the method says; the model's source is one."""
+    """Model and guide with the states treated by the method; all share the model's source."""
     family = None if method.family is None else getattr(gs, method.family)
     guide = hmm.empty_guide
     if method.parents:
@@ -157,7 +157,7 @@ def train_pyro(
     import gs_ppl.pyro as gs
     from gs_ppl.models import hidden_markov_pyro as hmm
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     logits = start_guide(text, start, method.parents or "none")
@@ -196,7 +196,7 @@ def train_numpyro(
     svi = gs.AnnealedSVI(*treat(method, gs, hmm, logits), adam, elbo, method.schedule)
     state = svi.init(jax.random.key(seed), *data)
 
-    @jax.jit  # many steps in one call; SVI.run would compile anew at each call
+    @jax.jit  # many steps in one call; SVI.run would compile again at each call
     def advance(state):
         return jax.lax.scan(lambda s, _: svi.update(s, *data), state, length=CHUNK)
 
@@ -249,7 +249,7 @@ def smooth(parameters: dict[str, np.ndarray], text: np.ndarray) -> np.ndarray:
 def compute_separation(parameters: dict[str, np.ndarray], text: np.ndarray) -> float:
     """Share of the letters assigned to the state of their kind, by the exact posterior.
 
-    The kinds are vowels with the space, and the other letters; a guess would have 1/2 or more.
+    The kinds are vowels with the space, and the other letters; a random assignment has 1/2 or more.
     """
     posterior = smooth(parameters, text)
     vowel = np.isin(text.T, [SYMBOLS.index(letter) for letter in VOWELS])
@@ -282,7 +282,7 @@ def fit(
 
 
 def compute_gain(f: Fit, fits: list[Fit], alone: float) -> float:
-    """What the chain brings over letters by themselves, as a share of what enumeration brings."""
+    """The gain of the chain over single letters, as a share of the gain of enumeration."""
     exact = next(other for other in fits if other.backend == f.backend)
     return (alone - f.nats) / (alone - exact.nats)
 
@@ -320,7 +320,7 @@ def make_table(fits: list[Fit], alone: float) -> Table:
 
 
 def draw_letters(rows: list[dict[str, Any]], path: Path) -> None:
-    """How often each letter is in the vowels' state; a panel per backend, letters as enumerated."""
+    """How often each letter is in the vowels' state; a panel for each backend."""
     backends = list(dict.fromkeys(row["backend"] for row in rows))
     order = np.argsort(-np.array(rows[0]["in_vowel_state"]), kind="stable")
     figure = Figure(figsize=(10, 1 + 0.5 * len(backends) + 0.3 * len(rows)), layout="constrained")
@@ -349,7 +349,7 @@ def draw_letters(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def share_in_vowel_state(f: Fit, text: np.ndarray) -> np.ndarray:
-    """Of each symbol's occurrences, by the exact posterior; the state that takes most vowels."""
+    """Share of each symbol's occurrences in the state with most vowels, by the exact posterior."""
     posterior = smooth(f.parameters, text)
     counts = np.array(
         [
@@ -362,7 +362,7 @@ def share_in_vowel_state(f: Fit, text: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(fits: list[Fit], alone: float, path: Path) -> None:
-    """One panel per backend; the chain's gain over letters by themselves."""
+    """One panel per backend; the chain's gain over letters without a chain."""
     backends = list(dict.fromkeys(f.backend for f in fits))
     figure = Figure(figsize=(6 * len(backends), 5), layout="constrained")
     axes = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]

@@ -1,8 +1,8 @@
-"""What a step costs where each of up to ten million rows has logits of its own.
+"""The cost of a step if each of up to ten million rows has its own logits.
 
-Points about one of ten centres lie in a file; minibatches of them are streamed from it to a guide
-with logits for each row, AutoGumbelSoftmax(sparse=True). Beside it the same guide with a dense
-optimizer, and the sparse guide where the plate draws its rows. What is taken is the CPU time of the
+A file has points around ten centres. Minibatches are streamed from it to a guide
+with logits for each row, AutoGumbelSoftmax(sparse=True). It is compared with a dense
+optimizer, and with a sparse guide whose plate draws its rows. The measure is the CPU time of the
 process.
 
     python examples/many_rows.py --output results/many_rows
@@ -34,11 +34,11 @@ METHODS = {
     "sparse, the plate draws": {"sparse": True, "drawn": True},
     "dense": {"sparse": False},
 }
-LARGEST = 1_000_000  # of all but sparse
+LARGEST = 1_000_000  # for all methods except sparse
 
 
 def write_data(path: Path, rows: int, seed: int) -> None:
-    """In pieces, so that the points of all rows are never in memory."""
+    """Writes the data in pieces: the points of all rows are never in memory together."""
     rng = np.random.default_rng(seed)
     data = np.lib.format.open_memmap(path, "w+", np.float32, (rows,))
     for start in range(0, rows, 100_000):
@@ -47,7 +47,7 @@ def write_data(path: Path, rows: int, seed: int) -> None:
 
 
 def stream(path: Path, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices and points of minibatches without end."""
+    """Indices and points of an endless stream of minibatches."""
     data, rng = np.load(path, mmap_mode="r"), np.random.default_rng(seed)
     while True:
         rows = np.unique(rng.integers(0, len(data), 2 * BATCH))
@@ -56,7 +56,7 @@ def stream(path: Path, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def make_pyro(size: int, batch: int, sparse: bool, drawn: bool = False) -> tuple[Callable, ...]:
-    """A step on a minibatch, and the bytes of logits and optimizer."""
+    """A function that makes a step on a minibatch, and the bytes of logits and optimizer."""
     import pyro
     import torch
     from pyro.infer import TraceMeanField_ELBO
@@ -129,7 +129,7 @@ MAKERS = {"pyro": make_pyro, "numpyro": make_numpyro}
 
 
 def measure(backend: str, method: str, size: int, arguments: Namespace) -> dict:
-    """CPU time of a step, the median of some turns."""
+    """CPU time of a step: the median of several turns."""
     batch = min(BATCH, size // 4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"

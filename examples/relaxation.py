@@ -2,9 +2,9 @@
 
     python examples/relaxation.py --output results/relaxation
 
-At low temperature samples are near one-hot and their mean is that of the categorical law; at high
-temperature they are smooth, and the mean tends to uniform. Writes relaxation_{backend}.png and
-report.json, and prints how far mean and samples are from the categorical law.
+At low temperature samples are near one-hot and their mean is near the mean of the categorical law.
+At high temperature they are smooth, and the mean is near uniform. Writes relaxation_{backend}.png
+and report.json, and prints how far mean and samples are from the categorical law.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ DRAW: dict[str, Callable] = {"pyro": draw_pyro, "numpyro": draw_numpyro}
 
 
 def draw_figure(samples: dict[float | None, np.ndarray], title: str, path: Path) -> None:
-    """One column a temperature: the expectation above, samples below."""
+    """One column for each temperature: the expectation above, samples below."""
     figure = Figure(figsize=(2.3 * len(samples), 1.5 * (1 + SHOWN)), layout="constrained")
     axes = figure.subplots(1 + SHOWN, len(samples), sharex=True, sharey=True)
     for column, (temperature, values) in zip(axes.T, samples.items(), strict=True):

@@ -1,14 +1,14 @@
-"""Runs the cells of the paper's tables on MNIST, and puts the results beside the paper's figures.
+"""Runs the cells of the paper's tables on MNIST, and compares the results with the paper's figures.
 
     python examples/reproduce.py tune --data-dir MNIST
     python examples/reproduce.py table1 --data-dir MNIST
     python examples/reproduce.py table2 --data-dir MNIST
     python examples/reproduce.py figure5
 
-`tune` searches for the settings of each estimator of Table 1, which then has the long runs at them.
-A cell that has its result in models/results is not run again, one that broke off goes on from its
-checkpoint in the output folder; `--only` selects cells by their name. `--recorded` runs none and
-shows those that there are. `--quick` runs a few steps of each on the bundled digits: does it work?
+`tune` searches for the settings of each estimator of Table 1; `table1` then has the long runs with
+these settings. A cell with a result in models/results is not run again. An interrupted cell goes on
+from its checkpoint in the output folder. `--only` selects cells by their name. `--recorded` runs no
+cell and shows the results that exist. `--quick` tests with a few steps of each on bundled digits.
 """
 
 import argparse
@@ -47,7 +47,7 @@ Data = dict[str, np.ndarray]
 
 
 def load(arguments: argparse.Namespace) -> Data:
-    """Grey levels and labels to train and to test on."""
+    """Grey levels and labels for training and for testing."""
     if arguments.quick and not arguments.data_dir:
         counts, labels = load_digits()
         grey = (counts / 16).astype(np.float32)
@@ -69,7 +69,7 @@ def load(arguments: argparse.Namespace) -> Data:
 
 
 def select_cells(arguments: argparse.Namespace, results: Path) -> list[Cell]:
-    """Those of the table that were asked for."""
+    """The cells of the table that were asked for."""
     table = arguments.table
     cells = TABLES[table]() + (list_tuned(results) if table == "table1" else [])
     cells = [cell for cell in cells if cell.backend in arguments.backends]
@@ -80,7 +80,7 @@ def select_cells(arguments: argparse.Namespace, results: Path) -> list[Cell]:
 
 
 def run_cells(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
-    """The results of the cells that were asked for, made where there are none yet."""
+    """The results of the cells that were asked for; those that do not exist are made."""
     found, data = [], None
     for cell in select_cells(arguments, results):
         name = cell.name(arguments.table)
@@ -100,11 +100,11 @@ def command_of(table: str, name: str) -> str:
 
 
 def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
-    """Trains and evaluates one cell; the result, with what it takes to run it again."""
+    """Trains and evaluates one cell; the result has all that is needed to run it again."""
     settings = cell.settings
     options: dict[str, Any] = {"samples": 1000, "chunk": 500}
     if settings.grey:
-        options = {"samples": 1, "chunk": EPOCH}  # the last loss: the mean over the last epoch
+        options = {"samples": 1, "chunk": EPOCH}  # the last loss is the mean over the last epoch
     options["evaluate_every"] = settings.steps // 10
     options["checkpoint_every"] = min(10_000, settings.steps // 10)
     if quick:
@@ -116,9 +116,9 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
         rows, _ = split_labels(labels, per_class=10, seed=settings.seed)
         copies = augment(grey[rows], labels[rows], 200, cell.shift, settings.seed)
         options |= {"labelled": copies, "test_labels": data["test_labels"]}
-        options["samples"] = min(options["samples"], 100)  # convolutions take their time
+        options["samples"] = min(options["samples"], 100)  # convolutions are slow
     images, test = grey, data["test_grey"]
-    if not settings.grey:  # each pixel is drawn once
+    if not settings.grey:  # binarized once, with fixed seeds
         images, test = binarize(images, seed=0), binarize(test, seed=1)
     with tqdm(total=settings.steps, unit="step", desc=f"{cell.row}: {cell.column}") as bar:
         trainer, result = fit(cell.backend, settings, images, test, folder, bar=bar, **options)
@@ -138,7 +138,7 @@ def run(cell: Cell, data: Data, folder: Path, quick: bool) -> dict[str, Any]:
 
 
 def run_searches(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
-    """The searches that were asked for, each taken up after the last trial of its record."""
+    """The searches that were asked for; each continues after the last trial of its record."""
     found, data = [], None
     for cell in select_cells(arguments, results):
         path, rates = path_of_search(cell, results), rates_of(cell.settings)
@@ -155,7 +155,7 @@ def run_searches(arguments: argparse.Namespace, results: Path) -> list[dict[str,
 
 
 def record_search(cell: Cell, name: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """The choice is None while there are trials to come."""
+    """The choice is None as long as there are trials to run."""
     done = next_trial(trials, rates_of(cell.settings)) is None
     return {
         "name": name,
@@ -172,7 +172,7 @@ def record_search(cell: Cell, name: str, trials: list[dict[str, Any]]) -> dict[s
 def run_trial(
     cell: Cell, trial: dict[str, float], data: Data, folder: Path, quick: bool
 ) -> dict[str, Any]:
-    """Trains in short; the bound of the last training images, which are held out."""
+    """A short training; the bound of the last training images, which are held out."""
     settings = in_short(replace(cell.settings, **trial))
     options = {"samples": 50, "chunk": 500}
     if quick:
@@ -194,14 +194,14 @@ def describe(cell: Cell, trial: dict[str, float]) -> str:
 
 
 def step_cost(trainer: Trainer, steps: int) -> float:
-    """CPU time of a step, ms, after the run's last one: all is compiled."""
+    """CPU time of a step, in ms, measured after the run, when all is compiled."""
     began = time.process_time()
     trainer.advance(steps)
     return round((time.process_time() - began) / steps * 1e3, 2)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """As JSON, a list of numbers on a line."""
+    """JSON in which a list of numbers is on one line."""
     text = json.dumps(record, indent=1)
     flat = re.sub(r"\[\s+([-+.,\de\s]*\d)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     path.write_text(flat + "\n")
@@ -283,7 +283,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 
 def find_rows(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
-    """Measured, or taken from the records."""
+    """The rows to show, measured or read from the records."""
     if arguments.table == "tune":
         return run_searches(arguments, results)
     if arguments.table != "figure5":

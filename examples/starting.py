@@ -1,14 +1,15 @@
-"""Where a mixture starts: right answers of 20 seeds, beside enumeration from the same starts.
+"""The start of a mixture: right answers of 20 seeds, and of enumeration from the same starts.
 
 Two mixtures: the five points of Pyro's tutorial with one scale, and 600 points of three classes
 with unequal scales. Their globals are AutoDelta, their classes enumerated or relaxed. Each seed
-starts from rows of the data (init_to_rows), the best of several tries of a few steps (best_start),
-and trains with Adam. Right is the partition of enumeration's best optimum over all seeds.
+starts from rows of the data (init_to_rows), with the best of several short runs (best_start), and
+trains with Adam. The right answer is the partition at enumeration's best optimum over all seeds.
 
-- The logits learn ten times as fast as the globals: the classes settle before the components, which
-  start with an even share of every row, meet in the middle.
+- The logits learn ten times as fast as the globals. At the start each component has an equal share
+  of every row. With slower logits, the components would meet in the middle before the classes
+  settle.
 - The straight-through gradient is taken at hard classes, where Normal(locs[z], scales[z]) is far
-  from linear. "densities" indexes those instead, log_prob(x)[z], which is linear in the class.
+  from linear. "densities" indexes the log densities instead, log_prob(x)[z], linear in the class.
 
     python examples/starting.py --mixture five --output results/starting
 
@@ -29,10 +30,10 @@ from tqdm import tqdm
 
 from gs_ppl.temperature import exponential
 
-SEEDS, STARTS, TRIED = 20, 5, 20  # runs; starts of each, and their steps
-RATE, TIMES = 0.1, 10  # of Adam, and how much faster the logits learn
+SEEDS, STARTS, TRIED = 20, 5, 20  # number of runs; of starts of each; of steps of a start
+RATE, TIMES = 0.1, 10  # of Adam; factor of the logits' rate
 SCHEDULE = exponential(rate=0.01, minimum=0.3)
-AGREE = 0.97  # of the rows, in a partition that is the same
+AGREE = 0.97  # share of the rows on which equal partitions must agree
 METHODS = "Enumeration", "GumbelSoftmax", "STGumbelSoftmax"
 
 
@@ -43,7 +44,7 @@ def simulate(seed: int) -> np.ndarray:
     return np.array([-6.0, 0.0, 8.0])[z] + np.array([0.5, 1.0, 2.0])[z] * rng.normal(size=600)
 
 
-# Data, classes, whether each has its scale, and whether log-densities are indexed.
+# Data, number of classes, whether each class has a scale, and whether log densities are indexed.
 Mixture = tuple[np.ndarray, int, bool, bool]
 
 
@@ -59,15 +60,15 @@ def list_mixtures(seed: int) -> dict[str, Mixture]:
 def responsibilities(values: dict[str, Any], x: np.ndarray) -> np.ndarray:
     """log p(x, z) by row and class, at these globals."""
     w, loc, s = (np.asarray(values[name], float) for name in ("weights", "locs", "scale"))
-    with np.errstate(all="ignore"):  # a run that failed
+    with np.errstate(all="ignore"):  # failed runs have NaN
         return np.log(w) - ((x[:, None] - loc) / s) ** 2 / 2 - np.log(s)
 
 
 def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
-    """Of each seed the globals, and the guide's own classes: all starts side by side, in a plate.
+    """Globals and the guide's classes by seed: all starts run together, in a plate.
 
-    Adam treats each parameter by itself, so that they do not know of each other. Which start wins
-    is settled as best_start does it, by the loss of its first steps.
+    Adam treats each parameter separately, so that the starts are independent. The best start
+    is chosen as by best_start, by the loss of its first steps.
     """
     import pyro
     import pyro.distributions as dist
@@ -125,7 +126,7 @@ def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) ->
 
     @torch.no_grad()
     def losses() -> torch.Tensor:
-        """Of each run."""
+        """The loss of each run."""
         args = () if method == "Enumeration" else (svi.temperature(),)
         drawn = poutine.trace(svi.guide).get_trace(*args)
         trace = poutine.trace(poutine.replay(svi.model, trace=drawn)).get_trace(*args)
@@ -150,7 +151,7 @@ def fit_pyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) ->
 
 
 def fit_numpyro(method: str, mixture: Mixture, steps: int, seed: int, bar: tqdm) -> list[tuple]:
-    """Of each seed the globals, and the guide's own classes: all seeds side by side."""
+    """Globals and the guide's classes by seed: all seeds run together."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -216,7 +217,7 @@ FIT: dict[str, Callable] = {"pyro": fit_pyro, "numpyro": fit_numpyro}
 
 
 def agreement(a: np.ndarray, b: np.ndarray, classes: int) -> float:
-    """Share of the rows that two partitions have in common, whatever their classes are called."""
+    """Share of the rows on which two partitions agree, for the best matching of their classes."""
     common = np.zeros((classes, classes))
     np.add.at(common, (a, b), 1)
     return common[linear_sum_assignment(-common)].sum() / len(a)

@@ -1,9 +1,9 @@
-"""What parents bring to an automatic guide: KL(q || p(z | x)) beside the best mean field.
+"""The gain from parents in an automatic guide: KL(q || p(z | x)), compared with mean field's best.
 
-The chain is that of hidden_markov.py at its fitted parameters; three trees are beside it, whose
-observations depend on one latent each, so that their posteriors are of the guide's form. Each guide
-is AutoGumbelSoftmax(model, parents="model"). The best mean field is found by coordinate ascent on
-the table of all assignments, from several starts; it is no guide of this library.
+The programs are the chain of hidden_markov.py at its fitted parameters, and three trees. In a tree
+each observation depends on one latent, so that the posterior has the form of the guide. Each guide
+is AutoGumbelSoftmax(model, parents="model"). Coordinate ascent on the table of all assignments,
+from several starts, finds the best mean field; it is not a guide of this library.
 
     python examples/structured_guides.py --output results/structured_guides
 
@@ -24,12 +24,12 @@ from gs_ppl.temperature import exponential
 
 SEQUENCES = 10  # of the text
 STARTS = 10  # of the coordinate ascent
-RATES = 0.2, 0.002  # of Adam, at the first and at the last step
+RATES = 0.2, 0.002  # learning rate of Adam at the first and at the last step
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Latents of K classes, each below an earlier one or below none; an observation of each.
+    """Latents of K classes, each with an earlier latent or none as parent, and an observation.
 
     `likelihood` has shape (rows, latents, K): the rows are independent.
     """
@@ -41,7 +41,7 @@ class Tree:
     likelihood: np.ndarray
 
     def log_joints(self, row: int) -> np.ndarray:
-        """One axis for each latent."""
+        """Log joint of all assignments, with one axis for each latent."""
         n, K = self.likelihood.shape[1:]
         logs = np.zeros((K,) * n)
         for i, above in enumerate(self.above):
@@ -56,7 +56,7 @@ class Tree:
 
 
 def draw_tree(name: str, above: tuple[int | None, ...], classes: int, rng: np.random.Generator):
-    """Transitions that keep the class more often than not, and observations that say little."""
+    """A tree whose transitions mostly keep the class, with weak observations."""
     noise = rng.normal(size=(classes, classes))
     transition = hidden_markov.softmax(2.0 * np.eye(classes) + 0.5 * noise)
     likelihood = hidden_markov.softmax(rng.normal(size=(SEQUENCES, len(above), classes)))
@@ -64,7 +64,7 @@ def draw_tree(name: str, above: tuple[int | None, ...], classes: int, rng: np.ra
 
 
 def fit_chain(seed: int, steps: int) -> Tree:
-    """The letters' chain, at the parameters that hidden_markov.py finds by enumeration."""
+    """The chain of letters, at the parameters that hidden_markov.py finds by enumeration."""
     rng = np.random.default_rng(seed)
     text = rng.permutation(hidden_markov.load_text(hidden_markov.LENGTH))
     text = text[len(text) // 5 :]
@@ -99,7 +99,7 @@ def average(table: np.ndarray, q: list[np.ndarray], without: int | None = None) 
 
 
 def best_mean_field(table: np.ndarray) -> float:
-    """Its KL to the posterior, in nats."""
+    """KL of the best mean field to the posterior, in nats."""
     best = -np.inf
     for seed in range(STARTS):
         rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def divergence(tree: Tree, tables: list[np.ndarray], row: int) -> float:
 
 # --- guides ---------------------------------------------------------------------------------------
 
-METHODS = {  # how the temperature is shown, and its last value; None: one that needs none
+METHODS = {  # the temperature in words, and its last value; None: no temperature
     "GumbelSoftmax": ("1 → 0.1", 0.1),
     "STGumbelSoftmax": ("1 → 0.3", 0.3),
     "ReinMax": ("1", 1.0),
@@ -200,7 +200,7 @@ def train_numpyro(tree: Tree, method: str, last: float | None, steps: int, seed:
 
 
 def make_svi(gs, infer, model, adam, method, last, steps) -> tuple:
-    """And its guide; `gs` and `infer` are those of either PPL."""
+    """SVI and its guide; `gs` and `infer` are those of either PPL."""
     if last is not None:
         family, loss = getattr(gs, method), infer.TraceMeanField_ELBO()
         guide = gs.AutoGumbelSoftmax(model, family=family, parents="model")
@@ -211,7 +211,8 @@ def make_svi(gs, infer, model, adam, method, last, steps) -> tuple:
     if method == "TraceEnum_ELBO":
         pair = gs.config_enumerate(model), gs.config_enumerate(guide)
         return infer.SVI(*pair, adam, infer.TraceEnum_ELBO(max_plate_nesting=1)), guide
-    return infer.SVI(model, gs.discretize(guide), adam, gs.RLOO_ELBO(DRAWS)), guide
+    loss = gs.RLOO_ELBO(DRAWS, vectorize_particles=True)
+    return infer.SVI(model, gs.discretize(guide), adam, loss), guide
 
 
 TRAINERS = {"pyro": train_pyro, "numpyro": train_numpyro}

@@ -1,9 +1,9 @@
 """The paper's trade-off, measured: bias and variance of the gradient against temperature.
 
 "At low temperatures samples are close to one-hot, but the variance of the gradients is large; at
-high temperatures samples are smooth, but the variance is small" (Jang, Gu, Poole 2016), and so is
-the gradient's worth. A net of four latents with eight classes each, small enough to be summed over
-all 4,096 states, so that `compare` has the exact gradient to put beside every estimate.
+high temperatures samples are smooth, but the variance is small" (Jang, Gu, Poole 2016), and the
+bias is large. The program is a net of four latents with eight classes each. It can be summed over
+all 4,096 states, so that `compare` has the exact gradient for comparison with each estimate.
 
     python examples/temperature_sweep.py --output results/temperature_sweep
 
@@ -22,7 +22,7 @@ TEMPERATURES = [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0]
 
 
 def make_weights(seed: int) -> dict[str, np.ndarray]:
-    """The net, its output, and the logits at which the guide stands."""
+    """The net, its output, and the logits of the guide."""
     rng = np.random.default_rng(seed)
     return {
         "hidden": rng.normal(size=(LATENTS, CLASSES, 8)),

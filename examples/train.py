@@ -1,12 +1,12 @@
-"""Trains one of the paper's models, on the bundled digits or on MNIST, and shows what it learnt.
+"""Trains one of the paper's models, on the bundled digits or on MNIST, and draws its images.
 
     python examples/train.py --model vae --classes 10 --variables 20 --data-dir MNIST --output run
 
     python examples/train.py --model semi_supervised --alpha 10 --data-dir MNIST --output run
 
 MNIST is a folder with the four IDX files; `--data mnist` without a folder downloads them. The run
-writes checkpoints to the output folder, and goes on from the newest one when it is started again;
-it ends with report.json, images.png and curves.png.
+writes checkpoints to the output folder, and goes on from the newest one when it is started again.
+At the end it writes report.json, images.png and curves.png.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from gs_ppl.models.training import (
 )
 
 Images = tuple[np.ndarray, np.ndarray]  # grey levels from 0 to 1, labels
-COPIES = 200  # of each labelled image, each drawn by itself
+COPIES = 200  # of each labelled image, each binarized separately
 SHOWN = 10  # images in a row of the picture
 DEFAULTS = {"samples": 1000, "evaluate_every": 2_000, "checkpoint_every": 2_000}
 QUICK = {"samples": 20, "evaluate_every": 20, "batch": 20, "test_images": 50}
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_settings(arguments: argparse.Namespace) -> Settings:
-    """From the options that were given; one that has no effect is refused."""
+    """Settings from the options; an option without effect is refused."""
     semi_supervised = arguments.model == "semi_supervised"
     kind = SemiSupervisedSettings if semi_supervised else Settings
     names = {field.name for field in dataclasses.fields(kind)}
@@ -96,7 +96,7 @@ def make_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def load_images(arguments: argparse.Namespace) -> tuple[Images, Images]:
-    """Grey levels and labels, to train and to test on."""
+    """Grey levels and labels, for training and for testing."""
     if arguments.data == "mnist" or (arguments.data is None and arguments.data_dir):
         parts = load_mnist(arguments.data_dir)
         return parts["train"], parts["test"]
@@ -106,13 +106,13 @@ def load_images(arguments: argparse.Namespace) -> tuple[Images, Images]:
 
 
 def draw_images(trainer: Trainer, settings: Settings, images: np.ndarray, path: Path) -> None:
-    """Test images, what the model makes of them, and images from the prior."""
+    """Test images, their reconstructions, and images from the prior."""
     side = round(images.shape[1] ** 0.5)
     given = images[:SHOWN]
     if settings.model != "structured_output":
         rows = {"image": given, "model": trainer.means(given, from_guide=True, seed=0)}
         rows["prior"] = trainer.means(given, from_guide=False, seed=0)
-    else:  # the lower half, of three draws
+    else:  # the lower half, for three draws
         upper, _ = settings.inputs(given)
         draws = [trainer.means(given, from_guide=True, seed=seed) for seed in range(3)]
         rows = {"image": given} | {
@@ -148,7 +148,7 @@ Prepared = tuple[Settings, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
-    """Settings, images to train and to test on, and what else `fit` takes; or what is wrong."""
+    """Settings, training and test images, and the other arguments of `fit`; or an error."""
     if arguments.quick:
         arguments.steps = min(arguments.steps, QUICK_STEPS)
         for name, value in QUICK.items():
@@ -184,7 +184,7 @@ def train(arguments: argparse.Namespace) -> None:
     rows, pictures, curves = [], [], {}
     for backend in arguments.backends:
         folder = arguments.output / "checkpoints" / backend
-        # delay: no bar of a run that is refused
+        # delay: no bar for a run that is refused
         with tqdm(total=settings.steps, unit="step", desc=TITLES[backend], delay=0.1) as bar:
             trainer, result = fit(backend, settings, images, test, folder, bar=bar, **limits)
         found = result.pop("test")

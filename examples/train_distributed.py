@@ -1,13 +1,13 @@
-"""Trains the paper's VAE data-parallel: by several processes, or on several devices of one.
+"""Trains the paper's VAE data-parallel: by several processes, or on several devices of one process.
 
     python examples/train_distributed.py --backend pyro --processes 2
     python examples/train_distributed.py --backend pyro --engine lightning --processes 2
     python examples/train_distributed.py --backend numpyro --processes 2
     python examples/train_distributed.py --backend numpyro --processes 1 --devices 2
 
-Pyro's processes are started by torchrun or by Lightning's Trainer, those of NumPyro meet by
-jax.distributed.initialize. Each engine and number of processes is a run with checkpoints of its
-own, and goes on from the newest when it is started again; report.json holds the time of a step.
+torchrun or Lightning's Trainer starts Pyro's processes; jax.distributed.initialize connects those
+of NumPyro. Each engine and number of processes is a separate run with separate checkpoints, which
+goes on from the newest one when it is started again. report.json holds the time of a step.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def start(arguments: argparse.Namespace, engine: str, processes: int) -> dict[str, Any]:
-    """A run in processes of its own; its row of the report."""
+    """Starts a run in its own processes; returns its row of the report."""
     devices = arguments.devices if engine == "jax" else 1
     folder = arguments.output / f"{engine}_{processes}x{devices}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Two overlapping Gaussians, one bit a point: pyro's issue 3127 with relax in place of hands.
+"""Two overlapping Gaussians, one bit for each point: pyro's issue 3127, relaxed by `relax`.
 
-There a user relaxed such a mixture by hand, with RelaxedBernoulli for the bits, and found 82 % of
-the points in the right component where exact enumeration found 98 %. The data here are the issue's:
+A user relaxed such a mixture by hand, with RelaxedBernoulli for the bits. This assigned 82 % of the
+points to the right component, while exact enumeration assigned 98 %. The data are as in the issue:
 500 points, three quarters of them around 8, the others around 4, standard deviation 1; means, scale
 and weight are unknown. Every method fits the same program (gs_ppl.models.two_components_*), from
-the same start with the same optimizer, on several simulated data sets; what differs is how the bits
-are treated. A point is right where the fitted guide (for enumeration, the exact posterior) gives
-its own component more than one half.
+the same start with the same optimizer, on several simulated data sets; only the treatment of the
+bits differs. A point is right if the fitted guide (for enumeration, the exact posterior) gives its
+true component more than one half.
 
     python examples/two_component_mixture.py --backend both --output results/two_component_mixture
 
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from gs_ppl.temperature import Schedule, constant, exponential
 
 POINTS, WEIGHT, LOCS, SCALE = 500, 0.75, np.array([4.0, 8.0]), 1.0
-LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.1, 0.01  # learning rate of Adam at the first and at the last step
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Method:
     name: str
     family: str | None = None  # None: enumerate
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
     by_hand: str | None = None  # "same": the guide is relaxed alike; "normal": AutoNormal
     backends: tuple[str, ...] = ("pyro", "numpyro")
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run leaves: the parameters, and q(z = 1) of each point."""
+    """The result of a run: the parameters, and q(z = 1) of each point."""
 
     weight: float
     locs: np.ndarray
@@ -56,7 +56,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Fit:
-    """A run judged: shares of right points by the guide, and by the exact posterior."""
+    """The shares of right points of a run, by the guide and by the exact posterior."""
 
     backend: str
     method: Method
@@ -77,9 +77,9 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
         Method(soft, soft, to_half, "1 → 0.5"),
         Method(hard, hard, to_tenth, "0.3 → 0.1"),
     ]
-    for tau in (0.5,) if quick else (0.5, 0.1):  # side by side at equal temperature
+    for tau in (0.5,) if quick else (0.5, 0.1):  # all at the same temperature
         fixed, shown = constant(tau), str(tau)
-        through = f"{hand}StraightThrough"  # which NumPyro has not
+        through = f"{hand}StraightThrough"  # NumPyro has no such law
         methods += [
             Method(soft, soft, fixed, shown),
             Method(hard, hard, fixed, shown),
@@ -94,7 +94,7 @@ def list_methods(steps: int, quick: bool) -> list[Method]:
 
 
 def start_logits(x: np.ndarray) -> np.ndarray:
-    """The posterior at the model's start, where the guides start too."""
+    """Logits of the posterior at the model's start; the guides start there."""
     return 2 * (x - x.mean()) / x.std()
 
 
@@ -107,7 +107,7 @@ def train_pyro(method: Method, x: np.ndarray, steps: int, seed: int) -> Fitted:
     import gs_ppl.pyro as gs
     from gs_ppl.models import two_components_pyro as mixture
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     points = torch.tensor(x, dtype=torch.float32)
@@ -194,7 +194,7 @@ TRAINERS: dict[str, Callable[..., Fitted]] = {"pyro": train_pyro, "numpyro": tra
 
 
 def simulate(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points, and the component that each came from."""
+    """Points, and the true component of each."""
     rng = np.random.default_rng(seed)
     z = (rng.random(POINTS) < WEIGHT).astype(int)
     return rng.normal(LOCS[z], SCALE), z
@@ -207,7 +207,7 @@ def compute_posterior(x: np.ndarray, weight: float, locs: np.ndarray, scale: flo
 
 
 def count_right(probs: np.ndarray, z: np.ndarray) -> float:
-    """Share of points; which component is called 1 is a convention."""
+    """Share of right points, for the better of the two names of the components."""
     right = float(((probs > 0.5) == z).mean())
     return max(right, 1 - right)
 

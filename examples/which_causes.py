@@ -1,30 +1,30 @@
-"""Which of these causes: a noisy-or network with too many bits to enumerate, solved case by case.
+"""Finds the causes in a noisy-or network with too many bits to enumerate, for each case.
 
-As in medical diagnosis, a case shows findings, each of which any of several causes may have brought
-about, or none of them (the leak). Of 150 possible causes four or five are present: which? Each case
-has 2^150 joint states. config_enumerate refuses the vector of bits (to_event), and a plate of
-causes would not help: a finding depends on all of them at once, so that they cannot be summed one
-by one. With its bits relaxed, the same program (gs_ppl.models.noisy_or_*) takes an automatic
-guide, one logit per case and cause, and ordinary gradients.
+As in medical diagnosis, a case shows findings. Each finding may come from any of several causes, or
+from none of them (the leak). Of 150 possible causes four or five are present: which ones? Each case
+has 2^150 joint states. config_enumerate refuses the vector of bits (to_event). A plate of causes
+would not help: a finding depends on all causes, so that they cannot be summed one by one. With
+relaxed bits, the same program (gs_ppl.models.noisy_or_*) works with an automatic guide, which has
+one logit per case and cause, and with ordinary gradients.
 
-Beside it stand the PPLs' own score-function gradient of the same guide, two naive answers, and a
-long Gibbs sampler as the reference.
+It is compared with the PPLs' score-function gradient of the same guide, with two naive answers, and
+with a long run of a Gibbs sampler as the reference.
 
-- Soft bits, annealed to a low temperature, come close to the sampler. With a warm end the bits stay
-  too soft: in the mean no closer than judging each cause alone with the others at their prior,
-  though better ranked.
+- Soft bits, annealed to a low temperature, come close to the sampler. At a higher last temperature
+  the bits stay too soft: in the mean they are no closer than the answer that judges each cause
+  separately, with the others at their prior, but they rank the causes better.
 - The straight-through gradient is taken at hard bits, where a noisy-or is steepest: without any
-  cause, log p(finding is on) rises by rate / leak per unit of z, some ten times what the whole step
-  from 0 to 1 brings. It finds twice as many causes as there are.
-- The score function gets nowhere without a baseline. Pyro's decaying average brings it about as
-  far as straight-through; NumPyro has none.
-- The sampler was written for this network, whose conditionals are simple, and here it is the better
-  tool; the relaxed program and its guide know nothing of the network.
+  cause, log p(finding is on) rises by rate / leak per unit of z, about ten times the increase over
+  the whole step from 0 to 1. It finds twice as many causes as are present.
+- The score function fails without a baseline. With Pyro's decaying average it is about as good as
+  straight-through; NumPyro has no such baseline.
+- The sampler was written for this network, whose conditionals are simple, and is the better tool
+  here; the relaxed program and its guide do not use the structure of the network.
 
-With at most 12 causes the posterior is summed over all states too, and the mean-field optimum is
-found from it. Independent bits cannot be exact: once one cause explains a finding, it no longer
-speaks for another, so that under the posterior the causes are dependent; the optimum is
-overconfident. What softness is left at a low temperature offsets some of that.
+With at most 12 causes, the posterior is also summed over all states, which gives the mean-field
+optimum. Independent bits cannot be exact: if one cause explains a finding, the finding is no longer
+evidence for another cause, so that the causes are dependent under the posterior. The optimum is
+overconfident. The softness that remains at a low temperature offsets a part of this.
 
     python examples/which_causes.py --output results/which_causes
     python examples/which_causes.py --causes 10
@@ -56,7 +56,7 @@ LINKS = 6  # findings that a cause may bring about, of two per cause in all
 LEAK = 0.02
 MEAN_PRESENT, MAX_PRIOR = 4.5, 0.3
 MAX_SUMMED = 12  # causes of which all joint states are listed
-LEARNING_RATES = 0.1, 0.01  # of Adam, at the first and at the last step
+LEARNING_RATES = 0.1, 0.01  # learning rate of Adam at the first and at the last step
 CHUNK = 20  # steps between two updates of the progress bar
 SWEEPS, BURN_IN = 1000, 0.2
 FLOOR = 1e-6  # of probabilities, where their logarithm is taken
@@ -67,7 +67,7 @@ SUM = "Sum of all states"
 
 @dataclass(frozen=True)
 class Network:
-    """What is known, and the simulated cases; the truth is for evaluation only."""
+    """The known network, and the simulated cases; the truth is only for evaluation."""
 
     rates: np.ndarray  # (causes, findings)
     prior: float
@@ -79,7 +79,7 @@ class Network:
         return math.log(self.prior) - math.log1p(-self.prior)
 
     def log_likelihood(self, z: np.ndarray) -> np.ndarray:
-        """log p(findings | z), with z of shape (..., causes) against the cases in front of it."""
+        """log p(findings | z), for z of shape (..., causes); axes ... broadcast with the cases."""
         total = LEAK + z @ self.rates
         return np.where(self.findings, np.log(-np.expm1(-total)), -total).sum(-1)
 
@@ -92,7 +92,7 @@ class Method:
     color: str
     family: str | None = None  # a class of gs_ppl.pyro and gs_ppl.numpyro; None: score function
     schedule: Schedule = field(default_factory=lambda: constant(1.0))
-    temperature: str = ""  # for the reader
+    temperature: str = ""  # as shown in the table
     baseline: bool = False  # Pyro's decaying average, for the score function
 
     @property
@@ -102,7 +102,7 @@ class Method:
 
 @dataclass
 class Answer:
-    """Probability of each cause in each case, and what finding it took."""
+    """Probability of each cause in each case, and the time to find it."""
 
     backend: str | None  # None: NumPy
     name: str
@@ -129,10 +129,10 @@ def simulate(causes: int, seed: int) -> Network:
 
 
 def sample_gibbs(network: Network, sweeps: int, seed: int) -> np.ndarray:
-    """Posterior marginals of two chains, one from no cause at all, one from all at once.
+    """Posterior marginals of two chains, one that starts without causes, one with all causes.
 
-    Averages of the conditional probabilities, which are smoother than those of the draws. Returns
-    shape (2, cases, causes).
+    They are averages of the conditional probabilities, which have less noise than averages of the
+    draws. Returns shape (2, cases, causes).
     """
     rng = np.random.default_rng(seed)
     z = np.stack([np.zeros_like(network.truth), np.ones_like(network.truth)])
@@ -158,9 +158,9 @@ def sample_gibbs(network: Network, sweeps: int, seed: int) -> np.ndarray:
 
 
 def judge_alone(network: Network, others: float) -> np.ndarray:
-    """Each cause by its own findings, the others independently present with probability `others`.
+    """Each cause by its findings; the others are independently present with probability `others`.
 
-    The findings count as independent given the cause: naive Bayes, where `others` is the prior.
+    The findings count as independent given the cause: naive Bayes, if `others` is the prior.
     """
     log_off = np.log1p(others * np.expm1(-network.rates))  # (causes, findings)
     absent = np.exp(-LEAK + log_off.sum(0) - log_off)
@@ -172,8 +172,8 @@ def judge_alone(network: Network, others: float) -> np.ndarray:
 def sum_states(network: Network) -> tuple[np.ndarray, np.ndarray]:
     """Exact marginals, and those of the mean-field optimum, from all 2^causes states.
 
-    Coordinate ascent on the exact ELBO, from the exact marginals and from the prior; for each case
-    the better end of the two.
+    Coordinate ascent on the exact ELBO starts from the exact marginals and from the prior; the
+    better result counts for each case.
     """
     states = np.array(list(product([0, 1], repeat=len(network.rates))))  # (states, causes)
     log_likelihood = np.stack([network.log_likelihood(z) for z in states], -1)
@@ -192,7 +192,7 @@ def sum_states(network: Network) -> tuple[np.ndarray, np.ndarray]:
         q = np.stack([1 - probs, probs], -1).clip(1e-300)
         for _ in range(30):
             for j in range(q.shape[1]):
-                q[:, j] = -1, 1  # the difference that cause j makes, under q of the others
+                q[:, j] = -1, 1  # makes expect the effect of cause j, under q of the others
                 field = expect(q)
                 q[:, j] = np.stack([sigmoid(-field), sigmoid(field)], -1)
         return q[..., 1], expect(q) - (q * np.log(q.clip(1e-300))).sum((-1, -2))
@@ -212,7 +212,7 @@ def logit(p: np.ndarray) -> np.ndarray:
 
 
 def answer_by_reference(network: Network, sweeps: int, seed: int) -> tuple[list[Answer], dict]:
-    """The answers that take no PPL, Gibbs first, and how far its two chains lie apart."""
+    """The answers without a PPL, Gibbs first, and the distance of its two chains."""
 
     def take_time(name: str, infer: Callable, *arguments: object) -> Answer:
         began = time.perf_counter()
@@ -281,7 +281,7 @@ def train_pyro(method: Method, network: Network, steps: int, seed: int) -> Progr
     import gs_ppl.pyro as gs
     from gs_ppl.models.noisy_or_pyro import model
 
-    torch.set_num_threads(1)  # a second one brings nothing to steps this small
+    torch.set_num_threads(1)  # a second thread does not help with steps this small
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     findings = torch.tensor(network.findings, dtype=torch.float32)
@@ -321,7 +321,7 @@ def train_numpyro(method: Method, network: Network, steps: int, seed: int) -> Pr
     data = findings, rates, LEAK, network.prior
     state = svi.init(jax.random.key(seed), *data)
 
-    @jax.jit  # many steps in one call; SVI.run would compile anew at each call
+    @jax.jit  # many steps in one call; SVI.run would compile again at each call
     def advance(state):
         return jax.lax.scan(lambda s, _: svi.update(s, *data), state, length=CHUNK)
 
@@ -335,7 +335,7 @@ TRAINERS: dict[str, Callable[..., Progress]] = {"pyro": train_pyro, "numpyro": t
 
 def fit(backend: str, method: Method, network: Network, steps: int, seed: int, bar: tqdm) -> Answer:
     bar.set_description(f"{TITLES[backend]}: {method.label}")
-    import_module(f"gs_ppl.models.noisy_or_{backend}")  # not in the seconds of the first method
+    import_module(f"gs_ppl.models.noisy_or_{backend}")  # else the first method's time includes it
     began = time.perf_counter()
     for probs in TRAINERS[backend](method, network, steps, seed):
         latest = probs.astype(np.float64)
@@ -348,7 +348,7 @@ def fit(backend: str, method: Method, network: Network, steps: int, seed: int, b
 
 
 def estimate_loss(network: Network, probs: np.ndarray, samples: int = 100) -> float:
-    """-ELBO per case of independent bits with these probabilities, from draws common to all."""
+    """-ELBO per case of independent bits with these probabilities, with the same draws for all."""
     rng = np.random.default_rng(0)
     p = probs.clip(FLOOR, 1 - FLOOR)
     kl = p * (logit(p) - network.log_odds) + np.log1p(-p) - math.log1p(-network.prior)
@@ -408,7 +408,7 @@ def make_table(network: Network, rows: list[dict]) -> Table:
 
 
 def draw_cases(network: Network, answers: list[Answer], path: Path) -> None:
-    """Three cases, from clear to doubtful: quantiles of the entropy of Gibbs' marginals."""
+    """Three cases, from clear to doubtful, by quantiles of the entropy of Gibbs' marginals."""
     gibbs = answers[0].probs
     p = gibbs.clip(FLOOR, 1 - FLOOR)
     by_doubt = (p * np.log(p) + (1 - p) * np.log1p(-p)).sum(-1).argsort()[::-1]
@@ -418,7 +418,7 @@ def draw_cases(network: Network, answers: list[Answer], path: Path) -> None:
     grid = figure.subplots(len(backends), len(chosen), squeeze=False, sharex=True)
     for row, backend in zip(grid, backends, strict=True):
         ours = [a for a in answers if a.backend == backend and a.name.endswith("Softmax")]
-        pair = {a.name: a for a in reversed(ours)}  # the first, coldest, of either family
+        pair = {a.name: a for a in reversed(ours)}  # of each family the first, the coldest one
         for ax, case in zip(row, chosen, strict=True):
             truth = network.truth[case]
             highest = np.max([gibbs[case], *(a.probs[case] for a in pair.values())], 0) + truth
@@ -431,7 +431,7 @@ def draw_cases(network: Network, answers: list[Answer], path: Path) -> None:
             ax.set_yticks(y, labels=[f"cause {j}" for j in shown])
             for label, j in zip(ax.get_yticklabels(), shown, strict=True):
                 label.set_fontweight("bold" if truth[j] else "normal")
-            ax.axhline((~truth[shown]).sum() - 0.5, color="black", lw=0.8)  # present above
+            ax.axhline((~truth[shown]).sum() - 0.5, color="black", lw=0.8)  # present causes above
             ax.set(title=f"{TITLES[backend]}, case {case}", xlim=(-0.03, 1.03))
             ax.spines[["top", "right"]].set_visible(False)
     for ax in grid[-1]:
@@ -484,7 +484,7 @@ def main() -> None:
         (backend, method)
         for backend in arguments.backends
         for method in list_methods(arguments.steps, arguments.quick)
-        if not (method.baseline and backend == "numpyro")  # whose TraceGraph_ELBO has none
+        if not (method.baseline and backend == "numpyro")  # its TraceGraph_ELBO has no baseline
     ]
     with tqdm(total=len(runs) * arguments.steps, unit="step") as bar:
         answers += [fit(*run, network, arguments.steps, arguments.seed, bar) for run in runs]

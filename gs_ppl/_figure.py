@@ -1,4 +1,4 @@
-"""Pictures that a notebook shows."""
+"""Figures that a notebook shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_figure(**options: Any) -> Figure:
-    """A figure of matplotlib that shows itself, though pyplot was never imported."""
+    """A figure of matplotlib that a notebook shows, even if pyplot was never imported."""
     figure = require("matplotlib.figure").Figure(**options)
     figure._repr_png_ = partial(_to_png, figure)
     return figure

@@ -1,4 +1,4 @@
-"""The laws of the Gumbel-Softmax family, once, in float64 NumPy: the oracle that the tests trust.
+"""The laws of the Gumbel-Softmax family in float64 NumPy: the tests compare with them.
 
 Both backends implement these formulas again, for speed, gradients and low precision. Here they
 are written for readers. The symbols are those of the whole library::
@@ -149,8 +149,8 @@ def gumbel_softmax_log_prob(
 
     log p(y) = log p(l) - sum(l)
 
-    with respect to the Lebesgue measure dy_1 ... dy_{K-1}. The vertices, which lie outside of the
-    open simplex, stand for the categories: there the value is the log mass log pi_k.
+    with respect to the Lebesgue measure dy_1 ... dy_{K-1}. The vertices are outside of the open
+    simplex. They represent the categories: there the value is the log mass log pi_k.
 
     Args:
         temperature: tau > 0, shape broadcastable to the batch shape.
@@ -274,11 +274,11 @@ def exp_gumbel_softmax_entropy(temperature: ArrayLike, num_categories: ArrayLike
 
 
 def exp_gumbel_softmax_kl(p_logits: ArrayLike, q_logits: ArrayLike) -> Array:
-    """KL(p || q) of two Gumbel-Softmax laws of equal temperature, on which it does not depend.
+    """KL(p || q) of two Gumbel-Softmax laws of equal temperature; the value has no effect.
 
     KL = sum(log p_i - log q_i) - K [digamma(K) - E log sum w_i E_i],    w = q_probs / p_probs,
 
-    for the log-space law and for its images on the simplex alike. As E log S is the integral of
+    for the law in log-space and for that on the simplex. As E log S is the integral of
     (exp(-t) - E exp(-t S)) / t over t > 0, and E exp(-t w E) = 1 / (1 + w t), this is
 
     KL = -sum log v_i + K int_0^inf [prod 1/(1 + t) - prod 1/(1 + v_i t)] dt / t,    v = w / max w.
@@ -305,7 +305,7 @@ def exp_gumbel_softmax_kl(p_logits: ArrayLike, q_logits: ArrayLike) -> Array:
     a, b = _align_logits(p_logits, q_logits)
     allowed = np.isfinite(a)
     comparable = (allowed == np.isfinite(b)).all(-1)
-    b = np.where(comparable[..., None], b, a)  # a stand-in: the divergence is inf there
+    b = np.where(comparable[..., None], b, a)  # a placeholder: the divergence is inf there
     log_w = np.where(allowed, b, -np.inf) - np.where(allowed, a, 0.0)
     log_v = np.where(allowed, log_w - log_w.max(-1, keepdims=True), 0.0)
     K = allowed.sum(-1)

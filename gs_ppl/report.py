@@ -1,4 +1,4 @@
-"""What `compare` found, free of either PPL; a comparison shows itself as tables and as a figure."""
+"""The results of `compare`, for both PPLs; a comparison is shown as tables and as a figure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Gradient:
-    """An estimator of the gradient in one parameter beside the enumerated gradient.
+    """An estimator of the gradient in one parameter, compared with the enumerated gradient.
 
     `bias` is the norm of (mean - exact), relative to the norm of exact. `floor` is the bias that
     Monte Carlo noise alone would show; a bias below two floors is not significant. `variance` is
@@ -60,7 +60,7 @@ class Gradient:
 
     @staticmethod
     def of(draws: np.ndarray, exact: np.ndarray | None) -> Gradient:
-        """From draws of shape (n, size); `exact` of shape (size,), or (n, size) draw by draw."""
+        """From draws of shape (n, size); `exact` has shape (size,), or (n, size) by draw."""
         n, size = draws.shape
         mean = draws.mean(0)
         variance = float(draws.var(0, ddof=1).sum()) if n > 1 else math.nan
@@ -91,41 +91,41 @@ class Estimate:
 
     Attributes:
         gradients: by parameter.
-        kinds: by kind of parameter: "logits", those of the laws of the guide's discrete latents;
-            "continuous", the other ones of the guide; "model".
+        kinds: by kind of parameter: "logits" of the guide's discrete latents; "continuous", the
+            other parameters of the guide; "model".
         cost: CPU time of one estimate, relative to that of the comparison's unit.
         squared_error: of the logits' gradient, bias^2 + variance x cost / budget, relative to the
             square of the exact gradient; None if that is not known, or zero.
     """
 
     family: str
-    objective: str  # "categorical" or "relaxed"; "discrete" for what draws hard samples
+    objective: str  # "categorical" or "relaxed"; "discrete" for estimators that draw hard samples
     temperature: float
     elbo: Value
     gap: Value | None  # KL in the relaxed objective minus the categorical KL
     gradients: Mapping[str, Gradient]
     kinds: Mapping[str, Gradient] = field(default_factory=dict)
-    cost: float = field(default=math.nan, compare=False)  # of a clock
+    cost: float = field(default=math.nan, compare=False)  # measured by a clock
     squared_error: Value | None = field(default=None, compare=False)
 
     @property
     def gradient(self) -> Gradient | None:
-        """That of all parameters of the guide together; None for a guide without parameters."""
+        """The gradient of all parameters of the guide; None for a guide without parameters."""
         return self.gradients.get(ALL)
 
     @property
     def logits(self) -> Gradient | None:
-        """That of the logits alone."""
+        """The gradient of the logits."""
         return self.kinds.get(LOGITS)
 
     @property
     def continuous(self) -> Gradient | None:
-        """That of the guide's other parameters."""
+        """The gradient of the guide's other parameters."""
         return self.kinds.get(CONTINUOUS)
 
     @property
     def model(self) -> Gradient | None:
-        """That of the model's parameters."""
+        """The gradient of the model's parameters."""
         return self.kinds.get(MODEL)
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class Marginal:
 
     @property
     def distance(self) -> np.ndarray:
-        """Total variation distance, shape plates; NaN where either side is missing, or a row is."""
+        """Total variation distance, shape plates; NaN where a side or a row is missing."""
         if self.exact is None or self.approximate is None:
             return np.full((), math.nan)
         return 0.5 * np.abs(self.exact - self.approximate).sum(-1)
@@ -184,9 +184,10 @@ class Comparison:
     """A program under exact enumeration and under relaxations of it, side by side.
 
     Attributes:
-        evidence: log p(x), with all discrete latents summed out. With continuous latents w it is
-            the mean of log p(x, w) - log q(w) over draws of w from the guide, a bound on log p(x),
-            and over draws of the rows of subsampled plates. None if enumeration was refused.
+        evidence: log p(x), with all discrete latents summed out. With continuous latents w it is a
+            bound on log p(x): the mean of log p(x, w) - log q(w) over draws of w from the guide.
+            With subsampled plates it is a mean over draws of their rows too. None if enumeration
+            was refused.
         elbo: ELBO of the discretized guide, by enumeration; None if that was refused.
         estimates: ELBO and gradient of each family, objective and temperature.
         marginals: by discrete site; given the guide's draws of continuous latents.
@@ -225,7 +226,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The last line of the table: which family and temperature this program does best with."""
+        """The last line of the table: the best family and temperature for this program."""
         return to_verdict(self)
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ Schedule = Callable[[Any], Any]
 
 
 def exponential(rate: float, minimum: float = 0.5, every: int = 1, start: float = 1.0) -> Schedule:
-    """That of the paper: tau(t) = max(minimum, start exp(-rate t)), changed every `every` steps.
+    """The paper's schedule: tau(t) = max(minimum, start exp(-rate t)), changed every `every` steps.
 
     Args:
         rate: decay per step, at least 0.

@@ -1,4 +1,4 @@
-"""The record of a run of AnnealedSVI: losses, temperatures, ELBOs, and a picture of them."""
+"""The record of a run of AnnealedSVI: losses, temperatures, ELBOs, and a figure of them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def plot_training(training: Any) -> Figure:
 
 @dataclass
 class Watch:
-    """What a run reports as it goes; `first` is the number of its first step."""
+    """The reports of a run while it goes on; `first` is the number of its first step."""
 
     first: int
     num_steps: int
@@ -90,7 +90,7 @@ class Watch:
         self._bar = tqdm(total=self.num_steps, disable=not self.progress_bar)
 
     def wants(self, done: int) -> bool:
-        """Whether it takes loss and temperature after so many steps."""
+        """Whether a report follows after this number of steps."""
         return any(n is not None and done % n == 0 for n in self._everies())
 
     def _everies(self) -> tuple[int | None, ...]:
@@ -98,7 +98,7 @@ class Watch:
         return self.shown_every, called, self.evaluate_every
 
     def report(self, done: int, loss: float, temperature: float, evaluate: Callable) -> None:
-        """After so many steps of this run."""
+        """Reports after this number of steps of the run."""
         shown, called, evaluated = (n is not None and done % n == 0 for n in self._everies())
         step = self.first + done - 1
         if evaluated:
@@ -110,7 +110,7 @@ class Watch:
             self.callback(step, loss, temperature)
 
     def finish(self, losses: Any, temperatures: Any) -> Training:
-        """The arrays."""
+        """Closes the progress bar and returns the arrays."""
         self._bar.update(self.num_steps - self._bar.n)
         self._bar.close()
         steps, elbos = zip(*self.evaluations, strict=True) if self.evaluations else ((), ())
@@ -133,7 +133,7 @@ def refuse_nan(step: int, loss: float, sites: dict[str, float]) -> None:
 
 
 def refuse_infinite(sites: dict[str, float]) -> None:
-    """Names the sites of density 0, where no step had a finite loss: nothing was learnt."""
+    """Names the sites of density 0 if no step had a finite loss: nothing was learnt."""
     bad = [repr(name) for name, score in sites.items() if np.isinf(score)]
     raise ValueError(
         f"AnnealedSVI: the loss of all steps is infinite, at sites {', '.join(bad)}: the guide"

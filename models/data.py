@@ -66,7 +66,7 @@ def load_mnist(data_dir: Path | str | None = None) -> dict[str, tuple[np.ndarray
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """One of MNIST's IDX files, plain or gzipped, checked by its sum."""
+    """One of MNIST's IDX files, plain or gzipped; its checksum is checked."""
     found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if not found:
         raise FileNotFoundError(f"{folder / name}: no such file, nor {name}.gz beside it")
@@ -74,7 +74,7 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     content = path.read_bytes()
     try:
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (EOFError, OSError, zlib.error) as error:  # cut; no gzip, or a wrong sum; bad deflate
+    except (EOFError, OSError, zlib.error) as error:  # cut off; no gzip, or damaged; bad data
         raise ValueError(f"{path}: no whole gzip file of {name}: {error}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != MNIST_FILES[name]:

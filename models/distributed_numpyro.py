@@ -3,7 +3,7 @@ rest.
 
 One process may have several devices, and each of several processes its own: after
 jax.distributed.initialize a mesh has those of all of them. Keys stay as they are: what jax.random
-draws under jit does not depend on where it is laid out.
+draws under jit does not depend on the layout.
 """
 
 from typing import Any, BinaryIO
@@ -19,12 +19,12 @@ from gs_ppl.models.training_numpyro import Trainer
 
 
 def make_mesh(devices: list[Any] | None = None) -> Mesh:
-    """One axis, rows, over these devices; None: over all, those of other processes too."""
+    """One axis, rows, over these devices; None: over all devices, also those of other processes."""
     return Mesh(np.array(devices or jax.devices()), ("rows",))
 
 
 def lay_out(tree: Any, mesh: Mesh, rows: int) -> Any:
-    """With arrays of so many rows split among the devices, the others on each of them."""
+    """Splits arrays with that many rows among the devices; the others are on each device."""
     by_rows, whole = NamedSharding(mesh, P("rows")), NamedSharding(mesh, P())
     return jax.device_put(
         tree, jax.tree.map(lambda x: by_rows if x.shape[:1] == (rows,) else whole, tree)
@@ -44,11 +44,11 @@ class ParallelTrainer(Trainer):
         return jax.lax.with_sharding_constraint(images[rows], self.by_rows)
 
     def _spread(self, state: Any) -> Any:
-        """On each device; device_put takes no keys to those of other processes."""
+        """The value on each device; device_put cannot send keys to those of other processes."""
         return jax.jit(lambda state: state, out_shardings=self.whole)(state)
 
     def _here(self) -> Any:
-        """The state on a device of this process alone."""
+        """The state, on a device of this process only."""
         return jax.tree.map(lambda x: x.addressable_data(0), self.state)
 
     @property

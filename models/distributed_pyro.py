@@ -25,22 +25,22 @@ from gs_ppl.models.vae_pyro import VAE
 
 
 def position() -> tuple[int, int]:
-    """This process among the others, and how many there are."""
+    """The number of this process, and of all processes."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 class DrawnAlike(Messenger):
-    """Latents outside of the plates of rows take the same draws in each process.
+    """Latents outside of the plates of rows have the same draws in each process.
 
-    A plate is one of rows if it has more of them than this process sees: a minibatch of a plate
-    with `size=` all rows, which also scales the loss rightly. What is within draws from torch's own
+    A plate is one of rows if it has more rows than this process gets: a minibatch of a plate
+    with `size=` all rows, which also gives the loss its right scale. Sites inside use torch's own
     generator, which has another seed in each process.
     """
 
     def start(self, *seed: int) -> None:
-        """Of the coming step; several particles take one draw after the other."""
+        """The draws of the coming step; several particles take them one after the other."""
         self._seeds = np.random.default_rng(seed)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ class DrawnAlike(Messenger):
 class Loss(nn.Module):
     """Mean loss of the rows of a batch, at the temperature and with the noise of a step.
 
-    What a step draws depends on seed, step and process alone: a run that is resumed draws the same.
+    Draws of a step depend only on seed, step and process: a resumed run has the same draws.
     """
 
     def __init__(self, network: nn.Module, settings: Settings) -> None:
@@ -67,7 +67,7 @@ class Loss(nn.Module):
         self.elbo = make_loss(settings)(model, self.alike(guide))
 
     def check(self, *inputs: Tensor) -> None:
-        """What AnnealedSVI does before its first step."""
+        """The check that AnnealedSVI makes before its first step."""
         self.alike.start(self.settings.seed)
         with gs.at_temperature(self.settings.schedule(0)):
             gs.check(self.elbo.model, self.elbo.guide, self.elbo.elbo, *inputs)
@@ -82,7 +82,7 @@ class Loss(nn.Module):
 
 
 def make_loss_module(settings: Settings, images: np.ndarray) -> Loss:
-    """With initial weights that are the same in each process."""
+    """Model and guide, with the same initial weights in each process."""
     pyro.clear_param_store()
     torch.manual_seed(settings.seed)
     loss = Loss(VAE(**settings.network(images)), settings)
@@ -98,7 +98,7 @@ def make_optimizer(settings: Settings, loss: Loss) -> tuple[AdamW, LambdaLR]:
 
 
 def make_loader(settings: Settings, images: np.ndarray) -> DataLoader:
-    """Batches of which each process has its own rows: settings.batch in all of them together."""
+    """Batches, in which each process has its own rows; together they have settings.batch rows."""
     rank, processes = position()
     if settings.batch % processes:
         raise ValueError(f"batch {settings.batch} cannot be divided by {processes} processes")
@@ -108,7 +108,7 @@ def make_loader(settings: Settings, images: np.ndarray) -> DataLoader:
 
 
 def batches(loader: DataLoader, step: int) -> Iterator[list[Tensor]]:
-    """From this step on, epoch after epoch."""
+    """The batches from this step on, epoch after epoch."""
     start, first = divmod(step, len(loader))
     for epoch in itertools.count(start):
         loader.sampler.set_epoch(epoch)
@@ -117,7 +117,7 @@ def batches(loader: DataLoader, step: int) -> Iterator[list[Tensor]]:
 
 
 class ParallelTrainer:
-    """What each process of torchrun runs, on its GPU if it has one."""
+    """The run in each process of torchrun, on its GPU if it has one."""
 
     def __init__(self, settings: Settings, images: np.ndarray) -> None:
         rank, _ = position()
@@ -130,7 +130,7 @@ class ParallelTrainer:
         self.parallel: Callable = DistributedDataParallel(self.loss)
 
     def advance(self, steps: int) -> np.ndarray:
-        """Takes that many steps; returns their losses, of this process's rows."""
+        """Takes that many steps; returns the losses of this process's rows."""
         losses = []
         for inputs in itertools.islice(batches(self.loader, self.step), steps):
             loss = self.parallel(self.step, *(x.to(self.device) for x in inputs))

@@ -2,7 +2,7 @@
 
     z_0 ~ OneHotCategorical(pi),  z_t ~ OneHotCategorical(z_{t-1} A),  x_t ~ Categorical(z_t B)
 
-An ordinary program with discrete latents. How z is treated is the handlers' affair: relax for SVI
+An ordinary program with discrete latents. Handlers decide how z is treated: relax for SVI
 with soft or straight-through samples, config_enumerate to sum the chain out exactly.
 """
 
@@ -38,4 +38,4 @@ def model(text: Array, start: Array) -> None:
 
 
 def empty_guide(text: Array, start: Array) -> None:
-    """For exact enumeration in the model: the chain is summed out and nothing is left to guess."""
+    """The guide for exact enumeration in the model: it is empty, since the chain is summed out."""

@@ -1,4 +1,4 @@
-"""What the NumPyro models are made of: linear and hidden layers, and their discrete units."""
+"""Parts of the NumPyro models: linear and hidden layers, and their discrete units."""
 
 import itertools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ glorot = nnx.initializers.glorot_uniform()
 
 
 def count_logits(variables: int, classes: int | None) -> int:
-    """How many logits the variables take; classes None: bits."""
+    """The number of logits of the variables; classes None: bits."""
     return variables * (classes or 1)
 
 
@@ -111,7 +111,7 @@ class Convolution(nnx.Module):
         return kernel.swapaxes(1, 2).reshape(-1, self.kernel.shape[-1])
 
     def windows(self, x: Array) -> Array:
-        """Blocks of `stride` pixels either way become channels: slices that lie together."""
+        """Blocks of `stride` pixels in both directions become channels: contiguous slices."""
         images, height, width, channels = x.shape
         margin, step = (self.size - 1) // 2, self.stride
         x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
@@ -134,7 +134,7 @@ class Downward(nnx.Module):
     def __call__(self, x: Array) -> Array:
         images = x.reshape(-1, self.side, self.side, 1)
         h = jax.nn.relu(self.second(jax.nn.relu(self.first(images))))
-        return jnp.moveaxis(h, -1, 1).reshape(*x.shape[:-1], self.units)  # as torch has them
+        return jnp.moveaxis(h, -1, 1).reshape(*x.shape[:-1], self.units)  # the same as torch's
 
 
 class Upward(nnx.Module):
@@ -153,5 +153,5 @@ class Upward(nnx.Module):
 
 
 def count_units(side: int, channels: int) -> int:
-    """What Downward makes of an image, and Upward makes an image of."""
+    """The number of features that Downward returns for an image, and that Upward takes."""
     return 2 * channels * (side // 4) ** 2

@@ -1,4 +1,4 @@
-"""What the Pyro models are made of: linear and hidden layers, and their discrete units."""
+"""Parts of the Pyro models: linear and hidden layers, and their discrete units."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def make_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def count_logits(variables: int, classes: int | None) -> int:
-    """How many logits the variables take; classes None: bits."""
+    """The number of logits of the variables; classes None: bits."""
     return variables * (classes or 1)
 
 
@@ -99,5 +99,5 @@ class Upward(nn.Module):
 
 
 def count_units(side: int, channels: int) -> int:
-    """What Downward makes of an image, and Upward makes an image of."""
+    """The number of features that Downward returns for an image, and that Upward takes."""
     return 2 * channels * (side // 4) ** 2

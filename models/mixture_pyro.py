@@ -2,7 +2,7 @@
 
     z_n ~ OneHotCategorical(softmax(weights)),  counts_nd ~ Binomial(16, sigmoid(z_n @ means)_d)
 
-An ordinary program with a discrete latent. How z is treated is the handlers' affair: relax for SVI
+An ordinary program with a discrete latent. Handlers decide how z is treated: relax for SVI
 with soft or straight-through samples, config_enumerate to sum it out.
 """
 
@@ -42,4 +42,4 @@ def guide(counts: Tensor, initial_means: Tensor) -> None:
 
 
 def empty_guide(counts: Tensor, initial_means: Tensor) -> None:
-    """For exact enumeration in the model: z is summed out and nothing is left to guess."""
+    """The guide for exact enumeration in the model: it is empty, since z is summed out."""

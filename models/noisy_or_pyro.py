@@ -4,7 +4,7 @@
 
 Every cause that is present may turn a finding on, independently of the others: a cause j alone
 leaves it off with probability exp(-rates_jf), and with no cause at all it is off with probability
-exp(-leak). How z is treated is the handlers' affair.
+exp(-leak). Handlers decide how z is treated.
 """
 
 import pyro

@@ -67,7 +67,7 @@ FAMILIES = (*SOFT, *HARD, *DISCRETE, "enumerated")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; the same settings and data give the same run, bit for bit.
+    """Settings of a run; the same settings and data give the same run, bit for bit.
 
     Attributes:
         model: a key of MODELS.
@@ -75,7 +75,7 @@ class Settings:
         family: a class of gs_ppl.pyro and gs_ppl.numpyro, such as "ReinMax", or an ELBO that takes
             the discrete program, such as "RLOO_ELBO"; "enumerated", for exact sums.
         objective: "categorical" or, of soft families, "relaxed".
-        rate, minimum, every, start: of the temperature max(minimum, start exp(-rate t)), anew every
+        rate, minimum, every, start: the temperature is max(minimum, start exp(-rate t)), set every
             `every` steps; rate 0: constant.
         learning_rate: of AdamW at the first step; falls by a cosine to 0 at the last.
         weight_decay: of AdamW, relative to the learning rate; 0: Adam.
@@ -134,12 +134,12 @@ class Settings:
 
     @property
     def discrete(self) -> bool:
-        """Trained without relaxation, by an ELBO that has a gradient all the same."""
+        """Whether it is trained without relaxation, by an ELBO with its own gradient estimator."""
         return self.family in DISCRETE
 
     @property
     def without_effect(self) -> dict[str, str]:
-        """The settings that do not matter in this run, and what makes them so."""
+        """The settings that have no effect in this run, and the reason."""
         family = f"the family {self.family}"
         names = {} if self.family in SOFT else {"objective": family}
         if self.enumerated or self.discrete:
@@ -161,7 +161,7 @@ class Settings:
         return sizes
 
     def inputs(self, images: Any) -> tuple[Any, ...]:
-        """What model and guide take: images, or their upper and lower half."""
+        """The arguments of model and guide: images, or their upper and lower halves."""
         if self.model == "vae":
             return (images,)
         half = images.shape[-1] // 2
@@ -176,7 +176,7 @@ class SemiSupervisedSettings(Settings):
         variables, classes, hidden: size of z, classes of y, and the width of the hidden layers.
         channels: of the first convolution; None: no convolutions.
         alpha: weight of log q(y | x) of the labelled images.
-        labelled: of them in each minibatch, beside `batch` of the others.
+        labelled: number of labelled images in each minibatch, in addition to `batch` others.
         shared: whether the encoder computes the features of x once for all classes.
     """
 
@@ -214,7 +214,7 @@ class SemiSupervisedSettings(Settings):
         return sizes | how | {"pixels": images.shape[-1]}
 
     def inputs(self, images: Any) -> tuple[Any, ...]:
-        """What model and guide take of images without labels."""
+        """The arguments of model and guide for images without labels."""
         return (images,)
 
 
@@ -232,7 +232,7 @@ def check_counts(least: int = 1, **values: int) -> None:
 
 
 def check_numbers(least: float | None = None, **values: float) -> None:
-    """Finite, and positive unless there is a least value."""
+    """Refuses numbers that are not finite, or below the least value (without one: not positive)."""
     for name, value in values.items():
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {value!r}")
@@ -401,7 +401,7 @@ def check_options(
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
-    """Of what a run is trained on: another array, another text."""
+    """A checksum of the data of a run: other arrays have another one."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.shape} {array.dtype} ".encode())

@@ -1,6 +1,6 @@
-"""What a run leaves in its folder: settings, curves and checkpoints, each with a checksum.
+"""The files in the folder of a run: settings, curves and checkpoints, each with a checksum.
 
-Nothing is executed that a file holds: checkpoints are arrays and numbers.
+No code in a file is executed: checkpoints are arrays and numbers.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ Curves = dict[str, list[list[float]]]  # points [step, nats per image]
 
 
 class RunError(ValueError):
-    """A run that cannot begin or go on as asked; the message names what is in the way."""
+    """A run that cannot start or continue; the message says why."""
 
 
 class Stored(Protocol):
-    """What a checkpoint is of."""
+    """The state that a checkpoint holds."""
 
     step: int
 
@@ -27,14 +27,14 @@ class Stored(Protocol):
         """Writes the state."""
 
     def load(self, file: BinaryIO) -> None:
-        """Takes the state up again."""
+        """Reads the state."""
 
 
 # --- whole files ----------------------------------------------------------------------------------
 
 
 def write(path: Path, content: bytes, step: int) -> None:
-    """All or nothing, and on the disk when it returns.
+    """Writes a file whole or not at all; it is on the disk when this returns.
 
     Raises:
         OSError: with the file, the step of the run, and the newest checkpoint.
@@ -59,12 +59,12 @@ def checksum(content: bytes) -> str:
 
 
 def seal(content: bytes) -> bytes:
-    """Behind a line with its checksum."""
+    """The bytes, after a line with their checksum."""
     return checksum(content).encode() + b"\n" + content
 
 
 def unseal(path: Path) -> bytes:
-    """What was sealed, if every byte is as it was."""
+    """The bytes that were sealed, if none has changed."""
     if path.is_dir():
         raise RunError(f"{path}: a folder, not a checkpoint of this version")
     given, _, content = path.read_bytes().partition(b"\n")
@@ -74,13 +74,13 @@ def unseal(path: Path) -> bytes:
 
 
 def write_json(path: Path, content: dict[str, Any], step: int) -> None:
-    """With a checksum of what it says."""
+    """Writes JSON with a checksum of its content."""
     total = {**content, "sha256": checksum(json.dumps(content).encode())}
     write(path, (json.dumps(total, indent=1) + "\n").encode(), step)
 
 
 def read_json(path: Path, cure: str) -> dict[str, Any]:
-    """What write_json wrote."""
+    """Reads what write_json has written."""
     try:
         content = json.loads(path.read_bytes())
         given = content.pop("sha256")
@@ -96,7 +96,7 @@ def read_json(path: Path, cure: str) -> dict[str, Any]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The oldest first; one that is being written, or was set aside, has another name."""
+    """Checkpoints, the oldest first; an unfinished or rejected one has another name."""
     return sorted(folder.glob("step_" + "[0-9]" * 9), key=lambda path: path.name)
 
 
@@ -105,7 +105,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def save_checkpoint(run: Stored, curves: Curves, folder: Path) -> None:
-    """Under its name when all of it is written; then all older ones but one go."""
+    """Gives the file its name when it is complete; then deletes all older ones except one."""
     content = io.BytesIO()
     run.save(content)
     write_json(folder / "curves.json", curves, run.step)
@@ -182,7 +182,7 @@ def load_newest(run: Stored, folder: Path) -> None:
         return
     try:
         run.load(io.BytesIO(content))
-    except Exception as error:  # whatever a foreign file brings up
+    except Exception as error:  # any error that a foreign file can cause
         reason = str(error).strip().split("\n")[0]
         raise RunError(f"{path}: not a checkpoint of this run: {reason}") from error
     if path.name != f"step_{run.step:09d}":

@@ -48,7 +48,7 @@ class Trainer:
         self.rows = jax.random.key(settings.seed + 1)
 
     def _handle(self, program: Callable) -> Callable:
-        """With its discrete latents relaxed or enumerated."""
+        """A program with its discrete latents relaxed or enumerated."""
         if self.settings.discrete:
             return program
         if self.settings.enumerated:
@@ -134,7 +134,7 @@ def make_loss(settings: Settings) -> ELBO:
 
 
 def with_baseline(guide: Callable, network: nnx.Module) -> Callable:
-    """Declares NVIL's learned baseline at each site: a network of all that the guide is given."""
+    """Declares NVIL's learned baseline at each site: a network of all arguments of the guide."""
 
     def program(*inputs: Array) -> None:
         of_rows = nnx_module("baseline", network)
@@ -161,7 +161,7 @@ def _without_keys(state: Any) -> list[np.ndarray]:
 
 
 def _with_keys(saved: list[np.ndarray], like: Any) -> Any:
-    """The state whose arrays these are, of the structure, shapes and types of another."""
+    """The state with these arrays, with the structure, shapes and types of another state."""
     kinds, wanted = ([(x.shape, x.dtype) for x in xs] for xs in (saved, _without_keys(like)))
     if kinds != wanted:
         raise ValueError(f"arrays of {wanted} are wanted, got {kinds}")
@@ -176,7 +176,7 @@ def _with_keys(saved: list[np.ndarray], like: Any) -> Any:
 
 
 def _discrete(network: Any, params: Any) -> tuple[Callable, Callable]:
-    """Guide and model, discrete, at these parameters."""
+    """Guide and model, made discrete, at these parameters."""
     programs = network.guide, network.model
     return tuple(handlers.substitute(gs.discretize(f), data=params) for f in programs)
 

@@ -57,7 +57,7 @@ class Trainer:
 
     def advance(self, steps: int) -> np.ndarray:
         losses = []
-        with pyro.validation_enabled(False):  # a NaN goes through to the loss, where fit sees it
+        with pyro.validation_enabled(False):  # a NaN reaches the loss, where fit finds it
             for _ in range(steps):
                 rows = torch.randint(len(self.images), (self.settings.batch,))
                 inputs = self.settings.inputs(self.images[rows])
@@ -70,13 +70,13 @@ class Trainer:
 
     def save(self, file: BinaryIO) -> None:
         state = self.svi.get_state()
-        state["params"] = state["params"]["params"]  # none is constrained
-        state["optim"] = dict(sorted(state["optim"].items()))  # Pyro's order is that of a set
+        state["params"] = state["params"]["params"]  # no parameter is constrained
+        state["optim"] = dict(sorted(state["optim"].items()))  # Pyro has them in the order of a set
         torch.save({**state, "random": _plain(get_rng_state())}, file)
 
     def load(self, file: BinaryIO) -> None:
         state = torch.load(file, weights_only=True)  # tensors and numbers
-        # registers the networks' parameters, which set_state then writes to
+        # registers the networks' parameters, which set_state then overwrites
         self.svi.evaluate_loss(*self.settings.inputs(self.images[: self.settings.batch]))
         random, params = state.pop("random"), dict(pyro.get_param_store().items())
         wanted, got = ({n: (*x.shape,) for n, x in ps.items()} for ps in (params, state["params"]))
@@ -131,13 +131,13 @@ class Trainer:
 
 
 def _plain(random_state: dict[str, Any]) -> dict[str, Any]:
-    """With a list for NumPy's array, which torch does not load without its class."""
+    """With a list in place of NumPy's array: torch does not load that without its class."""
     name, words, *rest = random_state["numpy"]
     return random_state | {"numpy": (name, words.tolist(), *rest)}
 
 
 def handle(program: Callable, settings: Settings) -> Callable:
-    """With its discrete latents relaxed or enumerated."""
+    """A program with its discrete latents relaxed or enumerated."""
     if settings.discrete:
         return program
     if settings.enumerated:
@@ -158,7 +158,7 @@ def make_loss(settings: Settings) -> ELBO:
 
 
 def with_baseline(guide: Callable, network: torch.nn.Module) -> Callable:
-    """Declares NVIL's learned baseline at each site: a network of all that the guide is given."""
+    """Declares NVIL's learned baseline at each site: a network of all arguments of the guide."""
 
     def program(*inputs: Tensor) -> None:
         pyro.module("baseline", network)

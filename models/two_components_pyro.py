@@ -2,7 +2,7 @@
 
     z_n ~ Bernoulli(sigmoid(weight)),  x_n ~ Normal(locs[z_n], exp(log_scale))
 
-An ordinary program with a discrete latent. How z is treated is the handlers' affair: relax for SVI
+An ordinary program with a discrete latent. Handlers decide how z is treated: relax for SVI
 with soft or straight-through samples, config_enumerate to sum it out.
 """
 
@@ -40,4 +40,4 @@ def guide(x: Tensor, bit: Callable = Bernoulli) -> None:
 
 
 def empty_guide(x: Tensor) -> None:
-    """For exact enumeration in the model: z is summed out and nothing is left to guess."""
+    """The guide for exact enumeration in the model: it is empty, since z is summed out."""

@@ -52,7 +52,7 @@ class VAE:
         with numpyro.plate("images", len(x)):
             logits = jnp.zeros((len(x), count_logits(self.variables, self.classes)), x.dtype)
             z = numpyro.sample("z", self.law(logits))
-            validate = False if self.grey else None  # a level is outside of its support
+            validate = False if self.grey else None  # a grey level is outside of its support
             pixels = Bernoulli(logits=decoder(z.reshape(len(x), -1)), validate_args=validate)
             numpyro.sample("x", pixels.to_event(1), obs=x)
 

@@ -47,7 +47,7 @@ class VAE(nn.Module):
         with pyro.plate("images", len(x)):
             logits = x.new_zeros(len(x), count_logits(self.variables, self.classes))
             z = pyro.sample("z", self.law(logits))
-            validate = False if self.grey else None  # a level is outside of its support
+            validate = False if self.grey else None  # a grey level is outside of its support
             pixels = Bernoulli(logits=decoder(z.flatten(1)), validate_args=validate)
             pyro.sample("x", pixels.to_event(1), obs=x)
 

@@ -1,4 +1,4 @@
-"""NumPyro's side of the interface that the parity tests drive: see backend_pyro.py."""
+"""NumPyro's adapter for the parity tests; backend_pyro.py has the same interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NumPyroBackend:
 
     name = "numpyro"
     default_dtype = "float64"
-    reinforce = "TraceGraph_ELBO"  # the PPL's own score function
+    reinforce = "TraceGraph_ELBO"  # the PPL's score function
 
     def __init__(self) -> None:
         self.jax = importlib.import_module("jax")
@@ -50,7 +50,7 @@ class NumPyroBackend:
         return getattr(self.F, f"{kind}_noise")(self.jax.random.key(seed), shape, dtype=dtype)
 
     def own_noise(self, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
-        """That of a sample of this shape, drawn from this seed."""
+        """The noise of a sample of this shape, drawn from this seed."""
         return self.noise("exponential", seed, shape, dtype)
 
     def sample(self, d: Any, seed: int, shape: tuple[int, ...] = ()) -> Array:
@@ -80,7 +80,7 @@ class NumPyroBackend:
         return [self.numpy(g) for g in grads]
 
     def value_and_grad(self, f: Callable) -> Callable:
-        """Of f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
+        """For f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
 
         def value_and_grad(*xs: Array) -> tuple[np.ndarray, list[np.ndarray]]:
             (_, value), gradients = compiled(*xs)
@@ -114,7 +114,7 @@ class NumPyroBackend:
         return self.jax.jit(f)
 
     def uncompiled(self) -> AbstractContextManager:
-        """Where a test reads values inside of a program."""
+        """A test may read values inside of a program in this context."""
         return self.jax.disable_jit()
 
     def trace(self, program: Callable, seed: int) -> dict[str, Any]:
@@ -171,11 +171,11 @@ class NumPyroBackend:
         return self.ppl.handlers.scale(program, scale=scale)
 
     def blocked(self, program: Callable, hide: list[str]) -> Callable:
-        seeded = self.ppl.handlers.seed(program, self.jax.random.key(0))  # block hides from seed
+        seeded = self.ppl.handlers.seed(program, self.jax.random.key(0))  # else block hides sites
         return self.ppl.handlers.block(seeded, hide=hide)
 
     def elbo_loss(self, elbo: Any, model: Callable, guide: Callable, seed: int = 0) -> float:
-        """In one compilation: op by op there is one for each."""
+        """The loss, compiled at once: op by op, each op would be compiled separately."""
         loss = self.jax.jit(lambda key: elbo.loss(key, {}, model, guide))
         return float(loss(self.jax.random.key(seed)))
 
@@ -193,7 +193,7 @@ class NumPyroBackend:
         return self.ppl.handlers.infer_config(program, latent)
 
     def native_config_enumerate(self, program: Callable) -> Callable:
-        """The PPL's own."""
+        """The PPL's config_enumerate."""
         return importlib.import_module("numpyro.contrib.funsor").config_enumerate(program)
 
     @contextmanager
@@ -269,7 +269,7 @@ class NumPyroBackend:
         svi = self._annealed(program, guide, self.infer.TraceMeanField_ELBO(), schedule)
         state = svi.init(self.jax.random.key(0))
         self.jax.effects_barrier()
-        recorded.clear()  # what initialisation has seen
+        recorded.clear()  # initialisation has recorded values
         update = self.jax.jit(svi.update)
         for _ in range(steps):
             state, _ = update(state)
@@ -294,7 +294,7 @@ class NumPyroBackend:
         return len(runs)
 
     def traces_by_mode(self, model, schedule, mode, steps) -> tuple[int, int]:
-        """How often the model's source runs in as many steps, and in one update that is traced."""
+        """How often the model's source runs in these steps, and in one update that is traced."""
         jax, runs = self.jax, []
 
         def counted():
@@ -338,7 +338,7 @@ class NumPyroBackend:
 
     def anneal_list(self, model, discrete, continuous, schedule, steps, decay) -> tuple:
         block, key = self.ppl.handlers.block, self.jax.random.key(1)
-        relaxed = self.gs.relax(self.ppl.handlers.seed(model, key))  # block hides from seed
+        relaxed = self.gs.relax(self.ppl.handlers.seed(model, key))  # else block hides sites
         guide = self.gs.AutoGuideList(relaxed)
         part = self.gs.AutoGumbelSoftmax(block(relaxed, hide=[continuous]))
         guide.append(self.infer.autoguide.AutoNormal(block(relaxed, hide=[discrete])))
@@ -375,11 +375,11 @@ class NumPyroBackend:
         return {name: self.numpy(value) for name, value in guide.probs(params).items()}
 
     def params_of(self, guide: Callable) -> dict[str, Array]:
-        """Those that a guide starts with."""
+        """The parameters that a guide starts with."""
         return self._initial_params(self.gs.discretize(guide))
 
     def draws_of(self, guide, params, samples: int) -> dict[str, np.ndarray]:
-        """Of its sample_posterior."""
+        """Draws of its sample_posterior."""
         draws = guide.sample_posterior(self.jax.random.key(0), params, sample_shape=(samples,))
         return {name: self.numpy(value) for name, value in draws.items()}
 
@@ -442,7 +442,7 @@ class NumPyroBackend:
         return {name: self.numpy(value) for name, value in mcmc.get_samples().items()}
 
     def gradients(self, elbo: Any, model: Callable, guide: Callable, seeds: Iterable[int]) -> list:
-        """Loss and gradient at the initial parameters, as loss_and_gradient, for each seed."""
+        """Loss and gradient at the initial parameters, as in loss_and_gradient, for each seed."""
         params = self._initial_params(guide)
         loss = self.jax.jit(
             self.jax.value_and_grad(lambda params, key: elbo.loss(key, params, model, guide)),
@@ -452,7 +452,7 @@ class NumPyroBackend:
         return [(float(value), {n: self.numpy(g) for n, g in gs.items()}) for value, gs in pairs]
 
     def train(self, elbo, model, guide, optim, rate, steps, seed=0, schedule=None) -> tuple:
-        """Losses of SVI by an ELBO object, and what it leaves: parameters and other state."""
+        """Losses of SVI with an ELBO object, the final parameters, and other state."""
         programs = model, guide, getattr(self.ppl.optim, optim)(rate), elbo
         svi = self.gs.AnnealedSVI(*programs, schedule) if schedule else self.infer.SVI(*programs)
         result = svi.run(self.jax.random.key(seed), steps, progress_bar=False)
@@ -479,7 +479,7 @@ class NumPyroBackend:
         return self.jax.jit(score)(self.jax.random.key(seed))
 
     def recorded(self, program: Callable, seed: int) -> dict[str, Any]:
-        """The value of each site, deterministic ones too."""
+        """compiled at once; op by op, each op would be compiled separately"""
         seeded = self.ppl.handlers.seed(program, self.jax.random.key(seed))
         trace = self.ppl.handlers.trace(seeded).get_trace()
         return {name: site["value"] for name, site in trace.items()}
@@ -489,16 +489,16 @@ class NumPyroBackend:
         return importlib.import_module("numpyro.ops.indexing").Vindex
 
     def totals(self, counts: np.ndarray) -> Any:
-        """Counts as the PPL's Binomial has them."""
+        """Counts in the type of the PPL's Binomial."""
         return counts
 
     def start_anew(self) -> None:
-        """What the PPL keeps globally: nothing."""
+        """Removes global state of the PPL: there is none."""
 
     # devices
 
     def why_no_gpu(self) -> str | None:
-        """Why its tests cannot run, if they cannot."""
+        """Why tests on a GPU cannot run; None if they can."""
         try:
             self.jax.devices("cuda")
         except RuntimeError as error:
@@ -512,7 +512,7 @@ class NumPyroBackend:
         yield lambda x: self.jax.device_put(x, device)
 
     def bound(self, x: Array) -> Array:
-        """Where it is, to stay there, as arrays that were placed do."""
+        """Commits an array to its device, as device_put does."""
         return self.jax.device_put(x, x.device)
 
     # the life of a guide
@@ -520,7 +520,7 @@ class NumPyroBackend:
     def saved_of_both(
         self, locs: dict[str, float], logits: dict[str, np.ndarray]
     ) -> dict[str, Array]:
-        """Parameters of auto_relaxed that another process has trained."""
+        """Parameters of auto_relaxed from another process's training."""
         return {f"{name}_auto_loc": self.array(x) for name, x in locs.items()} | (
             self.saved_logits(logits)
         )
@@ -530,7 +530,8 @@ class NumPyroBackend:
         return importlib.import_module("saved_numpyro")
 
     def saved_logits(self, logits: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Parameters of an automatic guide of this process that another one has trained."""
+        """Parameters of an automatic guide of this process, with logits that another process has
+        trained."""
         return {f"{name}_auto_logits": self.array(a) for name, a in logits.items()}
 
     def predict(self, model, guide, params, samples, *args) -> dict[str, Array]:
@@ -583,7 +584,7 @@ class NumPyroBackend:
         return self.ppl.optim.Adam(rate)
 
     def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
-        """By AnnealedSVI.run."""
+        """Runs AnnealedSVI.run."""
         svi = self._annealed(model, guide, elbo, schedule, rate)
         return svi.run(self.jax.random.key(0), steps, **options)
 
@@ -596,7 +597,7 @@ class NumPyroBackend:
         return self.numpy(trace[plate]["value"]), self.numpy(masks(trace[site]["fn"])[0])
 
     def assign(self, model, guide, trained_on, *args, **options) -> tuple[dict, dict]:
-        """After a first run of the guide on the arguments of its training."""
+        """Runs the guide once on the arguments of its training, then assign."""
         params = {}
         if trained_on is not None:
             params = self._initial_params(lambda: self.gs.discretize(guide)(*trained_on))
@@ -609,7 +610,7 @@ class NumPyroBackend:
     # where a run starts
 
     def starts(self, init: Callable, name: str, law: Any, seeds: int) -> np.ndarray:
-        """Of a site by an init_loc_fn, at each of so many seeds."""
+        """Values of a site by an init_loc_fn, one for each seed."""
 
         def start(key):
             return init({"name": name, "fn": law, "kwargs": {"rng_key": key, "sample_shape": ()}})
@@ -618,12 +619,12 @@ class NumPyroBackend:
         return self.numpy(self.jax.vmap(start)(keys))
 
     def random_param(self, name: str, values: np.ndarray) -> Array:
-        """A parameter that begins at one of these values."""
+        """A parameter that starts at one of these values, at random."""
         pick = self.jax.random.choice
         return self.ppl.param(name, lambda key: pick(key, self.array(values)))
 
     def best_start(self, make: Callable, name: str, seed: int, **options: Any) -> float:
-        """The value of a parameter after it."""
+        """The value of a parameter after best_start."""
         key = self.jax.random.key(seed)
         svi, state = self.gs.best_start(make, rng_key=key, **options)
         return float(svi.get_params(state)[name])

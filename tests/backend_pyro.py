@@ -1,4 +1,4 @@
-"""Pyro's side of the interface that the parity tests drive: see backend_numpyro.py."""
+"""Pyro's adapter for the parity tests; backend_numpyro.py has the same interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PyroBackend:
 
     name = "pyro"
     default_dtype = "float64"
-    reinforce = "Trace_ELBO"  # the PPL's own score function
+    reinforce = "Trace_ELBO"  # the PPL's score function
 
     def __init__(self) -> None:
         self.torch = self.lib = importlib.import_module("torch")
@@ -47,7 +47,7 @@ class PyroBackend:
         return getattr(self.F, f"{kind}_noise")(shape, dtype=getattr(self.torch, dtype))
 
     def own_noise(self, seed: int, shape: tuple[int, ...], dtype: str) -> Array:
-        """That of a sample of this shape, drawn from this seed."""
+        """The noise of a sample of this shape, drawn from this seed."""
         self.torch.manual_seed(seed)
         return self.F.noise_to_draw_from(shape, dtype=getattr(self.torch, dtype), device=None)
 
@@ -57,7 +57,7 @@ class PyroBackend:
         return d.rsample(shape) if d.has_rsample else d.sample(shape)
 
     def sample_and_score(self, d: Any, seed: int | None, shape: tuple[int, ...] = ()) -> tuple:
-        """An own sample and its score, as an ELBO takes them."""
+        """A sample and its score by the same object, as an ELBO computes them."""
         value = self.sample(d, seed, shape)
         return value, d.log_prob(value)
 
@@ -82,7 +82,7 @@ class PyroBackend:
         return [self.numpy(g) for g in self.torch.autograd.grad(f(*xs), xs)]
 
     def value_and_grad(self, f: Callable) -> Callable:
-        """Of f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
+        """For f(*xs) = (scalar, value): the value, and the gradients of the scalar."""
 
         def value_and_grad(*xs: Array) -> tuple[np.ndarray, list[np.ndarray]]:
             xs = [x.detach().clone().requires_grad_() for x in xs]
@@ -92,7 +92,7 @@ class PyroBackend:
         return value_and_grad
 
     def draw(self, tau: Array, logits: Array, noise: Array, finite: Array | None = None) -> tuple:
-        """Sample, its log and the residue in one step; torch's takes the noise's memory."""
+        """Sample, its log and the residue in one step; in torch the step overwrites the noise."""
         return self.F.gumbel_softmax_draw_(tau, logits, noise.clone(), finite)
 
     def functional_grad(self, f: Callable) -> Callable:
@@ -105,19 +105,19 @@ class PyroBackend:
         return self.torch.func.vmap(f, randomness="different")
 
     def traced_seed(self, seed: Array | int) -> None:
-        """torch seeds no generator inside of compile and vmap, where each lane draws anew."""
+        """torch cannot seed inside of compile and vmap, where each lane has new draws."""
 
     def stack(self, xs: list) -> Array:
         return self.torch.stack(xs)
 
     def jit(self, f: Callable) -> Callable:
-        self.torch.compiler.reset()  # else all laws together pass the limit of one function
+        self.torch.compiler.reset()  # else all laws together exceed the limit of one function
         return self.torch.compile(f, backend="eager", fullgraph=True)
 
     # programs: `ppl` has sample, plate, param on both sides
 
     def uncompiled(self) -> AbstractContextManager:
-        """Where a test reads values inside of a program."""
+        """A test may read values inside of a program in this context."""
         return nullcontext()
 
     def trace(self, program: Callable, seed: int) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class PyroBackend:
         return float(loss.loss(model, guide))
 
     def losses(self, elbo: Any, model: Callable, guide: Callable, count: int) -> np.ndarray:
-        """Of as many seeds, at the initial parameters; equal seeds have equal noise."""
+        """Losses for this many seeds, at the initial parameters; equal seeds have equal noise."""
         result = []
         for seed in range(count):
             self.ppl.clear_param_store()
@@ -148,7 +148,7 @@ class PyroBackend:
         return np.array(result)
 
     def loss_and_gradient(self, elbo: Any, model: Callable, guide: Callable, seed: int) -> tuple:
-        """Loss, and its gradient by each parameter at its initial value."""
+        """Loss, and its gradient in each parameter at its initial value."""
         self.ppl.clear_param_store()
         self.ppl.set_rng_seed(seed)
         loss = elbo.loss_and_grads(model, guide)
@@ -156,7 +156,7 @@ class PyroBackend:
         for name, value in self.ppl.get_param_store().named_parameters():
             if value.grad is not None:  # NVIL_ELBO's state has none
                 gradient[name] = self.numpy(value.grad)
-            value.grad = None  # it may be the user's tensor
+            value.grad = None  # the tensor may belong to the user
         return float(loss), gradient
 
     def fit(self, elbo: str, model: Callable, guide: Callable, steps: int, seed: int) -> tuple:
@@ -215,7 +215,7 @@ class PyroBackend:
         return self.ppl.poutine.infer_config(program, latent)
 
     def native_config_enumerate(self, program: Callable) -> Callable:
-        """The PPL's own."""
+        """The PPL's config_enumerate."""
         return self.infer.config_enumerate(program)
 
     @contextmanager
@@ -238,7 +238,8 @@ class PyroBackend:
         return self.predictive(serving, samples)
 
     def to_inference_data(self, model, guide=None, *args, params=None, seed=0, **options) -> Any:
-        """With parameters of these values; those that the programs make are gone afterwards."""
+        """With these values of the parameters; parameters that the programs make are removed
+        afterwards."""
         self.ppl.clear_param_store()
         for name, value in (params or {}).items():
             self.ppl.param(name, value)
@@ -291,7 +292,7 @@ class PyroBackend:
         svi = self._annealed(program, guide, self.infer.TraceMeanField_ELBO(), schedule)
         for _ in range(steps):
             svi.step()
-        return recorded[-steps:]  # the check before the first step has seen one too
+        return recorded[-steps:]  # the check before the first step has recorded one too
 
     def count_traces(self, model, schedule, steps, elbo=None) -> int:
         """How often the model's source runs under a Jit ELBO after the first step."""
@@ -301,7 +302,7 @@ class PyroBackend:
             runs.append(1)
             return model(*args, **kwargs)
 
-        family = self.gs.STGumbelSoftmax  # which every ELBO takes
+        family = self.gs.STGumbelSoftmax  # every ELBO takes it
         guide = self.gs.AutoGumbelSoftmax(model, family=family)
         elbo = elbo or self.infer.JitTrace_ELBO(ignore_jit_warnings=True)
         svi = self._annealed(self.gs.relax(counted, family=family), guide, elbo, schedule)
@@ -312,11 +313,11 @@ class PyroBackend:
         return len(runs)
 
     def compiled_and_plain_losses(self, model, compiled, elbo, schedule, steps) -> tuple:
-        """Losses of a run under a Jit ELBO, and of the plain one at the same state and seed."""
+        """Losses of a run under a Jit ELBO, and of the plain ELBO at the same state and seed."""
         family = self.gs.STGumbelSoftmax
         guide = self.gs.AutoGumbelSoftmax(model, family=family)
         svi = self._annealed(self.gs.relax(model, family=family), guide, compiled, schedule)
-        svi.step()  # compiles, which draws too
+        svi.step()  # compiles, which draws random numbers too
         losses = []
         for step in range(steps):
             self.ppl.set_rng_seed(step)
@@ -326,7 +327,7 @@ class PyroBackend:
         return tuple(np.array(losses).T)
 
     def evaluated_temperature(self, model, schedule, steps) -> float:
-        """What an evaluation sees after as many steps."""
+        """The temperature of an evaluation after this many steps."""
         seen = []
 
         def program(temperature):
@@ -354,7 +355,7 @@ class PyroBackend:
         return self.numpy(guide[1].probs()[discrete]), float(loc), float(scale)
 
     def whole_and_resumed(self, model, schedule, steps) -> tuple:
-        """Losses of the second half, run in one go and after restoring the state."""
+        """Losses of the second half, in one run and after the state was restored."""
 
         def run():
             guide = self.gs.AutoGumbelSoftmax(model)
@@ -369,7 +370,7 @@ class PyroBackend:
         random_state = self.ppl.util.get_rng_state()
         whole = [svi.step() for _ in range(steps // 2)]
         svi = run()
-        svi.step()  # another run, which the restored state replaces
+        svi.step()  # another run, whose state the restored one replaces
         svi.set_state(state)
         self.ppl.util.set_rng_state(random_state)
         return whole, [svi.step() for _ in range(steps // 2)]
@@ -378,12 +379,12 @@ class PyroBackend:
         return {name: self.numpy(value) for name, value in guide.probs().items()}
 
     def params_of(self, guide: Callable) -> None:
-        """Those that a guide starts with, which the store keeps."""
+        """The parameters that a guide starts with; the store keeps them."""
         self.ppl.clear_param_store()
         self.gs.discretize(guide)()
 
     def draws_of(self, guide, params, samples: int) -> dict[str, np.ndarray]:
-        """Of its sample_posterior."""
+        """Draws of its sample_posterior."""
         self.ppl.set_rng_seed(0)
         draws = guide.sample_posterior(sample_shape=self.torch.Size((samples,)))
         return {name: self.numpy(value) for name, value in draws.items()}
@@ -410,7 +411,7 @@ class PyroBackend:
         return frames[0] == frames[1] and len(set(rows.tolist())) == 5
 
     def session(self, model: Callable, guide: Callable) -> Any:
-        """What compare asks for its numbers."""
+        """The session from which compare gets its numbers."""
         self.ppl.clear_param_store()
         Session = importlib.import_module("gs_ppl.pyro.comparison").Session
         return Session(model, guide, (), {}, self.infer.TraceMeanField_ELBO(), 0)
@@ -440,11 +441,11 @@ class PyroBackend:
         return {name: self.numpy(value) for name, value in mcmc.get_samples().items()}
 
     def gradients(self, elbo: Any, model: Callable, guide: Callable, seeds: Iterable[int]) -> list:
-        """Loss and gradient at the initial parameters, as loss_and_gradient, for each seed."""
+        """Loss and gradient at the initial parameters, as in loss_and_gradient, for each seed."""
         return [self.loss_and_gradient(elbo, model, guide, seed) for seed in seeds]
 
     def train(self, elbo, model, guide, optim, rate, steps, seed=0, schedule=None) -> tuple:
-        """Losses of SVI by an ELBO object, and what it leaves: parameters and other state."""
+        """Losses of SVI with an ELBO object, the final parameters, and other state."""
         self.ppl.clear_param_store()
         self.ppl.set_rng_seed(seed)
         programs = model, guide, getattr(self.ppl.optim, optim)({"lr": rate}), elbo
@@ -491,37 +492,39 @@ class PyroBackend:
         return importlib.import_module("pyro.ops.indexing").Vindex
 
     def totals(self, counts: np.ndarray) -> Any:
-        """Counts as the PPL's Binomial has them."""
+        """Counts in the type of the PPL's Binomial."""
         return self.array(counts)
 
     def start_anew(self) -> None:
-        """Parameters and seed that the PPL keeps globally."""
+        """Removes global state of the PPL: parameters and seed."""
         self.ppl.clear_param_store()
         self.ppl.set_rng_seed(0)
 
     # devices
 
     def why_no_gpu(self) -> str | None:
-        """Why its tests cannot run, if they cannot."""
+        """Why tests on a GPU cannot run; None if they can."""
         if self.torch.cuda.is_available():
             return None
         return f"torch {self.torch.__version__} sees no GPU"
 
     @contextmanager
     def other_place(self, gpu: bool) -> Iterator[Callable]:
-        """Puts arrays on a device that is not the default one; within it that device is there."""
+        """Puts arrays on a device that is not the default one; the device exists in this
+        context."""
         elsewhere = importlib.import_module("elsewhere")
         with nullcontext() if gpu else elsewhere.other_device():
             yield lambda x: x.to("cuda" if gpu else elsewhere.DEVICE)
 
     def bound(self, x: Array) -> Array:
-        """Where it is, to stay there."""
+        """Leaves an array on its device."""
         return x
 
     # the life of a guide
 
     def saved_of_both(self, locs: dict[str, float], logits: dict[str, np.ndarray]) -> None:
-        """Parameters of auto_relaxed, of this process, that another one has trained."""
+        """Parameters of auto_relaxed of this process, with values that another process has
+        trained."""
         self.ppl.clear_param_store()
         kinds = {"0.locs": locs, "1.logits": logits}
         for kind, values in kinds.items():
@@ -533,7 +536,8 @@ class PyroBackend:
         return importlib.import_module("saved_pyro")
 
     def saved_logits(self, logits: dict[str, np.ndarray]) -> None:
-        """Parameters of an automatic guide of this process that another one has trained."""
+        """Parameters of an automatic guide of this process, with logits that another process has
+        trained."""
         self.ppl.clear_param_store()
         for name, a in logits.items():
             self.ppl.param(f"AutoGumbelSoftmax.logits.{name}", self.array(a))
@@ -582,7 +586,7 @@ class PyroBackend:
         return self.ppl.optim.Adam({"lr": rate})
 
     def run(self, model, guide, elbo, schedule, steps, rate, **options) -> Any:
-        """By AnnealedSVI.run."""
+        """Runs AnnealedSVI.run."""
         return self._annealed(model, guide, elbo, schedule, rate).run(steps, **options)
 
     def where(self, condition: Array, x: float, y: float) -> Array:
@@ -594,7 +598,7 @@ class PyroBackend:
         return self.numpy(nodes[plate]["value"]), self.numpy(masks(nodes[site]["fn"])[0])
 
     def assign(self, model, guide, trained_on, *args, **options) -> tuple[dict, dict]:
-        """After a first run of the guide on the arguments of its training."""
+        """Runs the guide once on the arguments of its training, then assign."""
         self.ppl.clear_param_store()
         if trained_on is not None:
             self.gs.discretize(guide)(*trained_on)
@@ -607,17 +611,17 @@ class PyroBackend:
     # where a run starts
 
     def starts(self, init: Callable, name: str, law: Any, seeds: int) -> np.ndarray:
-        """Of a site by an init_loc_fn, at each of so many seeds."""
+        """Values of a site by an init_loc_fn, one for each seed."""
         self.ppl.set_rng_seed(0)
         return np.array([self.numpy(init({"name": name, "fn": law})) for _ in range(seeds)])
 
     def random_param(self, name: str, values: np.ndarray) -> Array:
-        """A parameter that begins at one of these values."""
+        """A parameter that starts at one of these values, at random."""
         pick = self.torch.randint
         return self.ppl.param(name, lambda: self.array(values)[pick(len(values), ())])
 
     def best_start(self, make: Callable, name: str, seed: int, **options: Any) -> float:
-        """The value of a parameter after it."""
+        """The value of a parameter after best_start."""
         self.ppl.set_rng_seed(seed)
         self.gs.best_start(make, **options)
         return float(self.numpy(self.ppl.param(name)))

@@ -1,4 +1,4 @@
-"""One interface over both sides, so that every parity test is written once."""
+"""One interface for both sides, so that each parity test is written once."""
 
 from backend_numpyro import NumPyroBackend
 from backend_pyro import PyroBackend

@@ -12,7 +12,7 @@ LAWS = ["bit", "Categorical", "OneHotCategorical", "GumbelSoftmax", "STGumbelSof
 
 
 def chain(backend, kind, history=1, guide=None):
-    """A hidden Markov model in scan, from state 0, and its number of states."""
+    """A hidden Markov model in scan that starts from state 0, and its number of states."""
     import jax.numpy as jnp
     from numpyro.contrib.control_flow import scan
 
@@ -42,7 +42,7 @@ def chain(backend, kind, history=1, guide=None):
 
 
 def log_joints(table):
-    """Of each path."""
+    """Log joint of each path."""
     K, values = len(table), []
     for path in itertools.product(range(len(table)), repeat=len(DATA)):
         steps = zip((0, *path), path, strict=False)

@@ -1,7 +1,9 @@
-"""`--backend pyro|numpyro|both` selects the sides that the parity tests drive; `--long` runs the
-long tests, and those alone: the ones marked `long`, and of a test marked `quick(*words)` the cells
-with none of the words among the parts of their id; `--device cuda` puts the arrays of both sides on
-a GPU."""
+"""`--backend pyro|numpyro|both` selects the sides that the parity tests run on.
+
+`--long` runs only the long tests: those marked `long`, and the cells of a test marked
+`quick(*words)` whose id has none of the words. `--device cuda` puts the arrays of both sides on a
+GPU.
+"""
 
 import functools
 import importlib
@@ -22,20 +24,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu")
 
 
-# Most of what JAX compiles here runs once: compiled without optimization, by XLA's older code
-# generator, in one piece each (a draw is split into many), it takes a fraction of the time.
-# `make test-long` has numbers and trainings as a user.
+# Most functions that JAX compiles here run once. Compiling takes a fraction of the time without
+# optimization, with XLA's older code generator, and in one piece each. `make test-long` runs
+# numbers and trainings with the ordinary settings.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 if find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
     flags = "use_fusion_emitters=false", "parallel_codegen_split_count=1"
-    QUICK["XLA_FLAGS"] = " ".join(f"--xla_cpu_{flag}" for flag in flags)  # it dies of one it lacks
+    QUICK["XLA_FLAGS"] = " ".join(f"--xla_cpu_{flag}" for flag in flags)  # unknown ones are errors
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name, value in QUICK.items():  # before JAX is imported; what is set stays
+    for name, value in QUICK.items():  # before JAX is imported; a value that is set is kept
         os.environ.setdefault(name, value)
     flags = os.environ.get("XLA_FLAGS", "")
-    if "device_count" not in flags:  # two, for the tests of several devices
+    if "device_count" not in flags:  # two devices, for the tests of several devices
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=2"
     if (device := config.getoption("device")) != "cpu":
         use(device, config.getoption("backend"))
@@ -43,14 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def use(device: str, backend: str) -> None:
-    """Makes it the default of the frameworks, before any test file makes an array."""
+    """Makes the device the default of the frameworks, before any test file makes an array."""
     if backend != "numpyro":
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
             raise pytest.UsageError(f"--device {device}: torch {torch.__version__} sees no GPU")
         torch.set_default_device(device)
     if backend != "pyro":
-        os.environ["JAX_PLATFORMS"] = device  # JAX itself says what is missing
+        os.environ["JAX_PLATFORMS"] = device  # JAX's own error says what is missing
         try:
             importlib.import_module("jax").devices()
         except RuntimeError as error:
@@ -58,7 +60,7 @@ def use(device: str, backend: str) -> None:
 
 
 def is_long(item: pytest.Item) -> bool:
-    """Several `quick` hold together: each must find one of its words."""
+    """A cell with several `quick` marks is quick if each of them has one of its words."""
     parts = f"-{item.callspec.id}-" if hasattr(item, "callspec") else ""
     found = (any(f"-{word}-" in parts for word in m.args) for m in item.iter_markers("quick"))
     return item.get_closest_marker("long") is not None or not all(found)
@@ -86,20 +88,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest):
-    """The adapter of one side; loads its framework on first use."""
+    """The adapter of one side; it imports its framework at first use."""
     return load(request.param)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compilations() -> Iterator[None]:
-    """What JAX has compiled for one file is of no use to the next; kept, it fills gigabytes."""
+    """Clears JAX's compiled functions after each file: the next one cannot use these gigabytes."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
 
 
 def global_state() -> dict[str, object]:
-    """What one test could leave to the next, of the frameworks that are imported."""
+    """Global state of the imported frameworks, which one test could change for the next."""
     state: dict[str, object] = {"folder": os.getcwd(), "numpy.errors": np.geterr()}
     if torch := sys.modules.get("torch"):
         state["torch.dtype"] = torch.get_default_dtype()
@@ -121,12 +123,12 @@ def global_state() -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def global_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Names what a test has changed globally, where a later test would fail of it."""
+    """Fails a test that has changed global state, by which a later test could fail."""
     if "backend" in request.fixturenames:
-        request.getfixturevalue("backend")  # whose import may set something
+        request.getfixturevalue("backend")  # their import may set something
     before = global_state()
     yield
-    if torch := sys.modules.get("torch"):  # whose compiler turns it off at its first use
+    if torch := sys.modules.get("torch"):  # torch's compiler turns it off at its first use
         kept = before.get("torch.validation", True)
         torch.distributions.Distribution.set_default_validate_args(kept)
     after = global_state()

@@ -1,7 +1,7 @@
 """A device for torch that is not the CPU, on a machine that has no other.
 
-Its tensors live in the CPU's memory, but answer "meta" when asked for their device. So numbers are
-those of the CPU, while an operation between the two devices is refused, as a GPU would.
+Its tensors are in the CPU's memory, but their device is "meta". So the numbers are those of the
+CPU, while an operation between the two devices is refused, as on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOVES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor of the other device, with its numbers."""
+    """A tensor on the other device, with its numbers."""
 
     numbers: torch.Tensor
 
@@ -42,13 +42,14 @@ class Elsewhere(torch.Tensor):
 
 @contextmanager
 def other_device() -> Iterator[None]:
-    """Within it there is the device, for torch.zeros(3, device="meta") too."""
+    """In this context the device exists, for torch.zeros(3, device="meta") too."""
     with Operations(), Numbers():
         yield
 
 
 class Numbers(TorchFunctionMode):
-    """Where numbers come and go without an operation: torch would forget them on this device."""
+    """Conversions from and to numbers without an operation: on this device torch would lose the
+    numbers."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -69,7 +70,7 @@ class Operations(TorchDispatchMode):
 def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, Elsewhere)]
-    here = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]  # 0-d ones go anywhere
+    here = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]  # 0-d may be anywhere
     if there and here and func not in MOVES:
         shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in tensors)
         raise RuntimeError(f"{func} takes tensors of one device, got {shapes}")
@@ -80,7 +81,7 @@ def run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     wrappers = {id(x.numbers): x for x in there}
     bare = functools.partial(tree_map_only, Elsewhere, lambda x: x.numbers)
     result = func(*bare(args), **bare(kwargs))
-    written = func is torch.ops.aten.copy_.default  # into what it stands on
+    written = func is torch.ops.aten.copy_.default  # copies into a tensor of the other device
 
     def wrap(x: torch.Tensor) -> torch.Tensor:
         if id(x) in wrappers:

@@ -1,4 +1,4 @@
-"""Programs and guides that are small enough to be summed by hand, for the tests of compare."""
+"""Programs and guides that are small enough for summation by hand, for the tests of compare."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from scipy.special import log_expit, log_softmax
 RNG = np.random.default_rng(4)
 
 
-# --- programs: those of programs.py, and plates that are nested and crossed -----------------------
+# --- programs: those of programs.py, and programs with nested and crossed plates ------------------
 
 
 def nested(backend, law):
@@ -124,19 +124,19 @@ def log_probs(site, logits):
 
 
 def outer_sum(tables):
-    """Of one table for each variable, an array with one axis for each."""
+    """Sum of one table for each variable, as an array with one axis for each."""
     return sum(np.ix_(*tables), np.array(0.0))
 
 
 def mean_field(sites):
-    """Log q of each assignment, from the logits by site."""
+    """Log q of each assignment, from the logits of each site."""
     rows = [log_probs(site, logits) for site, logits in sites.items()]
     return outer_sum([row for table in rows for row in table.reshape(-1, table.shape[-1])])
 
 
 @dataclass(frozen=True)
 class Case:
-    """A program and a guide; `log_q` of its parameters, one axis for each discrete variable."""
+    """A program and a guide; `log_q` of its parameters has one axis for each discrete variable."""
 
     program: Program
     kind: str
@@ -163,7 +163,8 @@ def automatic(backend, model, logits):
 
 
 def amortized(backend, model, parameters):
-    """Logits of the mixture's classes from the data, and relaxed from the start."""
+    """The logits of the mixture's classes come from the data; the guide is relaxed by its
+    author."""
 
     def guide():
         weight, bias = (backend.ppl.param(n, backend.array(p)) for n, p in parameters.items())
@@ -221,7 +222,7 @@ CASES = [
 
 
 def slopes(f, parameters, step=1e-5):
-    """Central differences of f(parameters), by parameter."""
+    """Central differences of f(parameters), for each parameter."""
     result = {name: np.zeros(p.size) for name, p in parameters.items()}
     for name, p in parameters.items():
         for i in range(p.size):
@@ -232,7 +233,7 @@ def slopes(f, parameters, step=1e-5):
 
 
 def marginals_by_hand(program, log_weights):
-    """Of each variable, from an array with one axis for each."""
+    """Marginal of each variable, from an array with one axis for each."""
     joint = np.exp(log_weights - np.logaddexp.reduce(log_weights, axis=None))
     axes = range(joint.ndim)
     return [joint.sum(tuple(i for i in axes if i != variable)) for variable in axes]
@@ -258,9 +259,9 @@ def one_site(backend, prior, logits, temperature=0.5, x=0.4):
 
 
 def toy_net(backend, copies, scale=2.0):
-    """Four latents of eight classes below a net with one hidden layer, copied with common logits.
+    """Four latents of eight classes and a net with one hidden layer, copied with common logits.
 
-    The copies' estimates add up: the relative bias is that of one, the noise falls.
+    The estimates of the copies add up: the relative bias is that of one copy, the noise falls.
     """
     rng = np.random.default_rng(0)
     first, second = scale * rng.normal(size=(4, 8, 16)), scale * rng.normal(size=(16, 16))

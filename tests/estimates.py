@@ -1,4 +1,4 @@
-"""Gradients of estimators in many rows, each one draw, beside the exact gradient."""
+"""Gradients of estimators in many rows, one draw for each row, compared with the exact gradient."""
 
 import functools
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ ESTIMATORS = {
 
 
 def in_rows(backend, program, plates, size):
-    """The program in an outer plate; `plates` is how many it has itself."""
+    """The program in an outer plate; `plates` is the number of plates in the program."""
 
     def run():
         with backend.ppl.plate("rows", size, dim=-1 - plates):
@@ -68,7 +68,7 @@ ALL = {case.id: case for case in [*CASES, LAYERED]}
 
 
 def copies(case, size):
-    """The parameters, once for each row; then axes that the program's plates leave to them."""
+    """The parameters, one copy for each row, with axes of size 1 for the plates of the program."""
     ones = (1,) * case.program.plates
     shapes = {n: (size, *ones, *p.shape) for n, p in case.parameters.items()}
     if case.kind == "layered":  # an axis of the table is that of the plate "units"
@@ -88,7 +88,7 @@ def model_and_guide(backend, case, size):
 
 
 def by_row(case, gradient, size):
-    """One estimate of the ELBO's gradient by all parameters in each row."""
+    """One estimate of the ELBO's gradient in all parameters for each row."""
     named = {n.removesuffix("_auto_logits").split(".")[-1]: -g for n, g in gradient.items()}
     return np.concatenate([named[n].reshape(size, -1) for n in case.parameters], -1)
 
@@ -108,7 +108,7 @@ def exact(case_id):
 
 @dataclass(frozen=True)
 class Moments:
-    """Of estimates of a gradient, and the mean ELBO."""
+    """Moments of the estimates of a gradient, and the mean ELBO."""
 
     elbo: float
     mean: np.ndarray
@@ -120,7 +120,8 @@ class Moments:
         return np.trace(self.covariance)
 
     def check_unbiased(self, expected):
-        """z-tests along the gradient and of each component; 2 % of the gradient are 4 errors."""
+        """z-tests along the gradient and for each component; 4 standard errors are 2 % of the
+        gradient."""
         u = expected / (expected @ expected)
         along, error = self.mean @ u, np.sqrt(u @ self.covariance @ u / self.count)
         assert 4 * error < 0.02
@@ -136,12 +137,12 @@ def moments(elbo, x):
 
 @functools.cache
 def measured(backend, name, case, runs=1):
-    """Of a cell below, for all tests that ask."""
+    """The moments for a cell below, shared by all tests."""
     return moments(*estimates(backend, ESTIMATORS[name](backend), ALL[case], range(runs)))
 
 
 def one_site(backend, kind, logits, size, infer=None):
-    """A normal observation around weights * z, quadratic in z; the guide's logits for each row."""
+    """A normal observation around weights * z, quadratic in z; each row has the guide's logits."""
     ppl, array = backend.ppl, backend.array
     bits = kind == "bit"
 

@@ -1,4 +1,4 @@
-"""Programs as they are written for the PPLs: classes are integers that index tables."""
+"""Programs in the usual form of the PPLs: classes are integers that index tables."""
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def competence(s, x, hot=False):
 
 
 def change_point(s, x, hot=False):
-    """Two rates; the second from day t on."""
+    """Two rates; the second one starts at day t."""
     days = s.ints(np.arange(4))
     t = draw(s, "t", s.array([0.1, 0.2, 0.3, 0.4]), hot)
     early = s.array(np.arange(4)[None, :] < np.arange(4)[:, None])
@@ -83,7 +83,7 @@ def change_point(s, x, hot=False):
 
 
 def survival(s, x, hot=False):
-    """Capture and recapture: who has died stays dead."""
+    """Capture and recapture: a dead animal stays dead."""
     alive = s.array(1.0)
     with s.ppl.plate("animals", 4):
         for i in range(2):
@@ -97,7 +97,7 @@ ids = {"ids": lambda p: p.__name__}
 
 
 def counted(s, x):
-    """A total that varies by row."""
+    """A total that differs between rows."""
     totals = s.totals(np.array([1, 3]))
     with s.ppl.plate("rows", 2):
         n = s.ppl.sample("n", s.d.Binomial(totals, probs=s.array(0.3)))
@@ -108,7 +108,7 @@ RATE = np.array([0.7, 2.0])
 
 
 def arrivals(s):
-    """Counts without end."""
+    """Counts without an upper bound."""
     with s.ppl.plate("rows", 2):
         n = s.ppl.sample("n", s.d.Poisson(s.array(RATE)))
         s.ppl.sample("x", s.d.Normal(n * 1.0, 1.0), obs=s.array([0.5, 2.5]))

@@ -1,7 +1,8 @@
 """Small instances of the programs over integers in programs_pyro.py and programs_numpyro.py.
 
-Each has its tables and data, the draws of its sites, and the one-hot way: the log joint by hand, of
-vectors of weights (of a bit the weight of 1). The continuous parts are the PPL's own laws `d`.
+Each has its tables and data, the draws of its sites, and the one-hot way: the log joint by hand as
+a function of vectors of weights (for a bit, the weight of 1). The continuous parts are laws `d` of
+the PPL.
 """
 
 import itertools
@@ -27,7 +28,7 @@ class Site:
     classes: int
     shape: tuple[int, ...] = ()
     bit: bool = False
-    highest: tuple[int, ...] | None = None  # class of each draw, where draws differ in it
+    highest: tuple[int, ...] | None = None  # highest class of each draw, if the draws differ in it
 
     def tops(self) -> list[int]:
         """Number of classes of each draw."""
@@ -35,7 +36,7 @@ class Site:
         return [self.classes] * draws if self.highest is None else [k + 1 for k in self.highest]
 
     def weights(self, z: np.ndarray) -> np.ndarray:
-        """The vertices of classes."""
+        """The vertices of the classes."""
         return z.astype(float) if self.bit else np.eye(self.classes)[z]
 
     def soft(self, rng: np.random.Generator) -> np.ndarray:
@@ -49,16 +50,16 @@ class Site:
 class Instance:
     way: Callable  # (lib, d, y, t) -> log joint, y by site
     sites: dict[str, Site]
-    tables: dict[str, np.ndarray]  # by which one differentiates
+    tables: dict[str, np.ndarray]  # the gradient is taken in these
     data: dict[str, np.ndarray] = field(default_factory=dict)
-    given: tuple[str, ...] = ()  # continuous latents, whose values are tables
-    counts: tuple[str, ...] = ()  # data that a law counts up to
-    sure: dict[str, np.ndarray] = field(default_factory=dict)  # draws that are 1 for sure
+    given: tuple[str, ...] = ()  # continuous latents, whose values are in tables
+    counts: tuple[str, ...] = ()  # data that set the highest count of a law
+    sure: dict[str, np.ndarray] = field(default_factory=dict)  # draws that are certainly 1
     masked: dict[str, np.ndarray] = field(default_factory=dict)  # draws that a mask leaves out
-    zeros: bool = False  # whether some cells have no chance
+    zeros: bool = False  # whether some cells have probability 0
 
     def cells(self) -> dict[str, np.ndarray]:
-        """All classes of all draws, by site, with the cells along the first axis."""
+        """All combinations of classes, by site, with the cells along the first axis."""
         tops = [top for site in self.sites.values() for top in site.tops()]
         rows, start, found = np.array(list(itertools.product(*map(range, tops)))), 0, {}
         for name, site in self.sites.items():
@@ -72,7 +73,7 @@ class Instance:
         return {name: site.weights(cells[name]) for name, site in self.sites.items()}
 
     def soft(self, count: int) -> dict[str, np.ndarray]:
-        """Points between the vertices."""
+        """Random points between the vertices."""
         rng = np.random.default_rng(3)
         points = {
             name: np.stack([s.soft(rng) for _ in range(count)]) for name, s in self.sites.items()
@@ -100,7 +101,7 @@ def chain(sites: dict[str, Site], steps: int) -> dict[str, Site]:
 
 
 CAPTURES = np.array([[1.0, 0, 1], [1, 1, 0]])
-LATE = np.array([[1.0, 0, 1], [0, 1, 0]])  # an animal that nobody has seen at first
+LATE = np.array([[1.0, 0, 1], [0, 1, 0]])  # an animal that is not seen at first
 
 # --- the one-hot ways -----------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ def capture_recapture(lib, d, y, t, captures=CAPTURES):
     total, before, first = 0.0, None, captures.argmax(1)
     for i in range(captures.shape[1]):
         alive = y[f"alive{i}"]
-        for n in np.flatnonzero(i > first):  # the others live for sure
+        for n in np.flatnonzero(i > first):  # the others are certainly alive
             total = total + bits(lib, alive[n], t.phi * before[n])
             total = total + d.Bernoulli(t.rho * alive[n]).log_prob(t.captures[n, i])
         before = alive
@@ -223,7 +224,7 @@ def stick_breaking(lib, d, y, t):
 
 def change_point(lib, d, y, t):
     tau, n = y["tau"], len(t.events)
-    early = 1 - lib.cumsum(tau, 0)  # the chance that tau is after the day
+    early = 1 - lib.cumsum(tau, 0)  # the probability that tau is after the day
     rate = early * t.rates[0] + (1 - early) * t.rates[1]
     return -np.log(n) * tau.sum() + d.Poisson(rate).log_prob(t.events).sum()
 
@@ -347,7 +348,8 @@ PROGRAMS = {
     ),
 }
 
-# by NumPyro's scan: the program with a Python loop that is the same, and its sites along time
+# programs with NumPyro's scan: the equal program with a Python loop, whose sites are stacked in
+# time
 SCANS = {
     "hidden_markov_scan": "hidden_markov",
     "second_order_scan": "second_order",
@@ -370,7 +372,7 @@ REFUSED = {
 
 
 def stacked(values: dict, stack: Callable) -> dict:
-    """The values of z0, z1, ... as one of z."""
+    """Stacks the values of z0, z1, ... to one value of z."""
     names = dict.fromkeys(name.rstrip("0123456789") for name in values)
     return {
         name: stack([x for key, x in values.items() if key.rstrip("0123456789") == name])

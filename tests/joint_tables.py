@@ -1,10 +1,10 @@
-"""ELBOs of q1 x ... x qn on the table of a log joint, an axis for each draw."""
+"""ELBOs of q1 x ... x qn from the table of a log joint, which has an axis for each draw."""
 
 import numpy as np
 
 
 def mean(table, q, without=None):
-    """Mean over all draws, or over all but one."""
+    """Mean over all draws, or over all draws but one."""
     for j in reversed([j for j in range(len(q)) if j != without]):
         table = np.tensordot(table, q[j], ([j], [0]))
     return table

@@ -1,4 +1,4 @@
-"""The table of laws: a new one joins the common suite by one line."""
+"""The table of laws: one line adds a law to the common suite."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -55,12 +55,13 @@ def name(law: Law) -> str:
     return law.name
 
 
-# One of each kind. What a class has of its base is tested on these, and on all in the long tests.
+# One of each kind. Code of a base class is tested on these, and in the long tests on all laws.
 KINDS = ("GumbelSoftmax", "STGumbelSoftmax", "GumbelRao", "OneHotCategorical", "SoftBernoulli")
 
 
 def of_kinds(argname: str, values: list, quick: tuple = (), laws: list[Law] | None = None):
-    """Of all laws and values: in the quick suite the quick values for all, the others for KINDS."""
+    """All laws with all values; quick are the quick values for all laws, and all values for
+    KINDS."""
     cases = [
         pytest.param(
             law,

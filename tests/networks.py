@@ -1,4 +1,4 @@
-"""The models' networks on either side, with weights under one set of names and in one layout."""
+"""The models' networks on both sides, with weights under the same names and in the same layout."""
 
 import importlib
 from collections.abc import Callable
@@ -25,11 +25,11 @@ class PyroNetworks:
         return [self.torch.tensor(x) for x in arrays]
 
     def trace(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Latent values of the guide; makes all parameters known."""
+        """Latent values of the guide; this also makes all parameters."""
         trace = self.pyro.poutine.trace(self.network.guide).get_trace(*self.arrays(*inputs))
         self.pyro.poutine.replay(self.network.model, trace=trace)(*self.arrays(*inputs))
         values = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
-        # plates have integers
+        # the values of plates are integers
         return {k: x.detach().numpy() for k, x in values.items() if x.is_floating_point()}
 
     def weights(self) -> Weights:
@@ -80,7 +80,7 @@ class NumPyroNetworks:
             self.params |= found
 
     def set_weights(self, weights: Weights) -> None:
-        """Those of the other side."""
+        """Sets the weights of the other side."""
 
         def find(path: tuple, old: Any) -> Any:
             value = weights[_name(path)]
@@ -122,7 +122,7 @@ class NumPyroNetworks:
 
 
 def _name(path: tuple) -> str:
-    """torch's: decoder$$$0.weight for decoder$params, layers, 0, kernel."""
+    """The name in torch: decoder$$$0.weight for decoder$params, layers, 0, kernel."""
     module, *inner, kind = (part.key for part in path)
     kind = "weight" if kind == "kernel" else kind
     inner = [str(part) for part in inner if part != "layers"]
@@ -130,7 +130,7 @@ def _name(path: tuple) -> str:
 
 
 def _to_flax(weight: np.ndarray) -> np.ndarray:
-    """(out, in, ...) to (..., in, out)."""
+    """From (out, in, ...) to (..., in, out)."""
     return weight.transpose(*range(2, weight.ndim), 1, 0)
 
 

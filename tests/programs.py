@@ -1,6 +1,6 @@
 """Programs of discrete latents, each with its log joint in NumPy for summation by hand.
 
-`law(kind, p)` makes the discrete law from probabilities: kind "one_hot" or "bit".
+`law(kind, p)` makes the discrete law from probabilities; kind is "one_hot" or "bit".
 """
 
 import itertools
@@ -81,7 +81,7 @@ def hidden_markov_joint(*z):
 
 
 def factorial(backend, law):
-    """Two one-hot latents and a bit below each observation."""
+    """Two one-hot latents and a bit as parents of each observation."""
     ppl, array, select = backend.ppl, backend.array, backend.gs.select
 
     def model():
@@ -101,7 +101,7 @@ def factorial_joint(a, b, c):
 
 
 def bernoulli_net(backend, law):
-    """A plate of bits below another bit, nested plates of data."""
+    """A plate of bits that depend on another bit, and nested plates of data."""
     ppl, array = backend.ppl, backend.array
 
     def model():
@@ -151,7 +151,7 @@ def by_name(name):
     return next(program for program in PROGRAMS if program.name == name)
 
 
-# --- their laws -----------------------------------------------------------------------------------
+# --- laws of the programs -------------------------------------------------------------------------
 
 ONE_HOT = ["OneHotCategorical", "GumbelSoftmax", "SoftOneHotCategorical", "STGumbelSoftmax"]
 BIT_OF = {
@@ -164,7 +164,7 @@ BIT_OF = {
 
 
 def laws(backend, family, dtype="float64"):
-    """kind, probabilities -> law of that family; discrete sites are what a plain program has."""
+    """Maps kind and probabilities to a law of the family; a plain program has discrete sites."""
 
     def law(kind, p):
         name = family if kind == "one_hot" else BIT_OF[family]
@@ -182,14 +182,14 @@ def plain(backend, program):
 
 
 def empty():
-    """A guide of nothing."""
+    """A guide without sites."""
 
 
-# --- one with a continuous latent -----------------------------------------------------------------
+# --- a program with a continuous latent -----------------------------------------------------------
 
 
 def with_shift(backend, family, condition=None):
-    """A mixture whose locations share a normal shift: discrete latents beside a continuous one."""
+    """A mixture whose locations share a normal shift: discrete and continuous latents together."""
     ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
     law = laws(backend, family)
 

@@ -1,6 +1,6 @@
-"""Programs over integers, as one writes them for NumPyro: see integer_programs.py.
+"""Programs over integers, as a user writes them for NumPyro: see integer_programs.py.
 
-Each takes its tables and its data as the attributes of `t`, and knows nothing of this library.
+Each takes its tables and its data as the attributes of `t`, and does not use this library.
 """
 
 import jax
@@ -16,7 +16,7 @@ PARALLEL = {"enumerate": "parallel"}
 
 
 def mixture(t):
-    """Vectors of which each belongs to one of three clusters."""
+    """Vectors; each belongs to one of three clusters."""
     with numpyro.plate("data", len(t.x)):
         z = numpyro.sample("z", dist.Categorical(t.weights))
         law = dist.Normal(t.locs[z], t.scales[z][..., None]).to_event(1)
@@ -55,7 +55,7 @@ def factorial(t):
 
 
 def annotation(t):
-    """Dawid and Skene: annotators who confuse the classes, each in his own way."""
+    """Dawid and Skene: annotators confuse the classes, each in a different way."""
     annotators, K = t.confusion.shape[:2]
     with numpyro.plate("annotators", annotators, dim=-2), numpyro.plate("classes", K, dim=-1):
         confusion = numpyro.sample("confusion", dist.Dirichlet(jnp.ones(K)))
@@ -68,7 +68,7 @@ def annotation(t):
 
 
 def competence(t):
-    """MACE: an annotator knows the class, or gives one of his own liking."""
+    """MACE: an annotator knows the class, or gives a label by preference."""
     K = t.liking.shape[-1]
     with numpyro.plate("items", t.labels.shape[-1], dim=-1):
         c = numpyro.sample("c", dist.Categorical(jnp.ones(K) / K))
@@ -79,7 +79,8 @@ def competence(t):
 
 
 def capture_recapture(t):
-    """Cormack, Jolly and Seber: who has died stays dead, and nobody dies unseen before."""
+    """Cormack, Jolly and Seber: a dead animal stays dead; no animal dies before it is first
+    seen."""
     animals, occasions = t.captures.shape
     with numpyro.plate("animals", animals, dim=-1):
         alive, seen = jnp.ones(animals, int), jnp.zeros(animals, bool)
@@ -144,7 +145,7 @@ def switching(t):
 
 
 def stick_breaking(t):
-    """A Dirichlet process mixture, cut off."""
+    """A truncated Dirichlet process mixture."""
     K = len(t.locs)
     with numpyro.plate("sticks", K - 1):
         beta = numpyro.sample("beta", dist.Beta(1.0, t.alpha))
@@ -159,7 +160,7 @@ def stick_breaking(t):
 
 
 def change_point(t):
-    """A rate until day tau, another one from it on."""
+    """One rate until day tau, another rate from then on."""
     n = len(t.events)
     tau = numpyro.sample("tau", dist.DiscreteUniform(0, n - 1))
     rate = jnp.where(tau > jnp.arange(n), t.rates[0], t.rates[1])
@@ -168,7 +169,7 @@ def change_point(t):
 
 
 def counts(t):
-    """How many are there, of at most so many, if each sends some events."""
+    """The number of senders, at most so many, if each sends some events."""
     with numpyro.plate("rows", len(t.totals)):
         n = numpyro.sample("n", dist.Binomial(t.totals, t.phi))
         numpyro.sample("x", dist.Poisson((1 + n) * t.rho), obs=t.events)
@@ -233,7 +234,7 @@ def capture_recapture_scan(t):
     scan(step, start, jnp.swapaxes(t.captures, 0, 1))
 
 
-# --- what no weights can stand for: each ends in an error that names the site ---------------------
+# --- programs with no meaning for weights: each ends in an error that names the site --------------
 
 
 def branches(t):
@@ -244,19 +245,19 @@ def branches(t):
 
 
 def slices(t):
-    """The days before the change, by a slice."""
+    """The days before the change, as a slice."""
     z = numpyro.sample("z", dist.Categorical(t.weights))
     numpyro.sample("x", dist.Normal(t.locs[:z].sum(), 1.0), obs=t.x)
 
 
 def counted_from(t):
-    """A count as the total of another."""
+    """A count that is the total of another count."""
     z = numpyro.sample("z", dist.Binomial(3, t.phi))
     numpyro.sample("x", dist.Binomial(z, t.phi), obs=t.one)
 
 
 def observes(t):
-    """A class as what another law has drawn."""
+    """A class as the observed value of another law."""
     z = numpyro.sample("z", dist.Categorical(t.weights))
     numpyro.sample("label", dist.Categorical(t.weights), obs=z)
 
@@ -269,7 +270,7 @@ def chooses_rows(t):
 
 
 def assigns(t):
-    """What is missing, put into an array of integers."""
+    """Missing values, assigned to an array of integers."""
     with numpyro.plate("rows", len(t.locs)):
         z = numpyro.sample("z", dist.Categorical(t.weights))
     classes = jnp.zeros(len(t.locs), int).at[:].set(z)
@@ -277,20 +278,20 @@ def assigns(t):
 
 
 def counts_members(t):
-    """How many rows belong to a class."""
+    """The number of rows in a class."""
     with numpyro.plate("rows", len(t.locs)):
         z = numpyro.sample("z", dist.Categorical(t.weights))
     numpyro.sample("x", dist.Poisson(1.0 + (z == 0).sum()), obs=t.one)
 
 
 def reads_number(t):
-    """A Python number from a class."""
+    """A Python number made from a class."""
     z = numpyro.sample("z", dist.Categorical(t.weights))
     numpyro.sample("x", dist.Normal(float(z), 1.0), obs=t.x)
 
 
 def nests(t):
-    """A class among those that another class picks out."""
+    """A class among the classes that another class selects."""
     with numpyro.plate("rows", len(t.locs)):
         z = numpyro.sample("z", dist.Categorical(t.weights))
     k = numpyro.sample("k", dist.Categorical(t.weights))

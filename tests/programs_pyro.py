@@ -1,6 +1,6 @@
-"""Programs over integers, as one writes them for Pyro: see integer_programs.py.
+"""Programs over integers, as a user writes them for Pyro: see integer_programs.py.
 
-Each takes its tables and its data as the attributes of `t`, and knows nothing of this library.
+Each takes its tables and its data as the attributes of `t`, and does not use this library.
 """
 
 import pyro
@@ -15,7 +15,7 @@ PARALLEL = {"enumerate": "parallel"}
 
 
 def mixture(t):
-    """Vectors of which each belongs to one of three clusters."""
+    """Vectors; each belongs to one of three clusters."""
     with pyro.plate("data", len(t.x)):
         z = pyro.sample("z", dist.Categorical(t.weights))
         law = dist.Normal(t.locs[z], t.scales[z].unsqueeze(-1)).to_event(1)
@@ -54,7 +54,7 @@ def factorial(t):
 
 
 def annotation(t):
-    """Dawid and Skene: annotators who confuse the classes, each in his own way."""
+    """Dawid and Skene: annotators confuse the classes, each in a different way."""
     annotators, K = t.confusion.shape[:2]
     with pyro.plate("annotators", annotators, dim=-2), pyro.plate("classes", K, dim=-1):
         confusion = pyro.sample("confusion", dist.Dirichlet(torch.ones(K).to(t.x)))
@@ -67,7 +67,7 @@ def annotation(t):
 
 
 def competence(t):
-    """MACE: an annotator knows the class, or gives one of his own liking."""
+    """MACE: an annotator knows the class, or gives a label by preference."""
     K = t.liking.shape[-1]
     with pyro.plate("items", t.labels.shape[-1], dim=-1):
         c = pyro.sample("c", dist.Categorical(torch.ones(K).to(t.liking) / K))
@@ -80,7 +80,8 @@ def competence(t):
 
 
 def capture_recapture(t):
-    """Cormack, Jolly and Seber: who has died stays dead, and nobody dies unseen before."""
+    """Cormack, Jolly and Seber: a dead animal stays dead; no animal dies before it is first
+    seen."""
     animals, occasions = t.captures.shape
     with pyro.plate("animals", animals, dim=-1):
         alive = torch.ones(animals).to(t.captures)
@@ -145,7 +146,7 @@ def switching(t):
 
 
 def stick_breaking(t):
-    """A Dirichlet process mixture, cut off."""
+    """A truncated Dirichlet process mixture."""
     K = len(t.locs)
     with pyro.plate("sticks", K - 1):
         beta = pyro.sample("beta", dist.Beta(1.0, t.alpha))
@@ -174,7 +175,7 @@ def counts(t):
         pyro.sample("x", dist.Poisson((1 + n) * t.rho), obs=t.events)
 
 
-# --- what no weights can stand for: each ends in an error that names the site ---------------------
+# --- programs with no meaning for weights: each ends in an error that names the site --------------
 
 
 def branches(t):
@@ -185,19 +186,19 @@ def branches(t):
 
 
 def slices(t):
-    """The days before the change, by a slice."""
+    """The days before the change, as a slice."""
     z = pyro.sample("z", dist.Categorical(t.weights))
     pyro.sample("x", dist.Normal(t.locs[:z].sum(), 1.0), obs=t.x)
 
 
 def counted_from(t):
-    """A count as the total of another."""
+    """A count that is the total of another count."""
     z = pyro.sample("z", dist.Binomial(3, t.phi))
     pyro.sample("x", dist.Binomial(z, t.phi), obs=t.one)
 
 
 def observes(t):
-    """A class as what another law has drawn."""
+    """A class as the observed value of another law."""
     z = pyro.sample("z", dist.Categorical(t.weights))
     pyro.sample("label", dist.Categorical(t.weights), obs=z)
 
@@ -210,7 +211,7 @@ def chooses_rows(t):
 
 
 def assigns(t):
-    """What is missing, put into an array of integers."""
+    """Missing values, assigned to an array of integers."""
     with pyro.plate("rows", len(t.locs)):
         z = pyro.sample("z", dist.Categorical(t.weights))
     classes = torch.zeros(len(t.locs), dtype=torch.long)
@@ -219,20 +220,20 @@ def assigns(t):
 
 
 def counts_members(t):
-    """How many rows belong to a class."""
+    """The number of rows in a class."""
     with pyro.plate("rows", len(t.locs)):
         z = pyro.sample("z", dist.Categorical(t.weights))
     pyro.sample("x", dist.Poisson(1.0 + (z == 0).sum()), obs=t.one)
 
 
 def reads_number(t):
-    """A Python number from a class."""
+    """A Python number made from a class."""
     z = pyro.sample("z", dist.Categorical(t.weights))
     pyro.sample("x", dist.Normal(float(z), 1.0), obs=t.x)
 
 
 def nests(t):
-    """A class among those that another class picks out."""
+    """A class among the classes that another class selects."""
     with pyro.plate("rows", len(t.locs)):
         z = pyro.sample("z", dist.Categorical(t.weights))
     k = pyro.sample("k", dist.Categorical(t.weights))

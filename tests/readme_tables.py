@@ -1,4 +1,4 @@
-"""Which table stands in which README or page of the site; as a program, it fills them in."""
+"""The generated tables of READMEs and of the site; as a program, it writes them."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SITE = ROOT / "docs"
 
 
 def in_short() -> str:
-    """Five rows for the README; each has its record in the tables of the site."""
+    """Five rows for the README; the tables of the site name the record of each row."""
     demo_rows = json.loads((ROOT / "examples" / "results" / "comparison.json").read_text())["rows"]
     gaps = {
         TITLES[row["backend"]]: f"{row['gap_percent']:+.1f} %"
@@ -60,7 +60,7 @@ def in_short() -> str:
 
 
 def matrix() -> str:
-    """Whole suites on other Pythons and versions; what was mended on the way is said."""
+    """Whole suites on other Pythons and versions; with the number of tests that ran again."""
     record = json.loads((ROOT / "tests" / "matrix" / "record.json").read_text())
     shown = {"torch": "torch", "Pyro": "pyro-ppl", "JAX": "jax", "NumPyro": "numpyro"}
     shown |= {"NumPy": "numpy", "ArviZ": "arviz"}
@@ -97,7 +97,7 @@ DOCUMENTS = {
 
 
 def filled(path: Path) -> str:
-    """The document with each marked table made anew."""
+    """The document with each marked table made again."""
     text = path.read_text()
     for name, make in DOCUMENTS[path].items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"

@@ -1,4 +1,4 @@
-"""A guide that is trained, saved, and read in another process.
+"""A guide that is trained, saved, and loaded in another process.
 
 `python saved_pyro.py FILE...` reads a file for each of PARENTS.
 """

@@ -1,6 +1,6 @@
 """The forms of a soft index as a NumPyro program writes them: see test_soft_index.py.
 
-Each form takes what the sites give (`s`) and the program's tables (`t`).
+Each form takes the values of the sites (`s`) and the program's tables (`t`).
 """
 
 import operator
@@ -132,7 +132,7 @@ FORMS = {
     "hot_product": lambda s, t: (s.h * one_hot(s.z, 3)).sum(-1),
 }
 
-# what is refused, and a word of the operation
+# refused forms, and a word of the operation
 REFUSED = {
     "bool": (lambda s, t: t.x if s.z[0] == 0 else t.u, "if"),
     "range": (lambda s, t: range(s.z[0]), "range"),
@@ -166,11 +166,12 @@ REFUSED = {
 }
 
 
-# programs with control flow: get(i) gives the class of step i of 3, shape (2,), and get(None) all
+# programs with control flow: get(i) is the class of step i of 3, shape (2,); get(None) has all
+# steps
 
 
 def first_order(get, t):
-    """An integer carry that begins with zeros."""
+    """An integer carry that starts with zeros."""
 
     def step(c, i):
         z = get(i)
@@ -192,7 +193,7 @@ def second_order(get, t):
 
 
 def lengths(get, t):
-    """A state that is held from some step on."""
+    """A state that is kept from some step on."""
 
     def step(c, i):
         z = jnp.where(i < jnp.array([2, 3]), get(i), c)
@@ -227,14 +228,14 @@ def branches(get, t):
 
 
 def functions(get, t):
-    """Those with a derivative of their own."""
+    """Functions with a custom derivative."""
     z = get(0)
     counts = jax.scipy.special.xlogy(z.astype(t.X3.dtype), jnp.exp(t.X3[1]))
     return (jax.nn.relu(z - 1) * t.X3[0] + counts).sum()
 
 
 def traced_rows(get, t):
-    """Rows that only the running program knows, as of labels in a long table."""
+    """Rows that are known only while the program runs, for labels in a long table."""
     z, w = get(0), get(1)
     at = z[(t.X3[:, 0] > 0).astype(int)]
     kept = jnp.where(t.X3[0] > 0, z, w)
@@ -243,7 +244,7 @@ def traced_rows(get, t):
 
 
 def totals(get, t):
-    """Floats in the carry that begin with 0, integers that count the steps."""
+    """Floats in the carry that start with 0, and integers that count the steps."""
 
     def step(carry, i):
         total, n = carry
@@ -274,7 +275,7 @@ def ppl_scan(get, t):
 FLOW = [first_order, second_order, lengths, returned, over_draws, branches, ppl_scan]
 FLOW += [functions, traced_rows, mapped, totals]
 
-# what scan refuses: draws that a carry would hold twice, integers that it does not know
+# programs that scan refuses: a carry with the same draw twice, integers that are not known
 
 
 def twice(get, t):
@@ -288,7 +289,7 @@ def besides(get, t):
 
 
 def traced_start(get, t):
-    """A carry that begins with an integer that only the running program knows."""
+    """A carry that starts with an integer known only while the program runs."""
 
     def step(c, i):
         z = get(i)

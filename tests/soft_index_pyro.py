@@ -1,6 +1,6 @@
 """The forms of a soft index as a Pyro program writes them: see test_soft_index.py.
 
-Each form takes what the sites give (`s`) and the program's tables (`t`).
+Each form takes the values of the sites (`s`) and the program's tables (`t`).
 """
 
 import operator
@@ -117,7 +117,7 @@ FORMS = {
     "hot_product": lambda s, t: (s.h * one_hot(s.z, 3)).sum(-1),
 }
 
-# what is refused, and a word of the operation
+# refused forms, and a word of the operation
 REFUSED = {
     "bool": (lambda s, t: t.x if s.z[0] == 0 else t.u, "if"),
     "range": (lambda s, t: range(s.z[0]), "range"),

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.ops.indexing import Vindex
 
-KEEP = np.array([True, False])  # JAX wants it to be known
+KEEP = np.array([True, False])  # JAX must know it before the run
 FORMS = {
-    # elementwise, with numbers that are no integers and float arrays
+    # elementwise, with floats and float arrays
     "number": lambda s, t: 0.1 * s.z * t.x,
     "number_bool": lambda s, t: 0.1 * (s.z == 1) * t.x,
     "number_where": lambda s, t: jnp.where(s.z == 0, 0.1, 0.7) * t.x,

@@ -5,7 +5,7 @@ import torch
 from pyro.ops.indexing import Vindex
 
 FORMS = {
-    # elementwise, with numbers that are no integers and float arrays
+    # elementwise, with floats and float arrays
     "number": lambda s, t: 0.1 * s.z * t.x,
     "number_bool": lambda s, t: 0.1 * (s.z == 1) * t.x,
     "number_where": lambda s, t: torch.where(s.z == 0, 0.1, 0.7) * t.x,

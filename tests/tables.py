@@ -1,4 +1,4 @@
-"""What all tables of READMEs and site share."""
+"""Common parts of the tables of READMEs and site."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tables of time and memory, of tests/benchmarks/README.md."""
+"""Tables of time and memory in tests/benchmarks/README.md."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ def shape_of(row: dict) -> str:
 
 
 def speed(side: str) -> str:
-    """Microseconds of ours; of the others how many times as long."""
+    """Microseconds of ours; ratios of the others."""
     sides, source = read_bench("speed")
     ours, rows = sides[side]["ours"], sides[side]["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row["us"]))
@@ -34,7 +34,7 @@ def speed(side: str) -> str:
 
 
 def steps() -> str:
-    """Of a step, and in seconds of the first."""
+    """Time of a step, and of the first one in seconds."""
     sides, source = read_bench("steps")
     shown = []
     for name, side in sides.items():
@@ -67,7 +67,7 @@ def memory() -> str:
 
 
 def soft_index() -> str:
-    """Of programs over integers how many times as long as with one-hot vectors, and as much."""
+    """Ratios of programs over integers to one-hot vectors, in time and memory."""
     sides, source = read_bench("soft_index")
     shown = []
     for side, found in sides.items():
@@ -82,7 +82,7 @@ def soft_index() -> str:
 
 
 def look_ups() -> str:
-    """Time and bytes of ways to read a table, over those of a matrix product."""
+    """Time and bytes of the ways to read a table, relative to a matrix product."""
     sides, source = read_bench("soft_index")
     shown = []
     for side, found in sides.items():
@@ -130,12 +130,12 @@ DRAW = "rsample, log_prob"
 
 
 def find_goals() -> list[Goal]:
-    """What, beside what, the bound, its unit, and the figures: the worst of them counts."""
+    """What, compared with what, the bound, its unit, and the figures: the worst one counts."""
     found, took, peaks = (read_bench(section)[0] for section in ("speed", "steps", "memory"))
     integers, compared = (read_bench(section)[0] for section in ("soft_index", "compare_calls"))
 
     def times(side: str, extent: str, peer: str, shapes: list) -> list[float]:
-        """Of how long ours takes; a peer that is absent or refuses has none."""
+        """Ratios to ours; a peer that is not installed or refuses has none."""
         rows = (row for row in found[side]["rows"] if row["shape"] in shapes)
         all_times = (row["times ours"].get(peer) for row in rows if row["extent"] == extent)
         return [x for x in all_times if x is not None]
@@ -145,13 +145,13 @@ def find_goals() -> list[Goal]:
         return f"{TITLES[side]}: {extent}, {AT[str(shapes)]}", peer, bound, "as fast", figures
 
     def step(side: str, what: str, contender: str, bound: str) -> Goal:
-        """Over the loop by hand."""
+        """Ratio to the loop by hand."""
         ratios, by_hand = took[side]["times ours"], took[side]["by hand"]
         figures = [ratios[contender] / ratios[by_hand]]
         return f"{TITLES[side]}: {what}", by_hand, bound, "as long", figures
 
     def look_ups(side: str) -> list[float]:
-        """Time and memory over those of both other ways."""
+        """Ratios of time and memory to both other ways."""
         return [
             measured[name]["integers"] / measured[name][other]
             for measured in integers[side]["look ups"]

@@ -43,7 +43,7 @@ def peers() -> str:
 
 
 def by_method(name: str, *fields: str) -> tuple[dict, dict]:
-    """The record of an example, and its rows by (method, tau), side and field, in lists."""
+    """The record of an example, and lists of its rows by (method, tau), side and field."""
     record = json.loads((ROOT / "examples" / "results" / name / "report.json").read_text())
     methods: dict = {}
     for row in record["rows"]:
@@ -55,7 +55,7 @@ def by_method(name: str, *fields: str) -> tuple[dict, dict]:
 
 
 def side_by_side(name: str, header: list[str], shown: dict[str, str]) -> str:
-    """One column a figure and side; the range where there are several data sets."""
+    """One column for each figure and side; the range if there are several data sets."""
 
     def cell(values: list[float], form: str) -> str:
         low, high = (form.format(x).replace("-0%", "0%") for x in (min(values), max(values)))
@@ -94,7 +94,7 @@ def which_causes() -> str:
 
 
 def structure() -> str:
-    """By program and method the share of the best mean field's KL, a column a side."""
+    """By program and method, the share of the best mean field's KL, with a column for each side."""
     path = ROOT / "examples" / "results" / "structured_guides" / "report.json"
     record = json.loads(path.read_text())
     shares: dict = {}
@@ -111,7 +111,7 @@ def structure() -> str:
 
 
 def many_rows() -> str:
-    """Milliseconds of a step by number of rows; of some records."""
+    """Milliseconds of a step by number of rows, from several records."""
     folder = ROOT / "examples" / "results" / "many_rows"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     lines: dict = {}
@@ -130,7 +130,7 @@ def many_rows() -> str:
 
 
 def starting() -> str:
-    """Of each mixture and side one record."""
+    """One record for each mixture and side."""
     folder = ROOT / "examples" / "results" / "starting"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     rows = [
@@ -152,7 +152,7 @@ def starting() -> str:
 
 
 def several_devices() -> str:
-    """Time of a step by engine, as each record has it."""
+    """Time of a step by engine, from its record."""
     folder = ROOT / "examples" / "results" / "distributed"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     rows = [
@@ -188,7 +188,7 @@ def sharded_rows() -> str:
 
 
 def estimators() -> str:
-    """Bias and spread as NumPyro measured them, with the more samples; the cost on both sides."""
+    """Bias and spread from NumPyro, which has more samples; the cost on both sides."""
     record = json.loads((ROOT / "examples" / "results" / "estimators" / "report.json").read_text())
     versions = list(dict.fromkeys(row["version"] for row in record["rows"]))
     lines: dict = {}

@@ -1,4 +1,4 @@
-"""The paper's tables, of models/README.md."""
+"""The paper's tables in models/README.md."""
 
 import json
 from statistics import mean as mean_of
@@ -14,7 +14,7 @@ def read_cells(name: str) -> list[dict]:
 
 
 def in_bold(nats: float, paper: float | None) -> str:
-    """In bold where it is at or below the paper's figure."""
+    """A figure, in bold if it is at or below the paper's."""
     return f"**{nats:.1f}**" if paper is not None and nats <= paper else f"{nats:.1f}"
 
 
@@ -24,20 +24,20 @@ def versions_of(cells: list[dict]) -> str:
 
 
 ESTIMATORS = (
-    *("SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."),  # the paper's
+    *("SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."),  # of the paper
     *("ReinMax", "Gumbel-Rao", "GappedST", "RLOO", "REBAR", "DisARM"),
 )
-TUNED = ", tuned"  # ends the row of a cell with the estimator's own settings
+TUNED = ", tuned"  # end of the row name of a cell with tuned settings
 
 
 def over_seeds(nats: list[float], paper: float | None) -> str:
-    """The mean, and the standard deviation where there are several."""
+    """The mean, and the standard deviation if there are several."""
     mean = in_bold(mean_of(nats), paper)
     return mean if len(nats) == 1 else f"{mean} ± {stdev(nats):.1f}"
 
 
 def table1() -> str:
-    """One line for the paper's figures of a model, and one for those of each side."""
+    """One line for the paper's figures of a model, and one line for each side."""
     cells = read_cells("table1")
     papers: dict = {}
     lines: dict = {}
@@ -65,7 +65,7 @@ def table1() -> str:
 
 
 def one_sample() -> str:
-    """The last point of each curve of NumPyro's, in bold the least of a model of three or more."""
+    """The last point of each curve of NumPyro; the least is bold in models with three or more."""
     lines: dict = {}
     for cell in read_cells("table1"):
         if cell["backend"] == "numpyro":
@@ -83,7 +83,7 @@ def one_sample() -> str:
 
 
 def searches() -> str:
-    """By learning rate the nats of the trials at each of tau's rates, the chosen one in bold."""
+    """By learning rate, the nats of the trials at each rate of tau, with the chosen one in bold."""
     records = [json.loads(p.read_text()) for p in sorted((MODELS / "tuning").glob("*.json"))]
     tried = {trial["learning_rate"] for record in records for trial in record["trials"]}
     shown = []
@@ -159,7 +159,7 @@ def figure5() -> str:
 
 
 def find_cell(row: str, column: str) -> dict:
-    """Of the paper's Table 1, as NumPyro trained it."""
+    """The result of a cell of the paper's Table 1 on NumPyro."""
     cells = read_cells("table1")
     at = [x for x in cells if (x["row"], x["column"], x["backend"]) == (row, column, "numpyro")]
     return at[0]

@@ -1,4 +1,4 @@
-"""A guide after its training: what reads it or replaces its laws asks for no temperature."""
+"""A guide after its training: reading it, or replacing its laws, needs no temperature."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def auto(backend, model, **options):
 
 
 def by_hand(backend, model, **options):
-    """The same by a plain program that is relaxed."""
+    """The same guide as a plain program that is relaxed."""
 
     def guide():
         for name in ("a", "b"):
@@ -31,7 +31,7 @@ def by_hand(backend, model, **options):
 
 
 def elbo_by_hand():
-    """Sum over all classes, at LOGITS."""
+    """The ELBO summed over all classes, at LOGITS."""
     joint = by_name("factorial").log_joints()
     c = LOGITS["c"]
     log_q = sum(np.ix_(log_softmax(LOGITS["a"]), log_softmax(LOGITS["b"]), log_expit([-c, c])))
@@ -48,7 +48,7 @@ def elbo_by_hand():
     ],
 )
 def test_what_replaces_the_law_needs_no_temperature(backend, make, family, objective):
-    """Enumerated and discretized: the ELBO summed by hand, and draws of its classes."""
+    """Enumerated and discretized guides have the ELBO summed by hand, and draw its classes."""
     model, gs = plain(backend, by_name("factorial")), backend.gs
     guide = make(backend, model, family=getattr(gs, family), objective=objective)
     pair = gs.config_enumerate(model), gs.config_enumerate(guide)
@@ -106,7 +106,7 @@ def test_parameters_are_read_without_a_run(backend):
 
 
 def rows(backend):
-    """A program that takes its data."""
+    """A program that takes its data as an argument."""
 
     def model(x):
         with backend.ppl.plate("data", len(x)):
@@ -128,7 +128,7 @@ def test_of_a_program_with_data_the_call_is_named(backend):
 
 
 def run_as_told(backend, refused, guide):
-    """The call that the message names."""
+    """Runs the call that the message names."""
     names = {"discretize": backend.gs.discretize}
     names["handlers"] = getattr(backend.ppl, "handlers", None)
     names |= {"guide": guide, "args": [backend.array(np.zeros(2))]}
@@ -137,7 +137,8 @@ def run_as_told(backend, refused, guide):
 
 
 def test_median_of_both_kinds_in_a_fresh_process(backend):
-    """The PPLs' own guides of continuous latents fail there without saying why."""
+    """The message says what is missing; the PPLs' guides of continuous latents fail without a
+    reason."""
 
     def model(*x):
         backend.ppl.sample("w", backend.native.Normal(3.0, 1.0))
@@ -155,7 +156,8 @@ def test_median_of_both_kinds_in_a_fresh_process(backend):
 
 
 def test_first_run_by_predictive(backend):
-    """Which is inside of a loop of JAX's; what the guide has kept is right outside of it."""
+    """The first run may be inside of a loop of JAX; the values that the guide keeps are right after
+    it."""
     model, logits = rows(backend), 40.0 * np.eye(3)[[2, 0]]
     guide, params = backend.gs.AutoGumbelSoftmax(model), backend.saved_logits({"z": logits})
     x = backend.array(np.zeros(2))
@@ -166,7 +168,8 @@ def test_first_run_by_predictive(backend):
 
 
 def test_two_processes(backend, tmp_path):
-    """Saved as the page on it says, and read in a process of its own; with parents, too."""
+    """A guide that is saved as in the documentation is loaded in another process, also with
+    parents."""
     script = backend.saved_script
     paths = [tmp_path / parents for parents in script.PARENTS]
     trained = [script.train(*pair) for pair in zip(paths, script.PARENTS, strict=True)]

@@ -1,4 +1,4 @@
-"""AnnealedSVI and AutoGumbelSoftmax: schedules that reach what they should, guides that fit."""
+"""AnnealedSVI and AutoGumbelSoftmax: schedules reach the sites, and guides fit."""
 
 import numpy as np
 import optax
@@ -35,18 +35,18 @@ def test_anneals_under_every_elbo(backend, name):
         seen.append(temperature)
         return model()
 
-    family = backend.gs.STGumbelSoftmax  # soft masses are for TraceMeanField_ELBO
+    family = backend.gs.STGumbelSoftmax  # soft masses need TraceMeanField_ELBO
     guide = backend.gs.AutoGumbelSoftmax(model, family=family)
     relaxed = backend.gs.relax(program, family=family)
     losses, params = backend.anneal(relaxed, guide, elbo(backend, name), SCHEDULE, steps=200)
     assert np.isfinite(losses).all()
-    assert seen  # the model declares the argument, and has it
+    assert seen  # the model declares the argument, and gets it
     probs = backend.guide_probs(guide, params)
     assert probs["a"].argmax() == by_name("factorial").marginal(0).argmax()
 
 
 def test_temperatures_follow_the_schedule(backend):
-    """What a site sees at step t is schedule(t), not what it was at compilation."""
+    """At step t a site has schedule(t), not the temperature at compilation."""
     model = plain(backend, by_name("mixture"))
     recorded = backend.recorded_temperatures(model, SCHEDULE, steps=20)
     np.testing.assert_allclose(recorded, [SCHEDULE(t) for t in range(20)], rtol=1e-6)
@@ -79,7 +79,7 @@ JIT_ELBOS = {
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("name", JIT_ELBOS)
 def test_jit_elbos_compile_once(backend, name):
-    """And give the losses of the plain ones."""
+    """Jit ELBOs give the losses of the plain ones."""
     model = plain(backend, by_name("mixture"))
     where = backend.gs.svi if name == "JitTraceMeanField_ELBO" else backend.infer
 
@@ -118,7 +118,7 @@ def test_optax_schedule(backend):
 
 @pytest.mark.parametrize("declared_by", ["model", "guide", "both", "neither"])
 def test_temperature_goes_to_who_declares_it(backend, declared_by):
-    """By hand, without relax; who does not declare it is not called with it."""
+    """Without relax, a program gets the temperature if it declares the argument, and else none."""
     ppl, seen = backend.ppl, {"model": set(), "guide": set()}
 
     def law(side, temperature, **parameters):
@@ -145,7 +145,7 @@ def test_temperature_goes_to_who_declares_it(backend, declared_by):
 @pytest.mark.parametrize("name", ["mixture", "bernoulli_net"])
 @pytest.mark.quick("mixture")
 def test_vectorized_particles(backend, name):
-    """Plates below the particles' own: the same mean loss."""
+    """Plates of the program are inside of the particles' plate; the mean loss is the same."""
     model = plain(backend, by_name(name))
     guide = backend.gs.AutoGumbelSoftmax(model, 0.5)
     relaxed = backend.gs.relax(model, 0.5)
@@ -156,12 +156,12 @@ def test_vectorized_particles(backend, name):
 
     one, many = losses(1000), losses(100, num_particles=50, vectorize_particles=True)
     error = np.hypot(one.std() / np.sqrt(1000), many.std() / np.sqrt(100))
-    assert abs(one.mean() - many.mean()) < 5 * error  # fails once in two million seeds
-    assert many.std() < one.std() / 4  # independent: a seventh of the spread
+    assert abs(one.mean() - many.mean()) < 5 * error  # fails for one in two million seeds
+    assert many.std() < one.std() / 4  # independent particles: a seventh of the spread
 
 
 def test_resumes_in_mid_schedule(backend):
-    """A restored state goes on as if there had been no break, bit for bit."""
+    """A restored state goes on exactly as without a break, bit for bit."""
     model = plain(backend, by_name("factorial"))
     whole, resumed = backend.whole_and_resumed(model, SCHEDULE, steps=20)
     np.testing.assert_array_equal(whole, resumed)
@@ -178,7 +178,7 @@ def test_explicit_temperature_wins(backend):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 @pytest.mark.quick("mixture")
 def test_auto_guide_finds_the_posterior_mode(backend, program, family):
-    """Where the sites are independent, the fitted class probabilities are near the marginals."""
+    """If the sites are independent, the fitted class probabilities are near the marginals."""
     model = plain(backend, program)
     make = getattr(backend.gs, family)
     guide = backend.gs.AutoGumbelSoftmax(model, family=make)
@@ -193,14 +193,15 @@ def test_auto_guide_finds_the_posterior_mode(backend, program, family):
     probs = backend.guide_probs(guide, params)
     assert set(probs) == set(program.sites)
     evidence = program.evidence()
-    assert -losses[-200:].mean() < evidence + 1.0  # no bound, but no runaway either
+    assert -losses[-200:].mean() < evidence + 1.0  # not a bound, but it must not diverge
     if program.name == "mixture":
         marginals = np.stack([program.marginal(i) for i in range(3)])
         assert np.abs(probs["z"] - marginals).max() < 0.2
 
 
 def test_auto_guide_with_subsampled_plate(backend):
-    """Logits for all rows, of which a step trains the drawn ones; mode and probs give all."""
+    """The guide has logits for all rows; a step trains the drawn ones; mode and probs return
+    all."""
     ppl, gs = backend.ppl, backend.gs
     data = np.concatenate([np.full(10, -2.0), np.full(10, 2.0)])
     x = backend.array(data, "float32")
@@ -227,8 +228,8 @@ def test_auto_guide_list_parts_see_the_same_rows(backend):
 
 
 def test_auto_guide_list_finds_the_posterior(backend):
-    """A normal shift and a class for each row of a subsampled plate, against summation and a grid;
-    the clusters lie so far apart that the posterior nearly factorises."""
+    """A normal shift and a class for each row of a subsampled plate, compared with summation and a
+    grid; the clusters are so far apart that the posterior nearly factorises."""
     ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
     rng, locs, scale = np.random.default_rng(0), np.array([-2.0, 2.0]), 0.5
     data = locs[rng.integers(2, size=20)] + 0.8 + scale * rng.normal(size=20)
@@ -298,9 +299,9 @@ def test_auto_guide_without_discrete_latents(backend):
 @pytest.mark.parametrize("tau", [1.0, 0.1, 0.01])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "mask"])
 def test_relaxed_objective_is_exact_through_replay(backend, tau, masked):
-    """KL(q || p) by Trace_ELBO in float32, also where a dict for `infer` is reused.
+    """KL(q || p) by Trace_ELBO in float32, also if a dict for `infer` is reused.
 
-    Scored from the rounded value the estimate would be 607 at tau = 0.01.
+    With a score of the rounded value, the estimate would be 607 at tau = 0.01.
     """
     a, zeros = (backend.array(x, "float32") for x in ([3.0, -2.0, 0.5], np.zeros(3)))
     gs, shared = backend.gs, {}
@@ -320,7 +321,7 @@ def test_relaxed_objective_is_exact_through_replay(backend, tau, masked):
 
 
 def test_laws_of_the_programs(backend):
-    """Each family builds each kind of site: the table the tests above rely on."""
+    """Each family builds each kind of site; the tests above use this table."""
     for family in ("OneHotCategorical", "GumbelSoftmax", "STGumbelSoftmax"):
         law = laws(backend, family)
         assert law("one_hot", np.ones(3) / 3).event_shape == (3,)

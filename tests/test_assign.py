@@ -1,4 +1,5 @@
-"""`assign` gives rows that a guide has not seen what enumeration by hand gives them."""
+"""`assign` gives rows that the guide has not seen the class probabilities of enumeration by
+hand."""
 
 import itertools
 from functools import partial
@@ -64,7 +65,7 @@ def part(backend, model, name, **options):
 
 
 def by_parts(backend, model):
-    """Parts that do not see the plate."""
+    """A guide of parts that do not see the plate."""
     guide, block = backend.gs.AutoGuideList(model), backend.bare_block
     start = backend.init_to(shift=backend.array(SHIFT))
     auto = backend.infer.autoguide.AutoDelta
@@ -74,7 +75,7 @@ def by_parts(backend, model):
 
 
 def by_hand(backend, model):
-    """A program that has logits for any rows, which are not used."""
+    """A program with logits for any rows, which are not used."""
     ppl, array = backend.ppl, backend.array
 
     def guide(x):
@@ -112,7 +113,8 @@ def auto_joint(backend, model):
 
 @pytest.mark.parametrize("make", [auto_normal, auto_joint, by_hand_normal])
 def test_mean_over_the_guide(backend, make):
-    """Against quadrature; the relaxed program, and rows where the mean is not the median's."""
+    """Compared with quadrature; the program is relaxed, and for some rows mean and median
+    differ."""
     model, x = mixture(backend), backend.array(ROWS)
     guide = make(backend, model)
     relaxed = backend.gs.relax(model)
@@ -134,7 +136,8 @@ def test_mean_over_the_guide(backend, make):
 @pytest.mark.parametrize("kind", ["one_hot", "integer"])
 @pytest.mark.quick("integer")
 def test_a_fit_in_place_of_tables(backend, kind):
-    """Where no table may be made; the posterior factorizes here. What the guide has is left."""
+    """If no table may be made, a fit replaces it; here the posterior factorizes. The guide keeps
+    its logits."""
     model, x = mixture(backend, kind), backend.array(ROWS)
     guide = delta(backend, model)
     given = [backend.array(TRAINED_ON)]
@@ -147,7 +150,8 @@ def test_a_fit_in_place_of_tables(backend, kind):
 
 @pytest.mark.only("pyro")
 def test_a_fit_leaves_the_store(backend):
-    """Of the model's parameters, and of a trained guide with the name of the fitted one."""
+    """A fit changes no parameters of the model, nor of a trained guide with the name of the fitted
+    one."""
     import pyro
 
     def model(x):
@@ -169,7 +173,7 @@ def test_a_fit_leaves_the_store(backend):
 
 @pytest.mark.parametrize("trained_on", [None, TRAINED_ON], ids=["fresh", "trained"])
 def test_plate_of_components(backend, trained_on):
-    """Latents in a plate that is not of the data are those of all rows."""
+    """Latents in a plate that is not the data's are shared by all rows."""
     ppl, array, Normal = backend.ppl, backend.array, backend.native.Normal
 
     def model(x):
@@ -182,7 +186,7 @@ def test_plate_of_components(backend, trained_on):
 
     block, auto = backend.bare_block, backend.infer.autoguide.AutoDelta
     guide = backend.gs.AutoGuideList(model)
-    with backend.single_precision():  # Pyro's deterministic sites in plates have no other
+    with backend.single_precision():  # Pyro's deterministic sites in plates have only this dtype
         start = backend.init_to(loc=array(LOCS))
         guide.append(auto(block(model, expose=["loc"]), init_loc_fn=start))
         guide.append(backend.gs.AutoGumbelSoftmax(block(model, expose=["z"])))
@@ -194,7 +198,7 @@ def test_plate_of_components(backend, trained_on):
 
 
 def test_in_a_fresh_process(backend):
-    """The new rows are the first that the guide sees; those of its training may come after."""
+    """The guide may see the new rows first, and the rows of its training later."""
     model, x = mixture(backend), backend.array(ROWS)
     guide = delta(backend, model)
     for trained_on in (None, [backend.array(TRAINED_ON)]):
@@ -245,7 +249,7 @@ def log_joint_of_chain(*z):
 @pytest.mark.parametrize("kind", ["one_hot", "integer"])
 @pytest.mark.quick("integer")
 def test_chain(backend, kind):
-    """Longer than that of the training; the joint maximum is not that of each step alone."""
+    """Longer than in training; the joint maximum differs from the maximum of each step."""
     model = chain(backend, kind)
     guide = backend.gs.AutoGumbelSoftmax(model)
     found = backend.assign(model, guide, [backend.array(STEPS[:2])], backend.array(STEPS))
@@ -305,7 +309,7 @@ def not_drawn(backend):
 
 
 def of_other_rows(backend):
-    """By shape, without a plate."""
+    """The rows are an event axis of w, without a plate."""
 
     def model(x):
         w = backend.array(np.zeros(len(x)))
@@ -320,7 +324,7 @@ def of_other_rows(backend):
 
 
 def of_its_training(backend):
-    """A program whose logits are those of its rows."""
+    """A program whose logits belong to the rows of its training."""
 
     def guide(x):
         backend.ppl.sample("shift", backend.native.Normal(backend.array(0.0), 1.0))

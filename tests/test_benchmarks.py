@@ -1,4 +1,4 @@
-"""The benchmark programs run, in a short form, and leave a section each of one record."""
+"""Each benchmark program runs in a short form, and writes a section of one record."""
 
 import hashlib
 import itertools
@@ -27,7 +27,7 @@ def test_program(section, tmp_path):
 
 
 def check_picture(path, record):
-    """Four panels that show something, drawn beside this record."""
+    """Four panels that are not empty, with the digest of this record."""
     with Image.open(path) as image:
         assert image.size == (1100, 770)
         grey = image.convert("L")
@@ -46,7 +46,7 @@ def test_record_is_whole():
 
 
 def test_loop_by_hand_is_the_objective_in_torch(monkeypatch):
-    """With the same random numbers, the loss that AnnealedSVI has."""
+    """With the same random numbers, it has the loss of AnnealedSVI."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import pyro
     import steps_pyro as steps
@@ -63,7 +63,7 @@ def test_loop_by_hand_is_the_objective_in_torch(monkeypatch):
 
 @pytest.mark.long
 def test_loop_by_hand_is_the_objective_in_jax(monkeypatch):
-    """Equal in the mean, |z| < 5: a failure in 10^6 seeds."""
+    """Equal in the mean, |z| < 5: fails for one in 10^6 seeds."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import jax
     import numpy as np

@@ -1,4 +1,4 @@
-"""Automatic guides over discrete and continuous latents of one program."""
+"""Automatic guides over discrete and continuous latents of the same program."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ SCHEDULE = temperature.exponential(rate=0.01, minimum=0.2)
 
 
 def shifted(backend):
-    """A class for each row of a subsampled plate, below a shift of all."""
+    """A class for each row of a subsampled plate, and a shift shared by all rows."""
     ppl, gs, Normal = backend.ppl, backend.gs, backend.native.Normal
 
     def model():
@@ -29,7 +29,7 @@ def shifted(backend):
 
 
 def mean_of_shift():
-    """Posterior mean, on a grid."""
+    """Posterior mean by a grid."""
     grid = np.linspace(-2, 3, 2001)[:, None, None]
     terms = np.logaddexp.reduce(stats.norm(grid + LOCS, SCALE).logpdf(DATA[:, None]), -1).sum(-1)
     weight = np.exp(terms - terms.max() - grid[:, 0, 0] ** 2 / 2)
@@ -44,7 +44,7 @@ def check_fit(backend, guide, model, family):
     median = backend.guide_median(guide, params)
     np.testing.assert_array_equal(median["z"].argmax(-1), CLASSES)
     assert median["shift"] == pytest.approx(mean_of_shift(), abs=0.15)
-    (mode,) = backend.guide_mode(guide, params).values()  # of the discrete latents alone
+    (mode,) = backend.guide_mode(guide, params).values()  # only the discrete latents
     np.testing.assert_array_equal(mode, median["z"])
     np.testing.assert_array_equal(backend.guide_probs(guide, params)["z"].round(), mode)
     drawn = backend.trace(backend.gs.discretize(guide), 0)
@@ -70,7 +70,7 @@ def test_in_one_line(backend, continuous, family):
 
 @pytest.mark.parametrize("relaxed", [False, True], ids=["as_written", "relaxed"])
 def test_by_parts(backend, relaxed):
-    """Parts that see the plate, and parts that do not; the program relaxed or not."""
+    """Parts that see the plate, and parts that do not; with and without a relaxed program."""
     gs, plain = backend.gs, shifted(backend)
     model = gs.relax(plain) if relaxed else plain
     guide = gs.AutoGuideList(model)
@@ -83,7 +83,7 @@ def test_by_parts(backend, relaxed):
 
 
 def test_classes_that_the_data_rule_out(backend):
-    """Nearly every draw of the prior has density 0, and that is no reason not to start."""
+    """Nearly each draw of the prior has density 0, but the guide can start."""
     ppl, gs, native = backend.ppl, backend.gs, backend.native
 
     def model():
@@ -98,7 +98,7 @@ def test_classes_that_the_data_rule_out(backend):
 
 
 def test_guides_that_need_the_whole_program(backend):
-    """The Hessian of a program without its discrete latents is that of the prior."""
+    """Without its discrete latents, a program has the Hessian of the prior."""
     laplace = partial(backend.infer.autoguide.AutoLaplaceApproximation)
     with pytest.raises(ValueError, match="AutoLaplaceApproximation needs the density of the whole"):
         backend.gs.auto_relaxed(shifted(backend), laplace)

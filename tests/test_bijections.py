@@ -1,4 +1,4 @@
-"""The bijections of the two simplexes, in the measure of their densities."""
+"""The bijections of the two simplexes, with respect to the measure of their densities."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ import pytest
 @pytest.mark.parametrize("constraint", ["simplex", "log_simplex"])
 @pytest.mark.parametrize("K", [2, 3, 7])
 def test_bijection(backend, constraint, K):
-    """Round trip, and the Jacobian against the numerical one in the measure of the density."""
+    """The inverse is right, and the Jacobian equals the numerical one in the measure of the
+    density."""
     constraint = getattr(backend.gs.constraints, constraint)
     transform = backend.bijection(constraint)
     x = backend.array(np.random.default_rng(0).normal(size=(5, K - 1)))
@@ -20,7 +21,7 @@ def test_bijection(backend, constraint, K):
 
     on_simplex = constraint is backend.gs.constraints.simplex
 
-    def ratios(x):  # l_i - l_K carry dl_1 ... dl_{K-1} / y_K; y_i carry Lebesgue measure
+    def ratios(x):  # measures: dl_1 ... dl_{K-1} / y_K; Lebesgue for y_i
         y = transform(x)
         return y[:-1] if on_simplex else y[:-1] - y[-1:]
 

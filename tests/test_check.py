@@ -1,18 +1,18 @@
 """The table of pairings: guide family x model family x ELBO, each with its reference or its error.
 
-The program is a mixture with one observation, in a plate of many independent rows, each with its
-own guide logits: their gradients are independent draws, with a mean and a standard error. Value and
-gradient by the logits stand beside references in NumPy, of these kinds:
+The program is a mixture with one observation, in a plate of many independent rows, each with
+separate guide logits: their gradients are independent draws, with a mean and a standard error.
+Value and gradient in the logits are compared with references in NumPy, of these kinds:
 
 - "exact": ELBO of the discrete program and its gradient, by summation.
-- "straight-through": the same value; the gradient is what the estimator means, that of the soft
-  sample times the slope of the loss at the hard one, which is not that of the value.
+- "straight-through": the same value; the gradient is the expectation of the estimator: the gradient
+  of the soft sample times the slope of the loss at the hard one, not the gradient of the value.
 - "soft": the loss linear in the soft value, plus, under TraceMeanField_ELBO, the exact categorical
   KL (the paper's objective). The gradient is by finite differences over common noise.
-- "relaxed": ELBO of the relaxed program, likewise; its KL is checked against quadrature.
+- "relaxed": ELBO of the relaxed program, also by finite differences; its KL agrees with quadrature.
 
-A name is a class, "Native" is Pyro's own OneHotCategorical, and "@1" stands for a temperature
-other than TAU. As a program, this prints the table.
+A name is a class, "Native" is Pyro's OneHotCategorical, and "@1" means a temperature other than
+TAU. Run as a program, this file prints the table.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from gs_ppl import reference
 TAU = 0.7
 X = 0.4
 ROWS = 20_000
-DRAWS = 200_000  # of the references
-FAILURE_RATE = 1e-7  # of one z-score: one in 10,000 for the thousand below together, seeds fixed
+DRAWS = 200_000  # for the references
+FAILURE_RATE = 1e-7  # of one z-score; of all thousand together it is one in 10,000; seeds are fixed
 
 # guide logits, prior, locations; a bit is the second of two categories
 ONE_HOT = np.array([0.5, 0.2, -0.3]), np.log(PRIOR), LOCS
@@ -74,7 +74,7 @@ REPARAMETERIZED = [
     ("GumbelSigmoid", "GumbelSigmoid", "relaxed"),
     ("GumbelSigmoid", "GumbelSigmoid@1", "relaxed"),
 ]
-# guide, model: exact, by the score function, under the ELBOs that have one
+# guide, model: exact by the score function, under ELBOs that have one
 DISCRETE = [
     ("OneHotCategorical", "OneHotCategorical"),
     ("OneHotCategorical", "STGumbelSoftmax"),
@@ -85,7 +85,7 @@ DISCRETE = [
     ("Bernoulli", "SoftBernoulli"),
 ]
 SCORE_FUNCTION = {"pyro": (TRACE, GRAPH, ENUM), "numpyro": (GRAPH, ENUM)}
-# of the others, those that the PPL itself does not refuse
+# bad pairings that the PPL itself does not refuse
 SILENTLY_WRONG = {"pyro": (RENYI,), "numpyro": (TRACE, MEAN_FIELD, RENYI)}
 
 
@@ -94,7 +94,7 @@ SILENTLY_WRONG = {"pyro": (RENYI,), "numpyro": (TRACE, MEAN_FIELD, RENYI)}
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Loss of a row, spread of its draws, and gradient; each with its standard error."""
+    """Loss of a row, spread of its draws, and gradient, each with its standard error."""
 
     value: float
     value_error: float
@@ -118,7 +118,7 @@ def log_softmax(a):
 
 @functools.cache
 def draws_of_losses(guide, model, kind, mean_field):
-    """Loss and gradient of each of many draws."""
+    """Loss and gradient of each draw, for many draws."""
     (guide, tau), (_, tau_p) = split(guide), split(model)
     a, b, locs = setting(guide)
     noise = np.random.default_rng(0).exponential(size=(DRAWS, len(a)))
@@ -159,7 +159,7 @@ def draws_of_losses(guide, model, kind, mean_field):
 
 
 def exact(guide):
-    """By summation; one draw spreads as the log-weights do."""
+    """By summation; the spread of one draw is the spread of the log weights."""
     a, b, locs = setting(split(guide)[0])
     pi = np.exp(log_softmax(a))
     losses = log_softmax(a) - log_softmax(b) - stats.norm(locs).logpdf(X)
@@ -169,7 +169,7 @@ def exact(guide):
 
 
 def renyi(losses, gradients):
-    """Of pairs of draws, at alpha = 0.5."""
+    """Loss of pairs of draws, at alpha = 0.5."""
     logs = -0.5 * losses.reshape(-1, 2)
     weights = np.exp(logs - np.logaddexp.reduce(logs, -1, keepdims=True))
     gradients = gradients.reshape(-1, 2, gradients.shape[-1])
@@ -192,18 +192,18 @@ def reference_of(guide, model, kind, elbo):
 
 @pytest.mark.parametrize("guide", ["GumbelSoftmax", "GumbelSigmoid"])
 def test_references_agree_with_quadrature(guide):
-    """KL of relaxed laws and its gradient: by sampling of densities, and by quadrature."""
+    """KL of relaxed laws and its gradient: sampling of densities agrees with quadrature."""
     by_density = reference_of(guide, guide, "relaxed", TRACE)
     by_quadrature = reference_of(guide, guide, "relaxed", MEAN_FIELD)
     for name, error in [("value", "value_error"), ("gradient", "gradient_error")]:
         difference = getattr(by_density, name) - getattr(by_quadrature, name)
-        # the errors are correlated, at most as strongly as fully
+        # the errors are correlated; full correlation is the worst case
         bound = getattr(by_density, error) + getattr(by_quadrature, error)
         assert (np.abs(difference) < threshold() * bound).all()
 
 
 def test_straight_through_is_biased():
-    """So that the references below can tell the two gradients apart."""
+    """The references differ, so that the tests below can distinguish the two gradients."""
     one = reference_of("STGumbelSoftmax", "STGumbelSoftmax", "straight-through", MEAN_FIELD)
     assert one.value == pytest.approx(exact("STGumbelSoftmax").value, abs=5 * one.value_error)
     bias = np.abs(one.gradient - exact("STGumbelSoftmax").gradient)
@@ -253,7 +253,7 @@ def threshold():
 
 
 def z_scores(backend, model, guide, elbo, expected, seed=0):
-    """Of the mean loss of a row, and of the mean gradient by its logits."""
+    """z-scores of the mean loss of a row, and of the mean gradient in its logits."""
     loss, gradient = backend.loss_and_gradient(make_elbo(backend, elbo), model, guide, seed)
     rows = next(iter(gradient.values())).reshape(ROWS, -1)
     value_error = np.hypot(expected.value_error, expected.spread / np.sqrt(ROWS))
@@ -275,7 +275,7 @@ def assert_holds(backend, model, guide, elbo, expected):
 
 
 def reparameterized():
-    """Bits, and other model parameters, under the two ELBOs that others contain are long."""
+    """Cells of bits, and of other model temperatures, are long under two ELBOs."""
     for pair, elbo in itertools.product(REPARAMETERIZED, ELBOS):
         rare = elbo in (GRAPH, RENYI) and (pair[0] in BITS or pair[1].endswith("@1"))
         marks = [pytest.mark.long] * rare
@@ -308,9 +308,9 @@ def test_discrete_pairings(backend, guide, model):
 
 @pytest.mark.parametrize("family", [*VECTORS, *BITS])
 def test_enumerated_pairings(backend, family):
-    """Both sides lowered and summed out: without noise."""
+    """Model and guide are lowered and summed out: no noise."""
     expected = dataclasses.replace(exact(family), spread=0.0)
-    # the program takes the simplex, also where the site was in log-space
+    # the program takes the simplex, also if the site was in log space
     model, guide = programs(backend, family, family.replace("Exp", ""))
     model, guide = map(backend.gs.config_enumerate, (model, guide))
     backend.gs.check(model, guide, make_elbo(backend, ENUM))
@@ -326,12 +326,12 @@ GOOD = {(guide, model) for guide, model, _ in REPARAMETERIZED} | set(DISCRETE)
 
 
 def reason(guide, model):
-    """Why the pair is in neither list of good ones."""
+    """Why a pair is in none of the lists of good pairs."""
     if "Categorical" in (guide, model):
         return "mixes class indices with vectors"
     if (guide in DENSITIES) != (model in DENSITIES):
         return "mixes a density with a mass"
-    return "scores soft values by a law of hard ones" if guide in SOFT else "mixes log-space with"
+    return "gives soft values to a law that is only" if guide in SOFT else "mixes log-space with"
 
 
 BAD = [
@@ -362,7 +362,7 @@ def test_discrete_guide_needs_a_score_function(backend, guide, model):
 
 
 def test_why_a_discrete_guide_needs_a_score_function(backend):
-    """Right loss, wrong gradient, no word: what a bare SVI would go by."""
+    """Without the check, a bare SVI has the right loss and a wrong gradient, without a warning."""
     model, guide = programs(backend, "OneHotCategorical", "OneHotCategorical")
     for elbo in SILENTLY_WRONG[backend.name]:
         _, gradient = backend.loss_and_gradient(make_elbo(backend, elbo), model, guide, 0)
@@ -373,7 +373,8 @@ def test_why_a_discrete_guide_needs_a_score_function(backend):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("elbo", [TRACE, GRAPH])
 def test_native_one_hot_model(backend, elbo):
-    """A discrete guide is right above Pyro's own class, as its own is above ours."""
+    """A discrete guide is right for a model with Pyro's law, as Pyro's guide is for a model with
+    ours."""
     for pair in [("OneHotCategorical", "Native"), ("Native", "OneHotCategorical")]:
         model, guide = programs(backend, *pair)
         backend.gs.check(model, guide, make_elbo(backend, elbo))
@@ -382,7 +383,8 @@ def test_native_one_hot_model(backend, elbo):
 
 @pytest.mark.only("pyro")
 def test_why_straight_through_over_native_is_refused(backend):
-    """Right loss; the gradient lacks the way through the prior, since Pyro scores by argmax."""
+    """The loss is right; the gradient lacks the part through the prior, because Pyro scores by
+    argmax."""
     model, guide = programs(backend, "STGumbelSoftmax", "Native")
     with pytest.raises(ValueError, match=r"Pyro scores OneHotCategorical by argmax.*relax the"):
         backend.gs.check(model, guide, make_elbo(backend, TRACE))
@@ -410,13 +412,13 @@ def test_mask_on_one_side_is_refused(backend, where):
 
     backend.gs.check(program(True), program(True), make_elbo(backend, TRACE))
     for model, guide in [(True, False), (False, True)]:
-        with pytest.raises(ValueError, match=r"is masked in the .* alone"):
+        with pytest.raises(ValueError, match=r"is masked only in the"):
             backend.gs.check(program(model), program(guide), make_elbo(backend, TRACE))
 
 
 @pytest.mark.parametrize("family", [*VECTORS, *BITS])
 def test_site_that_nobody_takes_care_of_is_refused(backend, family):
-    """Neither in the guide nor summed out, it would be drawn from the prior."""
+    """A site that is neither in the guide nor summed out would be drawn from the prior."""
     model, _ = programs(backend, family.replace("Exp", ""), family.replace("Exp", ""), rows=2)
     enumerated, empty = backend.gs.config_enumerate(model), lambda: None
     backend.gs.check(enumerated, empty, make_elbo(backend, ENUM))
@@ -433,7 +435,7 @@ def test_relaxed_guide_over_enumerated_model_is_refused(backend, guide):
 
 
 def test_annealed_svi_checks(backend):
-    """An un-relaxed guide over a relaxed model: found before the first step."""
+    """An un-relaxed guide with a relaxed model is found before the first step."""
     model, _ = programs(backend, "OneHotCategorical", "OneHotCategorical", rows=2)
     guide = backend.gs.AutoGumbelSoftmax(model)
     relaxed = backend.gs.relax(model, objective="relaxed")
@@ -449,11 +451,11 @@ def test_check_leaves_the_random_state(backend):
     assert backend.loss("Trace_ELBO", model, guide, 1, 0) == first
 
 
-# --- the table for people -------------------------------------------------------------------------
+# --- the table for readers ------------------------------------------------------------------------
 
 
 def outcome(backend, guide, model, elbo):
-    """The reference and the largest z-score beside it, or why the check refuses the pair."""
+    """The reference and the largest z-score, or the reason why check refuses the pair."""
     small = programs(backend, guide, model, rows=2)
     try:
         backend.gs.check(*small, make_elbo(backend, elbo))
@@ -468,7 +470,7 @@ def outcome(backend, guide, model, elbo):
 
 
 def pairing_table(backends):
-    """Markdown; in brackets the largest of the z-scores of loss and gradient."""
+    """The table in Markdown; in brackets the largest of the z-scores of loss and gradient."""
     header = ["side", "guide", "model", *ELBOS]
     pairs = [pair for names in FAMILIES for pair in itertools.product(names, names)]
     pairs += [(guide, model) for guide, model, _ in REPARAMETERIZED if "@" in model]

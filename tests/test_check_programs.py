@@ -1,4 +1,4 @@
-"""What check refuses beyond pairings of laws, each refusal beside an accepted neighbour."""
+"""Refusals of check other than pairings of laws, each with a similar program that is accepted."""
 
 from functools import partial
 
@@ -23,14 +23,14 @@ def check(backend, model, elbo=MEAN_FIELD, guide=None, family="GumbelSoftmax", *
 
 @pytest.fixture(autouse=True)
 def _fresh_parameters(backend):
-    getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+    getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
 
 
 # --- reading a relaxed value ----------------------------------------------------------------------
 
 
 def reader(backend, loc, *, bit=False, rows=None, data=0.4):
-    """x ~ Normal(loc(z), 1), in a plate of rows or without."""
+    """x ~ Normal(loc(z), 1), with or without a plate of rows."""
     ppl, array = backend.ppl, backend.array
 
     def body(x):
@@ -54,7 +54,7 @@ def relu(x):
     return (x + abs(x)) / 2
 
 
-VECTOR_READERS = {  # loc of z, whether it follows z with a gradient: its table does, a mean not
+VECTOR_READERS = {  # loc of z; whether its gradient follows z (not for a compared mean)
     "select": (lambda b, z: b.gs.select(b.array(TABLE), z), True),
     "cubic": (lambda b, z: (z**3 * b.array(TABLE)).sum(-1), True),
     "kink": (lambda b, z: relu(z @ b.array(TABLE) - 0.3), True),
@@ -90,7 +90,8 @@ def test_vector_is_read(backend, name, family):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("follows", [True, False])
 def test_a_derivative_backward_alone(backend, follows):
-    """JAX has none forward of a custom_vjp, whose own is taken at its word or not."""
+    """JAX has no forward derivative of a custom_vjp; its backward one may or may not follow the
+    value."""
     import jax
 
     square = jax.custom_vjp(lambda x: x**2)
@@ -105,7 +106,7 @@ def test_a_derivative_backward_alone(backend, follows):
 
 @pytest.mark.only("numpyro")
 def test_no_derivative_at_all(backend):
-    """JAX names the function."""
+    """The error has the message of JAX, which names the function."""
     import jax
 
     def loc(b, z):
@@ -120,7 +121,7 @@ def test_no_derivative_at_all(backend):
 
 @pytest.mark.parametrize("logits", [(14.0, 7.0), (-14.0, -7.0)], ids=["of 0", "of 1"])
 def test_the_score_of_a_bit_below(backend, logits):
-    """Its jump is in the score of one of its values, whose other is all but certain."""
+    """The score of one value of the bit jumps; the other value is almost certain."""
     ppl, native, array = backend.ppl, backend.native, backend.array
 
     def model():
@@ -134,7 +135,7 @@ def test_the_score_of_a_bit_below(backend, logits):
 
 
 def test_what_is_read_in_logs(backend):
-    """The log of the weight is moved, as the program has it."""
+    """The probe moves the log of the weight, which is what the program reads."""
     ppl, array = backend.ppl, backend.array
 
     def model():
@@ -158,7 +159,7 @@ BIT_READERS = {
 @pytest.mark.parametrize("name", BIT_READERS)
 @pytest.mark.quick("None")
 def test_bit_is_read(backend, name, rows):
-    """Also where the jumps of the rows cancel in their sum."""
+    """Jumps are found also if those of different rows cancel in their sum."""
     loc, honest = BIT_READERS[name]
     model = reader(backend, loc, bit=True, rows=rows)
     if honest:
@@ -177,7 +178,7 @@ CHOICES = {  # a law, and whether its value stops
 @pytest.mark.parametrize("within", [False, True], ids=["around", "within"])
 @pytest.mark.parametrize("kind", CHOICES)
 def test_recursion(backend, kind, within):
-    """A geometric law by recursion: which sites it has hangs on the values that it draws."""
+    """A geometric law by recursion: the drawn values decide which sites exist."""
     gs, ppl, (law, stops) = backend.gs, backend.ppl, CHOICES[kind]
     p = backend.array(0.3 if kind == "bit" else [0.7, 0.3])
 
@@ -201,13 +202,13 @@ def test_recursion(backend, kind, within):
         q = guide if by_hand else gs.AutoGumbelSoftmax(geometric)
         with pytest.raises(ValueError, match=f"site 'b0': .*{refusal}"):
             backend.anneal(model, q, elbo, lambda t: 0.5, 1)
-    if not within:  # a bare SVI, too, is told
+    if not within:  # a bare SVI raises it too
         with pytest.raises(ValueError, match=f"site 'b0': .*{refusal}"):
             backend.trace(gs.relax(geometric, 0.5), 0)
 
 
 def chain(backend, read):
-    """A second site below the first; nothing is observed."""
+    """A second site depends on the first; nothing is observed."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     rows = array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1]])
 
@@ -231,7 +232,7 @@ def test_law_of_a_second_site_reads_the_first(backend, objective):
 @pytest.mark.parametrize("honest", [True, False])
 @pytest.mark.parametrize("child", ["a bit", "a class that never comes"])
 def test_second_site_at_an_edge(backend, child, honest):
-    """A bit that is 0, whose score is that of 0; a logit of -inf, whose class has no weight."""
+    """Edge values: a bit that is 0 scores as 0; a class with logit -inf has no weight."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def model():
@@ -279,7 +280,7 @@ def test_value_in_logs_is_read(backend, honest):
 
 
 def test_no_program_at_a_vertex(backend):
-    """A scale of 0, which the PPLs refuse: read where there is a program."""
+    """A scale of 0 at a vertex, which the PPLs refuse; the probe reads the program elsewhere."""
     ppl, array = backend.ppl, backend.array
 
     def site():
@@ -294,7 +295,7 @@ def test_no_program_at_a_vertex(backend):
 
 
 def test_rows_of_a_probe_are_those_of_the_run(backend):
-    """Whatever a program draws besides its latents stays as it was drawn."""
+    """Other values that a program draws stay the same in the probe."""
     ppl, array, data = backend.ppl, backend.array, np.linspace(-3, 3, 20)
 
     def model():
@@ -323,11 +324,12 @@ def test_guide_reads_its_own_site(backend, honest):
         check(backend, model, guide=guide)
 
 
-# --- soft masses beside enumerated sites ----------------------------------------------------------
+# --- soft masses with enumerated sites ------------------------------------------------------------
 
 
 def side_by_side(backend, below):
-    """An enumerated bit and a soft class, one observation; `below`: the class has a law by bit."""
+    """An enumerated bit, a soft class and one observation; `below`: the bit sets the law of the
+    class."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def model():
@@ -347,7 +349,8 @@ def side_by_side(backend, below):
 
 
 def test_enumerated_and_soft_side_by_side(backend):
-    """Where z does not enter x the loss is the evidence of w, and the divergence of z, exactly."""
+    """If x does not depend on z, the loss is the evidence of w plus the divergence of z,
+    exactly."""
     loss = backend.gs.TraceEnum_ELBO(max_plate_nesting=0)
     model, guide = side_by_side(backend, below=False)
     backend.gs.check(model, guide, loss)
@@ -363,14 +366,14 @@ def test_enumerated_and_soft_side_by_side(backend):
 
 @pytest.mark.only("numpyro")
 def test_sample_shape_in_a_guide(backend):
-    """Under TraceMeanField_ELBO the divergence would be that of one of the three."""
+    """TraceMeanField_ELBO would count the divergence of one draw instead of three."""
     ppl, array = backend.ppl, backend.array
     prior = backend.gs.SoftOneHotCategorical(0.5, probs=array(PRIOR))
     soft = backend.gs.SoftOneHotCategorical(0.5, logits=array(np.zeros(3)))
     model, joined = (partial(ppl.sample, "z", fn, sample_shape=(3,)) for fn in (prior, soft))
     elbo = backend.infer.TraceMeanField_ELBO()
     one = float(backend.kl(soft, prior))
-    assert backend.elbo_loss(elbo, model, joined) == pytest.approx(one)  # wanted: three times
+    assert backend.elbo_loss(elbo, model, joined) == pytest.approx(one)  # not 3 * one
     with pytest.raises(ValueError, match=r"site 'z': .* counts the divergence of one"):
         backend.gs.check(model, joined, elbo)
     with pytest.raises(ValueError, match=r"site 'z': .* counts the divergence of one"):
@@ -400,8 +403,8 @@ PLATES = {
     "rows": ({}, {"rows": 1, "name": "one"}, "plate 'one' of the guide has 1 rows, plate .* 4"),
     "full size": ({"size": 8}, {"size": 16}, "has 4 of 16 rows, plate 'rows' .* 4 of 8 rows"),
     "a plate of one row": ({"rows": 1, "plate": False}, {"rows": 1}, None),
-    "no plate in the guide": ({}, {"plate": False}, "is in plate 'rows' in the model alone"),
-    "no plate in the model": ({"plate": False}, {}, "is in plate 'rows' in the guide alone"),
+    "no plate in the guide": ({}, {"plate": False}, "is in plate 'rows' only in the model"),
+    "no plate in the model": ({"plate": False}, {}, "is in plate 'rows' only in the guide"),
 }
 
 
@@ -418,7 +421,7 @@ def test_plates(backend, case):
 
 
 def test_temperature_by_row(backend):
-    """Of a site in a plate it is legal; of a global one it makes a batch."""
+    """For a site in a plate it is allowed; for a global site it makes a batch."""
     array, loc = backend.array, lambda b, z: b.gs.select(b.array(TABLE), z)
     for rows in (4, None):
         model = reader(backend, loc, rows=rows)
@@ -456,12 +459,13 @@ def test_scale_on_one_side(backend):
     scaled = backend.scaled(program, 3.0)
     backend.gs.check(scaled, backend.scaled(program, 3.0), loss)
     for pair in [(scaled, program), (program, scaled)]:
-        with pytest.raises(ValueError, match=r"'z': .* is scaled by .* in the guide and by"):
+        with pytest.raises(ValueError, match=r"'z': .* is scaled by .* in the guide but by"):
             backend.gs.check(*pair, loss)
 
 
 def test_order_of_dependent_sites(backend):
-    """Its analytic divergence would be .836 for .235; independent parts may stand in any order."""
+    """Its analytic divergence would be .836 instead of .235; independent sites may have any
+    order."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     model = gs.relax(chain(backend, lambda z, rows: z @ rows), 0.5)
 
@@ -475,7 +479,7 @@ def test_order_of_dependent_sites(backend):
 
     loss = backend.infer.TraceMeanField_ELBO()
     gs.check(model, guide(False), loss)
-    with pytest.raises(ValueError, match="site 'w': the model draws it given 'z', and the guide"):
+    with pytest.raises(ValueError, match="site 'w': the model draws it given 'z', but the guide"):
         gs.check(model, guide(True), loss)
 
 
@@ -522,7 +526,7 @@ def test_bad_parameters_name_the_site(backend):
 
 
 def test_a_smaller_batch_is_checked(backend):
-    """The guide keeps the plate of its first call, whose logits are those of other rows."""
+    """The guide keeps the plate of its first call, whose logits belong to other rows."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def model(x):
@@ -540,7 +544,8 @@ def test_a_smaller_batch_is_checked(backend):
 
 @pytest.mark.parametrize("law", ["Categorical", "OneHotCategorical"])
 def test_a_guide_by_hand_over_an_integer_site(backend, law):
-    """Relaxed as the model is, it fits; as it stands it is refused, with the cure."""
+    """It fits if it is relaxed like the model; otherwise it is refused, and the message says what
+    to do."""
     gs, array, make = backend.gs, backend.array, backend.native.Categorical
     make = make if law == "Categorical" else gs.OneHotCategorical
 

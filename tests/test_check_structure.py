@@ -1,4 +1,4 @@
-"""What check says of the order of sites, of given rows, of partly observed and rewritten sites."""
+"""What check says about the order of sites, given rows, and partly observed or rewritten sites."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ MEAN_FIELD = "TraceMeanField_ELBO"
 
 # --- order ----------------------------------------------------------------------------------------
 
-# sites in their order, each with the one that its law depends on
+# sites in their order, each with the site on which its law depends
 CHAIN = {"z": None, "w": "z", "v": "w"}
-GUIDES = {  # which sites the refusal names: that of the model, and what it is given there
+GUIDES = {  # the sites that the refusal names: in the model, and in the guide
     "alike": ({"z": None, "w": "z", "v": "w"}, None),
     "independent, in another order": ({"v": None, "w": None, "z": None}, None),
     "two of three, in the model's order": ({"v": None, "z": None, "w": "z"}, None),
@@ -27,7 +27,7 @@ GUIDES = {  # which sites the refusal names: that of the model, and what it is g
 
 
 def chain(backend, parents, *, place):
-    """Of classes; `place`: what lies between a site and the law of the next."""
+    """A chain of classes; `place` is between a site and the law of the next one."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def run():
@@ -59,7 +59,7 @@ def test_order_in_a_chain(backend, case, place):
         backend.gs.check(*pair, loss)
         return
     site, given = refused
-    message = f"site '{site}': the model draws it given '{given}', and the guide draws '{given}' gi"
+    message = f"site '{site}': the model draws it given '{given}', but the guide draws '{given}' gi"
     with pytest.raises(ValueError, match=message):
         backend.gs.check(*pair, loss)
 
@@ -73,7 +73,7 @@ def test_order_in_single_precision(backend):
 
 
 def test_order_under_another_loss(backend):
-    """Which takes both scores at the same values, so that any order is right."""
+    """Another loss takes both scores at the same values, so that any order is right."""
     family = {"family": backend.gs.STGumbelSoftmax}
 
     def program(parents):
@@ -82,7 +82,7 @@ def test_order_under_another_loss(backend):
     pair = program(CHAIN), program(GUIDES["reversed"][0])
     hard = [backend.gs.relax(backend.gs.discretize(fn), 0.5, **family) for fn in pair]
     backend.gs.check(*hard, backend.infer.Trace_ELBO())
-    with pytest.raises(ValueError, match="draw them in the guide in the model's order"):
+    with pytest.raises(ValueError, match="draw them in the guide in the order of"):
         backend.gs.check(*hard, getattr(backend.infer, MEAN_FIELD)())
 
 
@@ -90,7 +90,7 @@ def test_order_under_another_loss(backend):
 
 
 def in_rows(backend, plate):
-    """Of twenty rows those of the minibatch."""
+    """The rows of the minibatch, of twenty."""
     gs, array = backend.gs, backend.array
 
     def model(x, rows):
@@ -125,7 +125,7 @@ def test_rows_given_in_the_plate(backend, given):
     if given:
         gs.check(gs.relax(model, 0.5), guide, *args)
         return
-    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, and the gui"):
+    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, but the gui"):
         gs.check(gs.relax(model, 0.5), guide, *args)
 
 
@@ -143,7 +143,7 @@ def test_rows_given_by_substitute(backend, given):
     if given != "model":
         gs.check(relaxed, guide, *args)
         return
-    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, and the gui"):
+    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, but the gui"):
         gs.check(relaxed, guide, *args)
 
 
@@ -153,7 +153,7 @@ SEEN = np.array([True, False, True, False])
 
 
 def test_partly_observed_bits(backend):
-    """obs_mask: only the rows that are not observed have a divergence, in model and guide alike."""
+    """obs_mask: only rows that are not observed have a divergence, both in model and guide."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     seen = array(SEEN.astype(float)) > 0
     p, q, bits = 0.3, 0.6, np.array([1.0, 0.0, 0.0, 1.0])
@@ -176,13 +176,13 @@ def test_partly_observed_bits(backend):
     wanted = 2 * divergence - np.log([p, 1 - p]).sum()
     found = backend.losses(loss, relaxed, guide, 1)[0]
     assert found == pytest.approx(wanted, rel=1e-5)
-    with pytest.raises(ValueError, match=r"site 'z_unobserved': .* is masked in the model alone"):
+    with pytest.raises(ValueError, match=r"site 'z_unobserved': .* is masked only in the model"):
         gs.check(relaxed, unmasked, loss)
 
 
 @pytest.mark.parametrize("seen", [0, 1])
 def test_latent_without_a_score(backend, seen):
-    """Masked in all rows it needs no guide; masked in some it does."""
+    """A latent that is masked in all rows needs no guide; one that is masked in some rows does."""
     ppl, law = backend.ppl, backend.gs.OneHotCategorical(probs=backend.array(PRIOR))
 
     def model():
@@ -214,7 +214,7 @@ def test_latent_without_a_score_below_another_mask(backend):
 
 @pytest.mark.parametrize("kind", ["noise", "transform"])
 def test_reparameterized_sites(backend, kind):
-    """The guide must have the site that stands in place of z."""
+    """The guide must have the site that replaces z."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     density = gs.GumbelSoftmax(0.5, probs=array(PRIOR))
     model = backend.reparam(lambda: ppl.sample("z", density), {"z": kind})

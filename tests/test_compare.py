@@ -1,4 +1,4 @@
-"""compare: exact numbers against summation by hand and quadrature; the report."""
+"""compare: exact numbers compared with summation by hand and quadrature; the report."""
 
 import itertools
 
@@ -26,7 +26,7 @@ from gs_ppl.report import ALL, Value
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 @pytest.mark.quick("nested", "mixture", "dependent")
 def test_exact_numbers_equal_summation(backend, case):
-    """Evidence, posterior and guide marginals, ELBO and its gradient in the parameters."""
+    """Evidence, marginals of posterior and guide, ELBO and its gradient in the parameters."""
     session, program = case.session(backend), case.program
     evidence, posterior = session.marginals("model", 1)
     zero, guide = session.marginals("guide", 1)
@@ -55,7 +55,7 @@ SHIFT = {
 
 
 def shifted_mixture(backend):
-    """A mixture whose components share a normal shift; guide normal and mean-field."""
+    """A mixture whose components share a normal shift; the guide is normal and mean-field."""
     ppl, array, gs, Normal = backend.ppl, backend.array, backend.gs, backend.native.Normal
     positive = backend.native.constraints.positive
 
@@ -77,7 +77,8 @@ def shifted_mixture(backend):
 
 
 def shifted_by_quadrature(parameters):
-    """ELBO, and mean of log p(x, w) - log q(w), by Gauss-Hermite quadrature; log scale as given."""
+    """ELBO, and mean of log p(x, w) - log q(w), by Gauss-Hermite quadrature; the scale is given as
+    a log."""
     nodes, weights = hermegauss(40)
     weights = weights / weights.sum()
     loc, scale = parameters["loc"], np.exp(parameters["scale"])
@@ -92,7 +93,7 @@ def shifted_by_quadrature(parameters):
 
 
 def test_continuous_latents(backend):
-    """Against quadrature, within 4.5 standard errors, in the logarithm of the scale."""
+    """Compared with quadrature, within 4.5 standard errors; the gradient is in the log scale."""
     draws, session = 250, backend.session(*shifted_mixture(backend))
     assert session.stochastic
     unconstrained = {**SHIFT, "scale": np.log(SHIFT["scale"])}
@@ -112,7 +113,8 @@ def test_continuous_latents(backend):
 
 
 def test_common_random_numbers(backend):
-    """Estimator and exact gradient see the same continuous draws: their difference varies less."""
+    """Estimator and exact gradient have the same continuous draws, so that their difference varies
+    less."""
     session = backend.session(*shifted_mixture(backend))
     exact = session.elbo(100)[1]["loc"]
     estimate = session.relaxed(backend.gs.GumbelSoftmax, "categorical", 0.5, 100)[1]["loc"]
@@ -122,7 +124,7 @@ def test_common_random_numbers(backend):
 
 
 def test_noise_of_a_site_is_its_own(backend):
-    """Whatever else is drawn, the estimate for one site stays."""
+    """The estimate for one site does not depend on the draws of other sites."""
     ppl, gs, native = backend.ppl, backend.gs, backend.native
 
     def program(names):
@@ -144,7 +146,8 @@ def test_noise_of_a_site_is_its_own(backend):
 
 
 def test_subsampled_plate(backend):
-    """Evidence over random rows, scaled; marginals of each row exactly, since rows are separate."""
+    """Evidence over random rows, scaled; marginals are exact for each row, because rows are
+    independent."""
     ppl, array, gs = backend.ppl, backend.array, backend.gs
 
     def model():
@@ -174,7 +177,7 @@ def test_subsampled_plate(backend):
     np.testing.assert_allclose(posterior["z"], softmax(given, -1), rtol=1e-8)
     np.testing.assert_allclose(session.marginals("guide", 60)[1]["z"], np.exp(log_q), rtol=1e-8)
     (gradient,) = gradients.values()
-    assert set((gradient != 0).sum(1)) == {12}  # four rows at each draw
+    assert set((gradient != 0).sum(1)) == {12}  # four rows in each draw
 
 
 def test_a_row_that_no_draw_has_seen(backend):
@@ -190,7 +193,7 @@ def test_a_row_that_no_draw_has_seen(backend):
 
 
 def test_relabel(backend):
-    """A guide that has the classes of the posterior in another order."""
+    """The guide has the classes of the posterior in another order."""
     posterior = softmax(np.log(PRIOR) + normal(DATA[:3, None], LOCS), -1)
     order = np.array([2, 0, 1])
     model = plain(backend, "mixture")
@@ -232,7 +235,7 @@ def test_report(backend):
     assert [title.split(":")[0] for title in titles[3:]] == ["a", "b", "c"]
     data = report.to_dataset()
     assert data.sizes["estimate"] == 6
-    assert data.sizes["parameter"] == 4  # three sites and all together
+    assert data.sizes["parameter"] == 4  # three sites, and all together
     assert float(data["evidence"]) == pytest.approx(case.program.evidence())
     at_one = data.isel(estimate=5)
     assert str(at_one["family"].item()) == "STGumbelSoftmax"
@@ -252,7 +255,7 @@ def test_same_seed_same_report(backend):
 
 @pytest.mark.only("pyro")
 def test_nothing_is_left_behind(backend):
-    """Random state, parameters and their grad."""
+    """Random state, parameters and their grad are unchanged."""
     torch, ppl = backend.torch, backend.ppl
     ppl.clear_param_store()
     logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)

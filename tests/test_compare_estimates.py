@@ -1,4 +1,4 @@
-"""compare: estimates of ELBO and gradient against what is known of them, by kind of parameter."""
+"""compare: estimates of ELBO and gradient against known values, by kind of parameter."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from gs_ppl import reference
 
 
 def test_bias_and_variance_of_straight_through(backend):
-    """The ranges of the literature, about .3 at tau = .5 and .5 at tau = 1."""
+    """The values are in the ranges of the literature, about .3 at tau = .5 and .5 at tau = 1."""
     report = backend.compare(
         *toy_net(backend, 40),
         families=[backend.gs.STGumbelSoftmax],
@@ -31,7 +31,7 @@ def test_bias_and_variance_of_straight_through(backend):
 
 
 def test_straight_through_has_the_discrete_objective(backend):
-    """Within 4.5 standard errors, and the same at each temperature: the noise is."""
+    """Within 4.5 standard errors, and equal at all temperatures, which share the noise."""
     case = CASES[0]
     model = case.program.build(backend, laws(backend, "OneHotCategorical"))
     guide = case.guide(backend, model, case.parameters)
@@ -47,7 +47,7 @@ def test_straight_through_has_the_discrete_objective(backend):
 
 @pytest.mark.long
 def test_estimators_of_the_discrete_program(backend):
-    """No bias above four floors, where straight-through has more; and the exact ELBO."""
+    """No bias above four floors, where straight-through has more; the ELBO is exact."""
     gs = backend.gs
     names = ["RLOO_ELBO(4)", "MuProp_ELBO(1)", "REBAR_ELBO(1)"]
     elbos = [gs.RLOO_ELBO(4), gs.MuProp_ELBO(), gs.REBAR_ELBO()]
@@ -56,7 +56,7 @@ def test_estimators_of_the_discrete_program(backend):
         families=[gs.STGumbelSoftmax, *elbos],
         temperatures=[0.5, 2.0],
         num_samples=400,
-        adaptation_steps=20,  # no bias at any; see the next ones
+        adaptation_steps=20,  # the bias is 0 after any number of them; the next tests test the rest
     )
     assert [row.family for row in report.estimates[2:]] == names
     for row in report.estimates[2:]:
@@ -76,9 +76,9 @@ def test_estimators_of_the_discrete_program(backend):
 @pytest.mark.long
 @pytest.mark.parametrize("x", [0.4, 9.0])
 def test_baseline_has_adapted(backend, x):
-    """NVIL's variance is that with the baseline E r, summed by hand, but for what the mean wavers.
+    """NVIL's variance is the variance with the baseline E r, summed by hand.
 
-    By 5 % where it is drawn anew; the bound is at 5 standard deviations of the running mean.
+    The running mean adds 5 %; the bound is at 5 of its standard deviations.
     """
     prior, logits = np.array([0.0, 1.0, -0.5]), np.array([0.5, -0.4, 0.1])
     pi, elbo = softmax(logits), backend.gs.NVIL_ELBO(normalize=False)
@@ -90,7 +90,7 @@ def test_baseline_has_adapted(backend, x):
         backend.compare(*pair, families=[elbo], num_samples=1000).estimates[0] for _ in range(2)
     ]
     gradient = found[0].gradient
-    assert gradient == found[1].gradient  # what the first one learnt has gone
+    assert gradient == found[1].gradient  # nothing that the first run has learnt remains
     assert gradient.size == 3
     assert gradient.bias < 4 * gradient.floor
     assert gradient.variance < 2.3 * variance
@@ -100,7 +100,7 @@ def test_baseline_has_adapted(backend, x):
 
 @pytest.mark.long
 def test_control_variate_has_adapted(backend):
-    """REBAR's variance forgets its start, at which it was 8 times as large."""
+    """REBAR's variance is no longer that of its start, which was 8 times as large."""
     pair = one_site(backend, np.array([0.0, 1.0, -0.5]), np.array([0.5, -0.4, 0.1]), x=3.0)
     starts = [backend.gs.REBAR_ELBO(scale=scale) for scale in (-1.0, 1.0)]
     report = backend.compare(*pair, families=starts, num_samples=500)
@@ -130,7 +130,7 @@ def test_gap_is_relaxed_kl_minus_categorical_kl(backend):
 
 
 def test_gradient_is_that_of_the_loss(backend):
-    """At one site: the mean of what the PPL's own loss gives, within 4.5 standard errors."""
+    """At one site: the mean gradient of the PPL's loss, within 4.5 standard errors."""
     model, guide = one_site(backend, np.zeros(3), np.array([0.5, -1.0, 0.2]), temperature=0.7)
     family, elbo = backend.gs.GumbelSoftmax, backend.infer.TraceMeanField_ELBO()
     _, gradients = backend.session(model, guide).relaxed(family, "categorical", 0.7, 200)
@@ -145,7 +145,7 @@ def test_gradient_is_that_of_the_loss(backend):
 
 @pytest.mark.parametrize("elbo", ["Trace_ELBO", "RenyiELBO"])
 def test_other_losses(backend, elbo):
-    """Three particles each: less variance, and a tighter bound by RenyiELBO."""
+    """Three particles: less variance, and a tighter bound by RenyiELBO."""
     session, draws = backend.session(*one_site(backend, np.zeros(3), np.zeros(3))), 60
     row = backend.gs.STGumbelSoftmax, "discrete", 0.5, draws
     alone, gradient = session.relaxed(*row)
@@ -162,7 +162,7 @@ def test_other_losses(backend, elbo):
 
 
 def test_a_program_that_takes_the_temperature(backend):
-    """Relaxed at that of the row, enumerated at 1."""
+    """Relaxed at the temperature of the row, enumerated at 1."""
     ppl, array, gs = backend.ppl, backend.array, backend.gs
 
     def model(x, temperature):
@@ -190,7 +190,7 @@ def test_one_temperature_in_place_of_several(backend):
 
 
 def of_all_kinds(backend):
-    """A parameter of the model; w from (loc, scale), z from logits, w and a weight for both."""
+    """A model parameter; w from (loc, scale), z from logits and w; one weight is in both."""
     ppl, array, gs, Normal = backend.ppl, backend.array, backend.gs, backend.native.Normal
     positive = backend.native.constraints.positive
 
@@ -212,7 +212,7 @@ def of_all_kinds(backend):
 
 
 def test_kinds_of_parameters(backend):
-    """Of the logits is what the law of z takes; what reaches it by way of w is not."""
+    """A parameter of z's law counts as logits, but not if it reaches z only through w."""
     families, cost = [backend.gs.STGumbelSoftmax, backend.gs.RLOO_ELBO()], {"RLOO_ELBO(2)": 3.0}
     report = backend.compare(
         *of_all_kinds(backend), families=families, temperature=0.5, num_samples=100, cost=cost
@@ -222,7 +222,7 @@ def test_kinds_of_parameters(backend):
         assert sizes == {"logits": 4, "continuous": 2, "model": 1}
         assert row.gradient.size == 6
         assert row.kinds == {"logits": row.logits, "continuous": row.continuous, "model": row.model}
-        # the derivative by log(noise), w being 0.4 but for 1e-4
+        # derivative in log(noise); w is 0.4 up to 1e-4
         log_q = log_softmax(np.array([0.5, 0.0, 0.2]) + 0.4 * 0.3)
         slope = np.exp(log_q) @ ((LOCS / 1.5) ** 2 - 1)
         assert row.model.exact == pytest.approx(abs(slope), rel=1e-3)

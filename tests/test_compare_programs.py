@@ -1,4 +1,4 @@
-"""compare over what else a PPL has: modules, trained parameters, scan, lists of guides."""
+"""compare with other features of a PPL: modules, trained parameters, scan, lists of guides."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from programs import DATA, LOCS, PRIOR, TRANSITION, normal
 from scipy.special import softmax
 
 
-@pytest.mark.only("pyro")  # whose AutoNormal has auxiliary sites
+@pytest.mark.only("pyro")  # Pyro's AutoNormal has auxiliary sites
 def test_a_guide_with_auxiliary_sites(backend):
     ppl, gs, native = backend.ppl, backend.gs, backend.native
 
@@ -23,7 +23,7 @@ def test_a_guide_with_auxiliary_sites(backend):
 
 @pytest.mark.only("pyro")
 def test_torch_modules(backend):
-    """Weights of an encoder, by name."""
+    """Weights of an encoder, named."""
     torch, ppl = backend.torch, backend.ppl
     torch.manual_seed(0)
     encoder = torch.nn.Linear(2, 3).double()
@@ -75,7 +75,7 @@ def encoded(backend, encode):
 
 @pytest.mark.only("numpyro")
 def test_params_of_a_trained_guide(backend):
-    """As SVI gives them, constrained; the model's too."""
+    """Constrained values, as SVI returns them, with the parameters of the model."""
     numpyro, gs, jnp = backend.ppl, backend.gs, backend.jnp
 
     def model():
@@ -137,7 +137,7 @@ def test_scan_is_relaxed_and_its_evidence_is_exact(backend):
 
 @pytest.mark.only("numpyro")
 def test_guide_list_in_a_plate(backend):
-    """NumPyro's parts see the same rows under enumeration too; the exact numbers come."""
+    """NumPyro's parts see the same rows under enumeration too, so that there are exact numbers."""
     ppl, gs, handlers = backend.ppl, backend.gs, backend.ppl.handlers
 
     def model():

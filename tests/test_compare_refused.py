@@ -1,4 +1,4 @@
-"""compare: what cannot be done is noted where it is the table's size, and raised else."""
+"""compare: a table that is too large becomes a note; other errors are raised."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_a_guide_without_parameters(backend):
 
 
 def test_a_limit_to_the_tables(backend):
-    """At 72 entries, a x b x c x data, the factorial program is enumerated; at 71 it is not."""
+    """With 72 entries, a x b x c x data, the factorial program is enumerated; with 71 it is not."""
     model = plain(backend, "factorial")
     guide = backend.gs.AutoGumbelSoftmax(model)
     options = {"families": [backend.gs.STGumbelSoftmax], "temperature": 0.5, "num_samples": 5}
@@ -55,7 +55,7 @@ def test_a_limit_to_the_tables(backend):
 
 
 def test_an_error_in_every_run_is_raised(backend):
-    """Only what enumeration alone refuses becomes a note."""
+    """Only an error that enumeration alone raises becomes a note."""
     guide = backend.gs.AutoGumbelSoftmax(plain(backend, "factorial"))
 
     def broken():
@@ -72,7 +72,7 @@ def test_an_error_in_every_run_is_raised(backend):
 
 
 def test_the_guide_alone_may_be_enumerated(backend):
-    """Its ELBO averages each score by itself, where the model's evidence joins them."""
+    """The guide's ELBO averages each score separately; the model's evidence joins the scores."""
     table = {"model": (10**9, ["z"]), "guide": (1, ["z"])}
     session = backend.session(*one_site(backend, np.zeros(3), np.zeros(3)))
     session.table = table.get
@@ -108,7 +108,7 @@ def test_joined_sites_are_noted(backend):
 
 
 def test_a_score_of_all_rows_is_not_summed_to_a_wrong_number(backend):
-    """NumPyro would give a finite number here, as if all rows had one common value."""
+    """NumPyro would give a finite number here, as if all rows had a common value."""
     ppl, array = backend.ppl, backend.array
 
     def model():

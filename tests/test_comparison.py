@@ -1,4 +1,4 @@
-"""What compare is made of, without a backend: tables of an enumeration, numbers of a report."""
+"""Parts of compare without a backend: tables of an enumeration, numbers of a report."""
 
 from dataclasses import astuple
 from types import SimpleNamespace
@@ -30,13 +30,13 @@ TABLES = {
         {"a": "", "b": "", "c": ""},
         (10, ["a", "c"]),
     ),
-    # the data see all causes at once
+    # the data depend on all causes at once
     "factorial": (
         [factor("a", "a"), factor("b", "b"), factor("c", "c"), factor("x", "a b c", "p")],
         {"a": "", "b": "", "c": ""},
         (210, ["a", "b", "c"]),
     ),
-    # what is left of the data in its plate has no event
+    # the data that remain in the plate have no event
     "event": ([factor("a", "a", "p"), factor("x", "a", "p", 100)], {"a": "p"}, (1400, ["a"])),
     # b is summed out within its plates, then a along p
     "nested": (
@@ -55,7 +55,7 @@ TABLES = {
         {"a": "", "b": "p", "c": "q"},
         (5 * 77, ["c"]),
     ),
-    # a triangle is joined whole, though no score is
+    # a triangle is joined as a whole, although no score has all three
     "triangle": (
         [factor("x", "a b"), factor("y", "b c"), factor("z", "a c")],
         {"a": "", "b": "", "c": ""},
@@ -71,7 +71,7 @@ def test_largest_table(name):
 
 
 def test_rows_that_depend_on_each_other():
-    """600 bits below one score: beyond floating point, and still a message."""
+    """600 bits in one score: the size exceeds floating point, but there is a message."""
     bits = [factor("h", "h", "units"), factor("x", "h")]
     with pytest.raises(ValueError, match=r"'x' depends on all rows of 'h'.* 4\.1e180 entries"):
         largest_table(bits, {"h": ["units"]}, {"h": 2, "units": 600})
@@ -105,9 +105,9 @@ def test_gradient():
 
 @pytest.mark.parametrize("bias", [0.0, 0.7])
 def test_squared_error(bias):
-    """Mean and standard error over many repetitions; draws of the exact gradient are common.
+    """Mean and standard error over many repetitions; the exact gradient shares its draws.
 
-    The error is 18 % too large at no bias, where its first order is not taken to be negative.
+    Without bias the error is 18 % too large, because its first-order term is clamped at 0.
     """
     rng, n, share = np.random.default_rng(0), 30, 0.1
     root, exact = np.array([[1.0, 0.0], [0.8, 0.5]]), np.array([1.0, 2.0])
@@ -115,7 +115,7 @@ def test_squared_error(bias):
     for _ in range(3000):
         noise = rng.normal(size=(n, 2)) @ root.T
         common = rng.normal(size=(n, 2))
-        # relative to |exact|^2, which the common noise moves a little in each repetition
+        # relative to |exact|^2, which the common noise changes slightly in each repetition
         norm = ((exact + common).mean(0) ** 2).sum()
         error = comparison.squared_error(exact + common + bias + noise, exact + common, share)
         found.append((error.mean * norm, error.error * norm))
@@ -135,7 +135,7 @@ COSTS = {
 
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_are_relative(name):
-    """To half an octave, the least time of a family; 5.5 = 2^2.46."""
+    """Costs are rounded to half an octave of the lowest time of a family; 5.5 = 2^2.46."""
     seconds, given, expected = COSTS[name]
     labels = [label for label, times in seconds.items() for _ in times]
     times = [s for each in seconds.values() for s in each]
@@ -159,7 +159,7 @@ def test_options_that_are_refused(option, message):
 
 
 def judged(**errors):
-    """A comparison of families with these squared errors."""
+    """A comparison with these squared errors, by family."""
     one = Gradient(1, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0)
     rows = [
         Estimate(name, "discrete", np.nan, Value(0.0), None, {}, {"logits": one}, 1.0, error)
@@ -169,7 +169,7 @@ def judged(**errors):
 
 
 def test_the_best_and_what_ties_with_it():
-    """Within two standard errors of the difference: 0.3 is 1.9 of them, 0.4 is 2.5 of them."""
+    """Ties are within two standard errors of the difference: 0.3 is 1.9 of them, 0.4 is 2.5."""
     far, near, least = Value(0.5, 0.1), Value(0.4, 0.12), Value(0.1, 0.1)
     report = judged(far=far, near=near, least=least)
     assert [row.family for row in report.best] == ["least", "near"]
@@ -208,7 +208,7 @@ def test_joined_variables_multiply_their_values(shape, event_dims, count):
 
 
 def test_a_fault_of_ours_is_no_note():
-    """What a PPL does not implement is a note; what this library does not is raised."""
+    """What a PPL does not implement is a note; a fault of this library is raised."""
 
     class Theirs(comparison.Session):
         stochastic, sizes = False, {}

@@ -1,4 +1,4 @@
-"""Handlers nested in the PPLs' own: scale, mask, block, replay, condition, plates, scan."""
+"""Handlers nested in handlers of the PPLs: scale, mask, block, replay, condition, plates, scan."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def prior(backend):
 
 
 def test_scale(backend, relaxed):
-    """The loss of a program scaled by two is twice its loss, draw by draw."""
+    """The loss of a program scaled by two is twice its loss, for each draw."""
     guide = prior(backend)
     once = backend.loss("TraceMeanField_ELBO", relaxed, guide, 1, 3)
     model, guide = (backend.scaled(f, 2.0) for f in (relaxed, guide))
@@ -25,7 +25,7 @@ def test_scale(backend, relaxed):
 
 
 def test_relax_outside_of_scale(backend):
-    """The order does not matter: relax sees the sites through the handlers inside."""
+    """The order does not matter: relax sees the sites through inner handlers."""
     program = plain(backend, by_name("factorial"))
     model = backend.gs.relax(backend.scaled(program, 2.0), 0.5)
     sites = backend.sites(model, 0)
@@ -37,7 +37,7 @@ def test_block_hides_relaxed_sites(backend, relaxed):
 
 
 def test_condition_takes_a_one_hot_value(backend, relaxed):
-    """A relaxed site that is observed one-hot is scored by its mass, and passed on as it is."""
+    """A one-hot value of a relaxed site is scored by its mass, and passed on unchanged."""
     value = backend.array([0.0, 1.0, 0.0])
     conditioned = backend.condition(relaxed, {"a": value})
     assert set(backend.trace(conditioned, 0)) == SITES - {"a"}
@@ -79,7 +79,7 @@ def test_continuous_latents_beside(backend):
 
 
 def test_subsampled_plate_scales(backend):
-    """A site in a plate of 6, of which 2 are drawn, is scored three times over."""
+    """With 2 of 6 rows drawn, a site of the plate counts three times."""
     ppl, gs = backend.ppl, backend.gs
 
     def program(a):
@@ -98,7 +98,7 @@ def test_subsampled_plate_scales(backend):
 
 @pytest.mark.only("numpyro")
 def test_scan(backend):
-    """Sites of a scanned body are relaxed and enumerated, not passed over."""
+    """Sites in the body of scan are relaxed and enumerated."""
     from numpyro.contrib.control_flow import scan
 
     ppl, gs, jnp = backend.ppl, backend.gs, backend.jnp
@@ -120,7 +120,7 @@ def test_scan(backend):
     assert set(np.unique(backend.numpy(hard))) == {0.0, 1.0}
     loss = backend.enumerated_loss(gs.config_enumerate(model), lambda: None, 0)
     rows = np.logaddexp.reduce(normal(np.array(DATA)[:, None], np.array(LOCS)) - np.log(3), -1)
-    assert -loss == pytest.approx(rows.sum(), rel=1e-6)  # uniform transitions: rows by themselves
+    assert -loss == pytest.approx(rows.sum(), rel=1e-6)  # uniform transitions: rows are independent
     losses, _ = backend.fit(
         "TraceMeanField_ELBO",
         gs.relax(model, 0.5),

@@ -1,4 +1,4 @@
-"""Each handler over NumPyro's cond: both branches are reached."""
+"""Each handler with NumPyro's cond: it reaches both branches."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def branching(backend, kind):
 
 @pytest.mark.parametrize("handler", ["relax", "discretize", "config_enumerate"])
 def test_handlers_reach_into_both_branches(backend, handler):
-    """Each branch keeps its impossible category, whichever is taken."""
+    """Each branch keeps its impossible category, for both values of the predicate."""
     kind = "OneHotCategorical" if handler == "relax" else "GumbelSoftmax"
     model = branching(backend, kind)
     model = (
@@ -52,7 +52,7 @@ def test_handlers_reach_into_both_branches(backend, handler):
 
 @pytest.mark.parametrize("handler", ["relax", "discretize", "config_enumerate"])
 def test_branches_without_latents(backend, handler):
-    """A predicate of a latent, and a deterministic site in each branch."""
+    """A predicate that depends on a latent, and a deterministic site in each branch."""
     from numpyro import handlers
     from numpyro.contrib.control_flow import cond
 
@@ -78,7 +78,7 @@ def test_branches_without_latents(backend, handler):
 
 
 def test_a_branch_sees_what_the_guide_has_drawn(backend):
-    """NumPyro's cond draws anew under replay, and hands that to the program."""
+    """Under replay NumPyro's cond draws again, and gives the new draw to the program."""
     import jax
     from numpyro import handlers
 
@@ -89,7 +89,7 @@ def test_a_branch_sees_what_the_guide_has_drawn(backend):
         z = model()
     np.testing.assert_array_equal(backend.numpy(z), backend.numpy(drawn["z"]["value"]))
     np.testing.assert_array_equal(backend.numpy(z), backend.numpy(again["z"]["value"]))
-    assert jax.tree.leaves(again["x"]["fn"])  # the law of x saw it
+    assert jax.tree.leaves(again["x"]["fn"])  # the law of x used it
 
 
 def test_branches_are_not_enumerated(backend):
@@ -100,7 +100,8 @@ def test_branches_are_not_enumerated(backend):
 
 
 def drawn_in_branches(backend, read, observed, chosen=None):
-    """A class is drawn in a branch, with a law of its own in each; `read` makes its location."""
+    """A class is drawn in a branch; each branch has a different law. `read` makes the location of
+    x."""
     from numpyro.contrib.control_flow import cond
 
     ppl, native, array = backend.ppl, backend.native, backend.array
@@ -123,7 +124,7 @@ def divergence(q, p):
 
 
 def test_branches_under_check(backend):
-    """The divergence is that from the law of the branch taken; what a branch reads is probed."""
+    """The divergence is that of the branch taken; the probe reads both branches."""
     ppl, native, array, gs = backend.ppl, backend.native, backend.array, backend.gs
     q, locs = np.array([0.2, 0.5, 0.3]), array(LOCS)
 
@@ -147,7 +148,7 @@ def test_branches_under_check(backend):
 
 @pytest.mark.long
 def test_branches_under_compare(backend):
-    """What cannot be enumerated is a note; the estimates are there, and right."""
+    """If enumeration is not possible there is a note; the estimates exist and are right."""
     read = lambda z: backend.array(LOCS)[z]  # noqa: E731
     model = drawn_in_branches(backend, read, True, chosen=-1.0)
     guide, ST = backend.gs.AutoGumbelSoftmax(model), backend.gs.STGumbelSoftmax
@@ -161,7 +162,7 @@ def test_branches_under_compare(backend):
 
 
 def test_cond_beside_an_enumerated_latent(backend):
-    """NumPyro refuses cond wherever something is enumerated, were it elsewhere."""
+    """NumPyro refuses cond if any site is enumerated, also outside of cond."""
     from numpyro.contrib.control_flow import cond
 
     def model():

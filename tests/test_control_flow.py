@@ -1,4 +1,4 @@
-"""Each handler over NumPyro's scan: what is inside is reached, summed by hand."""
+"""Each handler with NumPyro's scan: sites inside are reached; compared with summation by hand."""
 
 import itertools
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.only("numpyro")
 
 @pytest.mark.parametrize("kind", LAWS)
 def test_enumeration_in_scan_is_exact(backend, kind):
-    """TraceEnum_ELBO, which is wrong by itself for any law in scan, and log_density."""
+    """TraceEnum_ELBO, which alone is wrong for any law in scan, and log_density."""
     from numpyro.contrib.funsor import enum, log_density
 
     model, table = chain(backend, kind)
@@ -26,7 +26,7 @@ def test_enumeration_in_scan_is_exact(backend, kind):
 
 @pytest.mark.parametrize("kind", ["bit", "Categorical"])
 def test_relaxed_integers_in_scan(backend, kind):
-    """Enumerated they are the integers again; an automatic guide has one row a step."""
+    """Enumerated, they are the integers again; an automatic guide has one row for each step."""
     gs, (model, table) = backend.gs, chain(backend, kind)
     relaxed = gs.relax(model, 0.5)
     expected = np.logaddexp.reduce(log_joints(table))
@@ -39,7 +39,7 @@ def test_relaxed_integers_in_scan(backend, kind):
 
 
 def test_a_soft_choice_observes_no_site(backend):
-    """Where the branches observe two values; one constant may be the same object in both."""
+    """The branches observe two different values; one constant may be the same object in both."""
     from numpyro.contrib.control_flow import cond
 
     def draw(loc, x):
@@ -54,7 +54,7 @@ def test_a_soft_choice_observes_no_site(backend):
 
 
 def test_gradient_and_plate_and_enumerated_start(backend):
-    """A latent before scan, sequences in a plate, a parameter: value and slope by hand."""
+    """A latent before scan, sequences in a plate, a parameter: value and gradient by hand."""
     import jax
     import jax.numpy as jnp
     from numpyro.contrib.control_flow import scan
@@ -105,7 +105,7 @@ def test_gradient_and_plate_and_enumerated_start(backend):
 
 @pytest.mark.parametrize("kind", [pytest.param("bit", marks=pytest.mark.long), "OneHotCategorical"])
 def test_an_enumerated_start_without_plates(backend, kind):
-    """The start has the last axis in what is summed out; some steps are impossible."""
+    """The start has the last enumerated axis; some steps are impossible."""
     from numpyro.contrib.control_flow import scan
 
     ppl, gs, jnp, K = backend.ppl, backend.gs, backend.jnp, 2 if kind == "bit" else 3
@@ -133,7 +133,7 @@ def test_an_enumerated_start_without_plates(backend, kind):
 
 @pytest.mark.parametrize("kind", ["bit", "OneHotCategorical", "GumbelSoftmax"])
 def test_compare_in_scan(backend, kind):
-    """The evidence and the marginals of each step, from all paths."""
+    """The evidence and the marginals of each step, compared with sums over all paths."""
     model, table = chain(backend, kind)
     guide = backend.gs.AutoGumbelSoftmax(model)
     report = backend.compare(model, guide, num_samples=2, families=[], objectives=[])
@@ -150,7 +150,7 @@ def test_compare_in_scan(backend, kind):
 @pytest.mark.parametrize("steps", [2, 3, 4])
 @pytest.mark.parametrize("start", ["fixed", "drawn"])
 def test_a_continuous_latent_beside(backend, start, steps):
-    """Its axis of time lies where an enumerated site, or a row of the guide, has its own."""
+    """Its axis of time is at the position of an enumerated axis, or of a row of the guide."""
     from numpyro import distributions as dist
     from numpyro.contrib.control_flow import scan
 
@@ -181,7 +181,7 @@ def test_a_continuous_latent_beside(backend, start, steps):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.quick("1")
 def test_a_start_in_the_plate_of_scan(backend, rows):
-    """Each row has its own start, which is summed out by row."""
+    """Each row has a separate start, which is summed out for each row."""
     from numpyro.contrib.control_flow import scan
 
     ppl, gs, jnp = backend.ppl, backend.gs, backend.jnp
@@ -212,7 +212,7 @@ def test_a_start_in_the_plate_of_scan(backend, rows):
 
 
 def test_a_masked_step_is_worth_one(backend):
-    """As in a loop and as Pyro's: the law of what is summed out stays a law."""
+    """As in a loop, and as in Pyro: under a mask the enumerated law still sums to one."""
     from numpyro.contrib.control_flow import scan
 
     ppl, gs, jnp = backend.ppl, backend.gs, backend.jnp
@@ -236,7 +236,7 @@ def test_a_masked_step_is_worth_one(backend):
 
 
 def test_a_scaled_scan(backend):
-    """What is summed out and what is seen have one scale, as the evidence then has."""
+    """Enumerated and observed sites have the same scale, and so does the evidence."""
     from numpyro.contrib.control_flow import scan
 
     ppl, gs, jnp, scale = backend.ppl, backend.gs, backend.jnp, backend.ppl.handlers.scale
@@ -261,7 +261,7 @@ def test_a_scaled_scan(backend):
 
 
 def test_values_by_a_function_of_time(backend):
-    """A condition that reads the step, in what is summed out and in what is drawn from it."""
+    """A condition that reads the step, for an enumerated site and a site that depends on it."""
     import jax
     from numpyro import distributions as dist
     from numpyro.contrib.control_flow import scan
@@ -300,7 +300,7 @@ def test_values_by_a_function_of_time(backend):
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_a_factor_in_scan(backend, weight):
-    """Data that come in by a factor, in the ELBO and in log_density."""
+    """Data enter by a factor, in the ELBO and in log_density."""
     from numpyro.contrib.control_flow import scan
     from numpyro.contrib.funsor import enum, log_density
 
@@ -335,7 +335,7 @@ def test_what_is_summed_out_is_not_used_after(backend):
 
 
 def test_what_the_guide_draws_is_used_after(backend):
-    """It is not summed out, though the model is enumerated."""
+    """A latent that the guide draws is not summed out, although the model is enumerated."""
     model, table = chain(backend, "Categorical")
     path = np.array([1, 2, 0, 2])
 
@@ -367,8 +367,8 @@ def test_what_is_not_enumerated_in_scan(backend):
 
 @pytest.mark.parametrize("history", [0, 1])
 def test_a_guide_in_scan_under_enumeration(backend, history):
-    """Whole with history=0 within config_enumerate; NumPyro's own dies of the first, loses the
-    second."""
+    """The guide is whole with history=0 in config_enumerate. NumPyro alone fails with history=0,
+    and loses sites with history=1."""
     from numpyro import distributions as dist
     from numpyro.contrib.control_flow import scan
 
@@ -420,7 +420,7 @@ def test_reverse_is_refused(backend):
 
 
 def test_time_in_the_place_of_another_axis(backend):
-    """NumPyro's log_density takes the one for the other, and gave -9.84 for -12.60."""
+    """NumPyro's log_density confuses the two axes, and gave -9.84 instead of -12.60."""
     from numpyro.contrib.control_flow import scan
     from numpyro.contrib.funsor import enum, log_density
 

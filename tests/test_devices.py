@@ -1,7 +1,7 @@
-"""No device is hard-coded: what comes of logits is where they are, and nothing else is in between.
+"""No device is hard-coded: all results and intermediates are on the device of the logits.
 
-In torch a device of the tests' own stands in for a GPU (elsewhere.py), in JAX the second device of
-the CPU; each test runs on a GPU as well, where there is one.
+In torch a simulated device (elsewhere.py) replaces a GPU, in JAX the second device of the CPU. If
+there is a GPU, each test runs on it too.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from laws import LAWS, name
 
 @pytest.fixture(params=["elsewhere", "cuda"])
 def place(request, backend):
-    """Puts arrays on a device that is not the default one; within it that device is there."""
+    """Puts arrays on a device that is not the default one; the device exists in this context."""
     gpu = request.param == "cuda"
     if gpu and (reason := backend.why_no_gpu()):
         pytest.skip(reason)
@@ -22,7 +22,7 @@ def place(request, backend):
 
 
 def test_two_devices_do_not_mix(backend, place):
-    """What the tests below rest on."""
+    """The tests below rely on this."""
     here, there = backend.bound(backend.array([1.0, 2.0])), place(backend.array([1.0, 2.0]))
     assert there.device != here.device
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)device"):
@@ -30,7 +30,7 @@ def test_two_devices_do_not_mix(backend, place):
 
 
 def made_of(backend, law, temperature, logits):
-    """All that a law makes, where it has it."""
+    """All values that a law can make."""
     d, other = law(backend, temperature, logits), law(backend, temperature, logits * 0.5)
     z = backend.sample(d, 0, (2,))
     found = {"sample": z, "own score": d.log_prob(z), "score": d.log_prob(z * 1.0)}
@@ -51,18 +51,19 @@ def made_of(backend, law, temperature, logits):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_law_stays_with_its_logits(backend, place, law, masked):
     logits = law.logits(np.random.default_rng(0), (2,))
-    if masked:  # or, of a bit, sure
+    if masked:  # or, for a bit, certain
         logits[..., 0] = -np.inf
     logits, tau = (place(backend.array(x)) for x in (logits, 0.5))
     for what, x in made_of(backend, law, tau, logits).items():
-        anywhere = not getattr(x, "committed", True)  # a constant of JAX, which goes along
+        anywhere = not getattr(x, "committed", True)  # a constant of JAX: not placed
         assert anywhere or x.device == logits.device, what
 
 
 @pytest.mark.quick("STGumbelSoftmax", "pyro")
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 def test_training_stays_with_the_data(backend, place, family):
-    """Integers and bits, soft indices, a mask, automatic logits, check, the step."""
+    """Integers and bits, soft indices, a mask, automatic logits, check, the step: all stay on the
+    device."""
     gs, native = backend.gs, backend.native
     x, table, prior = (
         place(backend.array(x)) for x in ([0.1, 2.0, -1.0], [-1.0, 0.0, 2.0], [0.0, 1.0, 0.5])

@@ -1,4 +1,4 @@
-"""Entropy, moments and KL: closed forms, quadrature, Monte Carlo; what has none says why."""
+"""Entropy, moments and KL: closed forms, quadrature, Monte Carlo; an absent one says why."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_no_closed_form_says_why(backend, law, what):
 
 
 def test_relaxed_bit_scores_classes_by_mass(backend):
-    """An integer is a class; a float lies in the open interval, since a rounded sigmoid is 1."""
+    """An integer is a class; a float is in the open interval, because a sigmoid may round to 1."""
     d = backend.gs.GumbelSigmoid(0.3, logits=backend.array(0.5), validate_args=True)
     inside, one = backend.array(0.25), backend.array(1.0)
     density = backend.numpy(d.log_prob(inside))
@@ -158,7 +158,7 @@ def test_kl_of_binary_masses(backend, p_law, q_law):
 @pytest.mark.parametrize("law", DENSITY, ids=name)
 @pytest.mark.quick("1.0")
 def test_kl_of_densities(backend, law, tau):
-    """Against the oracle's quadrature, and Monte Carlo of the two densities themselves."""
+    """Compared with the oracle's quadrature, and with Monte Carlo over both densities."""
     a, b = logits(0), logits(1)
     p, q = law(backend, tau, backend.array(a)), law(backend, tau, backend.array(b))
     got = backend.numpy(backend.kl(p, q))
@@ -170,7 +170,7 @@ def test_kl_of_densities(backend, law, tau):
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 2e-6), ("float64", 1e-12)])
 def test_kl_of_the_design_example(backend, dtype, rtol):
-    """3.7216 at every temperature: not the categorical KL, to which it does not tend."""
+    """3.7216 at every temperature: it is not the categorical KL, and does not converge to it."""
     a, b = backend.array([3.0, -2.0, 0.5], dtype), backend.array(np.zeros(3), dtype)
     expected = reference.exp_gumbel_softmax_kl([3.0, -2.0, 0.5], np.zeros(3))
     assert abs(expected - 3.7216) < 5e-5
@@ -207,7 +207,8 @@ def test_kl_gradient_by_differences(backend, law):
 
 
 def test_kl_temperatures(backend):
-    """Equal numbers or the same object take the quadrature; anything else is left to the ELBO."""
+    """Equal numbers or the same object have the quadrature; other pairs have no KL, and the ELBO
+    samples."""
     a = backend.array(logits())
 
     def kl(t, s):
@@ -219,7 +220,7 @@ def test_kl_temperatures(backend):
     for t, s in [(0.5, 0.6), (tau, backend.array(0.6)), (tau, 0.6)]:
         with pytest.raises(NotImplementedError, match="equal temperatures"):
             kl(t, s)
-    # to differentiate in one temperature alone is not to have equal ones
+    # a derivative in only one temperature does not count as equal temperatures
     with pytest.raises(NotImplementedError, match="equal temperatures"):
         backend.grad(lambda t: kl(t, tau).sum(), backend.array(0.5))
     assert backend.grad(lambda t: (kl(t, t) + 0 * t).sum(), tau)[0] == 0

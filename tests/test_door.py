@@ -1,4 +1,4 @@
-"""What stands in the place of another argument is refused at once, by the argument's name."""
+"""An argument in the wrong place is refused at once, and the message names the argument."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from programs import by_name, plain
 
 from gs_ppl import temperature
 
-# what is no family: by its words in the message
+# values that are no family, by their words in the message
 NO_FAMILY = {
     "string": (lambda gs, array: "GumbelSoftmax", "'GumbelSoftmax'"),
     "instance": (
@@ -50,7 +50,7 @@ def test_no_family_in_compare(backend, name):
 
 
 SCHEDULE = temperature.constant(0.5)
-# each argument of AnnealedSVI with what may come in its place
+# arguments of AnnealedSVI, with wrong values for each
 MISPLACED = {
     "loss": ["schedule", "function", "optim", "loss class", "number", "string"],
     "schedule": ["loss", "optim", "loss class", "number", "string", "nothing"],

@@ -13,7 +13,7 @@ def logits(law, batch=(4,), K=3):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 @pytest.mark.quick(*KINDS)
 def test_dtypes(backend, law, dtype):
-    """The sample follows the logits; scores are at least float32; so are the formulas behind."""
+    """The sample has the dtype of the logits; scores and their formulas are at least float32."""
     d = law(backend, 0.5, backend.array(logits(law, (200,)), dtype))
     value, score = backend.sample_and_score(d, 0)
     assert backend.dtype(value) == dtype
@@ -28,7 +28,7 @@ def test_dtypes(backend, law, dtype):
 @pytest.mark.parametrize(("dtype", "rounding"), [("float16", 2**-11), ("bfloat16", 2**-8)])
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_half_precision_is_rounded_float32(backend, law, dtype, rounding):
-    """Of the same noise. A density is that of the sample before it is rounded."""
+    """With the same noise; the density is that of the sample before rounding."""
     a = backend.array(logits(law, (200,)), dtype)
     value, score = backend.sample_and_score(law(backend, 0.5, a), 0)
     wide = law(backend, 0.5, backend.array(backend.numpy(a), "float32"))

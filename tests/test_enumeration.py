@@ -1,4 +1,4 @@
-"""Exact enumeration through the PPLs' other algorithms, in float32, and by Pyro's explicit flag."""
+"""Exact enumeration in other algorithms of the PPLs, in float32, and by Pyro's explicit flag."""
 
 from functools import partial
 
@@ -33,7 +33,8 @@ def flagged(backend, model):
 @pytest.mark.parametrize("family", ONE_HOT)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 def test_explicit_flag(backend, program, family):
-    """infer={"enumerate": "parallel"} enumerates every class, those too that do not by default."""
+    """infer={"enumerate": "parallel"} enumerates each class, also of laws that do not by
+    default."""
     model = flagged(backend, program.build(backend, laws(backend, family)))
     loss = backend.enumerated_loss(model, empty, program.plates)
     assert -loss == pytest.approx(program.evidence(), rel=1e-12)
@@ -54,17 +55,17 @@ def test_explicit_flag_in_log_space(backend):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("family", ONE_HOT[1:])
 def test_flag_alone_is_refused(backend, family):
-    """NumPyro would take the site for summed out, and its loss would be finite and wrong."""
+    """NumPyro would treat the site as summed out, and its loss would be finite and wrong."""
     program = by_name("bernoulli_net")
     model = flagged(backend, program.build(backend, laws(backend, family)))
     elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=program.plates)
-    with pytest.raises(ValueError, match=r"site 'top': .* use config_enumerate"):
+    with pytest.raises(ValueError, match=r"site 'top': .* use gs_ppl.numpyro.config_enumerate"):
         backend.gs.check(model, empty, elbo)
     backend.gs.check(backend.gs.config_enumerate(model), empty, elbo)
 
 
 def marked(backend, law, wrapper, native):
-    """A site under the PPL's own mark, and its evidence by hand."""
+    """A site marked by the PPL's own enumeration, and its evidence by hand."""
     ppl, array, rows = backend.ppl, backend.array, 2 if wrapper in ("plate", "to_event") else 1
 
     def body():
@@ -94,7 +95,8 @@ def marked(backend, law, wrapper, native):
 @pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
 @of_kinds("wrapper", ["bare", "mask", "to_event", "plate"], quick=("bare",))
 def test_numpyros_enumeration_is_refused(backend, law, wrapper, native):
-    """Unchecked: vectors would get class indices, bits no dependency, densities a prior draw."""
+    """Without the check, vectors would be class indices, bits independent, and densities prior
+    draws."""
     model, _ = marked(backend, law, wrapper, native)
     elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=int(wrapper == "plate"))
     run = partial(elbo.loss, param_map={}, model=model, guide=empty)
@@ -107,7 +109,7 @@ def test_numpyros_enumeration_is_refused(backend, law, wrapper, native):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("law", [law for law in LAWS if not law.hard], ids=name)
 def test_numpyros_enumeration_beside_soft_sites(backend, law):
-    """A soft site that the guide draws is none of its business."""
+    """A soft site that the guide draws does not matter to it."""
     ppl, array = backend.ppl, backend.array
     fn = law(backend, 0.5, probs=array(PRIOR if law.event_dims else PRIOR[0]))
 
@@ -136,7 +138,7 @@ def test_a_marked_density_outside_of_a_model(backend, where):
 
 @pytest.mark.only("numpyro")
 def test_a_draw_apart_is_not_a_latent(backend):
-    """One that no inference sees, as scan's body is run for its shapes."""
+    """No inference sees a draw like this: scan runs its body to find shapes."""
     ppl, fn = backend.ppl, backend.gs.GumbelSoftmax(0.5, probs=backend.array(PRIOR))
 
     def model():
@@ -152,7 +154,7 @@ def test_a_draw_apart_is_not_a_latent(backend):
 @pytest.mark.parametrize("native", [False, True], ids=["flag", "config_enumerate"])
 @of_kinds("wrapper", ["bare", "mask", "plate"], quick=("bare",))
 def test_pyros_enumeration(backend, law, wrapper, native):
-    """Right by the flag; Pyro's config_enumerate passes over densities, as Pyro and check say."""
+    """The flag is right; Pyro's config_enumerate ignores densities, and Pyro and check say so."""
     model, evidence = marked(backend, law, wrapper, native)
     loss = partial(backend.enumerated_loss, model, empty, int(wrapper == "plate"))
     if native and law.scored_as == "density":
@@ -168,7 +170,8 @@ def test_pyros_enumeration(backend, law, wrapper, native):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_pyros_enumeration_of_joined_variables(backend, law):
-    """By the flag Pyro says what is missing; its config_enumerate passes over, and says so."""
+    """With the flag, Pyro says what is missing; its config_enumerate ignores the site, and says
+    so."""
     with pytest.raises(NotImplementedError, match="cartesian product"):
         backend.enumerated_loss(marked(backend, law, "to_event", False)[0], empty, 0)
     model, _ = marked(backend, law, "to_event", True)
@@ -181,9 +184,9 @@ def test_pyros_enumeration_of_joined_variables(backend, law):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_auto_discrete_parallel(backend, law):
-    """Pyro's guide over the lowered program: at its start, the prior, its ELBO is that by hand.
+    """Pyro's guide for the lowered program starts at the prior, where its ELBO is that by hand.
 
-    It knows three classes of Pyro's by their names: without config_enumerate it refuses ours.
+    It knows three of Pyro's classes by name: without config_enumerate it refuses those of gs_ppl.
     """
     ppl, array, weight = backend.ppl, backend.array, 0.3
     guide_of = backend.infer.autoguide.AutoDiscreteParallel
@@ -230,7 +233,7 @@ def test_float32(backend, program, family):
 @pytest.mark.parametrize("name", ["hidden_markov", "factorial"])
 @pytest.mark.quick("factorial", "OneHotCategorical")
 def test_compute_marginals(backend, name, family):
-    """TraceEnum_ELBO.compute_marginals: laws of class indices, equal to summation by hand."""
+    """TraceEnum_ELBO.compute_marginals has laws of class indices, equal to summation by hand."""
     program = by_name(name)
     model = backend.gs.config_enumerate(program.build(backend, laws(backend, family)))
     elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=program.plates)
@@ -278,7 +281,7 @@ def test_nuts_over_the_rest(backend, family):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("law", ["OneHotCategorical", "SoftOneHotCategorical"])
 def test_numpyros_gibbs_sampler_is_refused(backend, law):
-    """It took the three entries of a vector for three integers, and drew (0, 0, 0)."""
+    """It took the three entries of a vector as three integers, and drew (0, 0, 0)."""
     from numpyro.infer import MCMC, NUTS, DiscreteHMCGibbs
 
     ppl, make = backend.ppl, getattr(backend.gs, law)
@@ -295,7 +298,7 @@ def test_numpyros_gibbs_sampler_is_refused(backend, law):
 
 
 def test_predictive(backend):
-    """Posterior samples of the discrete sites through Predictive: class indices, in law exact."""
+    """Posterior samples of the discrete sites by Predictive: class indices with the exact law."""
     program = by_name("mixture")
     model = backend.gs.config_enumerate(plain(backend, program))
     z = backend.predictive_discrete(model, plates=1, samples=300)["z"]
@@ -309,7 +312,7 @@ def test_predictive(backend):
 
 @pytest.mark.parametrize("handler", ["plain", "relaxed", "enumerated"])
 def test_prior_predictive(backend, handler):
-    """Without data: one-hot vectors from a plain program, soft ones relaxed, indices enumerated."""
+    """Without data: one-hot vectors if plain, soft vectors if relaxed, indices if enumerated."""
     gs = backend.gs
     model = plain(backend, by_name("mixture"))
     program = {
@@ -332,7 +335,8 @@ def test_prior_predictive(backend, handler):
 
 
 def conditioned_mixture(backend, value, inside):
-    """Class indices and one-hot vectors, from without and from within; the program's own number."""
+    """Class indices and one-hot vectors, conditioned outside or inside; the program has one
+    number."""
     program, z = by_name("mixture"), np.array([2, 0, 1])
     model, enumerate_ = plain(backend, program), backend.gs.config_enumerate
     data = {"z": backend.array(z, "int64") if value == "indices" else backend.array(np.eye(3)[z])}

@@ -1,7 +1,7 @@
-"""Estimators that run the program several times, against the gradient summed by hand.
+"""Estimators that run the program several times, compared with the gradient summed by hand.
 
-Many estimates come from one run: the program stands in an outer plate, each row of which has its
-own copy of the guide's parameters, so that row i of the gradient is one estimate.
+One run gives many estimates: the program is in an outer plate, whose rows have separate copies of
+the guide's parameters, so that row i of the gradient is one estimate.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ from gs_ppl import temperature
 
 # --- bias and variance ----------------------------------------------------------------------------
 
-RUNS = {  # of ROWS each, that the error of the mean needs
+RUNS = {  # runs of ROWS each, for a small enough error of the mean
     "mixture-automatic": {
         "REINFORCE": 1,
         "RLOO": 1,
@@ -59,7 +59,7 @@ CELLS = [(case, name, runs) for case, cells in RUNS.items() for name, runs in ce
 )
 @pytest.mark.quick("bernoulli_net")
 def test_unbiased(backend, case, name, runs):
-    """And the loss is that of the discrete program."""
+    """The loss is that of the discrete program, too."""
     found = measured(backend, name, case, runs)
     found.check_unbiased(exact(case))
     assert found.elbo == pytest.approx(ALL[case].elbo(ALL[case].parameters), abs=0.05)
@@ -80,19 +80,19 @@ LESS = {
     ],
 )
 def test_less_variance_than_reinforce(backend, case, name, evaluations):
-    """For as many evaluations of the program."""
+    """Compared at equal numbers of evaluations of the program."""
     reinforce = measured(backend, "REINFORCE", case).variance
     assert measured(backend, name, case, RUNS[case][name]).variance * evaluations < reinforce
 
 
-# --- programs that only a score function can serve ------------------------------------------------
+# --- programs that need a score function ----------------------------------------------------------
 
 
 SHIFTED = {"loc": np.array(0.3), "to_z": np.array([[0.5, -0.2, 0.1], [0.4, 0.0, -0.6]])}
 
 
 def shifted(backend, size):
-    """A continuous latent above integer ones, whose law in the guide depends on it."""
+    """A continuous latent and integer ones, whose law in the guide depends on it."""
     ppl, array, Normal = backend.ppl, backend.array, backend.native.Normal
 
     def model():
@@ -114,7 +114,7 @@ def shifted(backend, size):
 
 
 def shifted_elbo(parameters):
-    """By quadrature over the shift, and summation over each class."""
+    """The ELBO by quadrature over the shift and summation over each class."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     shift = parameters["loc"] + 0.5 * nodes
     log_q = log_softmax(parameters["to_z"][0] + shift[:, None] * parameters["to_z"][1], -1)
@@ -149,7 +149,7 @@ def amortized_elbo(parameters, data):
 @pytest.mark.parametrize("name", ["RLOO, one by one", "MuProp"])
 @pytest.mark.quick("MuProp")
 def test_subsampling(backend, name):
-    """Two of six rows, which all particles and runs share, and which count three times."""
+    """Two of six rows count three times; all particles and runs share them."""
     ppl, array, seen, size = backend.ppl, backend.array, [], 20_000
 
     def model():
@@ -187,7 +187,7 @@ def test_subsampling(backend, name):
 @pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
 @pytest.mark.quick("RLOO", "DARN")
 def test_training_improves_the_exact_elbo(backend, name):
-    """Under AnnealedSVI, which checks the pair first; in NumPyro inside of one scan."""
+    """AnnealedSVI checks the pair first; in NumPyro the steps run in one scan."""
     case, elbo = LAYERED, ESTIMATORS[name](backend)
     model = plain(backend, "bernoulli_net")
     guide = case.guide(backend, model, case.parameters)
@@ -201,7 +201,7 @@ def test_training_improves_the_exact_elbo(backend, name):
 
 
 def test_loss_is_that_of_the_discrete_program(backend):
-    """Without a gradient, as in evaluation."""
+    """The loss without gradients, as in evaluation."""
     elbo, size = backend.gs.MuProp_ELBO(), 20_000
     case = ALL["mixture-automatic"]
     model, guide = model_and_guide(backend, case, size)

@@ -1,4 +1,4 @@
-"""Estimators of integer programs: the gradient summed by hand, and that of the one-hot program."""
+"""Estimators of integer programs, compared with the gradient by hand and the one-hot program."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ P = {"b": 0.4, "c": 0.7}
 
 
 def program(backend, size, *, classes=True, hot=False):
-    """A class and a bit, or two bits; what they bring is linear in each."""
+    """A class and a bit, or two bits; the observation is linear in each."""
     ppl, array, native, gs = backend.ppl, backend.array, backend.native, backend.gs
     where = lambda bit: backend.lib.where(bit == 1, array(1.0), array(2.0))  # noqa: E731
 
@@ -36,7 +36,7 @@ def program(backend, size, *, classes=True, hot=False):
 
 
 def elbo(parameters):
-    """Of one row, summed over its values."""
+    """The ELBO of one row, summed over its values."""
     logs, joint = [], 0.0
     brings = T if "z" in parameters else np.array([0.7, -1.5])
     for i, (site, a) in enumerate(parameters.items()):
@@ -59,7 +59,7 @@ def guide_of(backend, model, sites):
 @pytest.mark.parametrize("name", ["NVIL", "DARN", "DisARM"])
 @pytest.mark.quick("DARN")
 def test_mean_gradient(backend, name):
-    """z-tests at one in a thousand. DARN has no bias where a class enters linearly."""
+    """z-tests at one in a thousand. DARN has no bias if a class enters linearly."""
     estimator = ESTIMATORS[name](backend)
     sites = ("b", "c") if name == "DisARM" else ("b", "z")
     model = program(backend, ROWS, classes="z" in sites)
@@ -77,7 +77,7 @@ def test_mean_gradient(backend, name):
 @pytest.mark.parametrize("name", ["MuProp", "REBAR", "DARN", "DisARM"])
 @pytest.mark.quick("MuProp")
 def test_equal_to_the_one_hot_program(backend, name):
-    """From one seed."""
+    """Compared with the same seed."""
     sites = ("b", "c") if name == "DisARM" else ("b", "z")
     runs = []
     for hot in (False, True):

@@ -1,4 +1,4 @@
-"""What the estimators of the discrete program refuse, by site and in words."""
+"""Estimators of the discrete program refuse some sites; the message names the site."""
 
 import functools
 
@@ -22,16 +22,16 @@ LAWS = {
 REFUSED = [
     ("NVIL", "one-hot", r"site 'z': NVIL_ELBO keeps its running mean in the guide: .* elbo.wrap"),
     *(
-        ("DisARM", law, r"site 'z': DisARM_ELBO takes bits, .* use REBAR_ELBO or RLOO_ELBO")
+        ("DisARM", law, r"site 'z': DisARM_ELBO takes only bits, .* use REBAR_ELBO or RLOO_ELBO")
         for law in ("one-hot", "integer")
     ),
     *(
         (name, law, rf"site 'z': {name}_ELBO takes {what}")
         for name in ("MuProp", "REBAR", "DARN", "DisARM")
         for law, what in {
-            "normal": "guides of discrete sites .* not Normal: use RLOO_ELBO",
-            "relaxed": r"the discrete program, but GumbelSoftmax is relaxed: .* discretize",
-            "straight-through": "the discrete program, but STGumbelSoftmax is relaxed",
+            "normal": "only discrete sites .* got Normal: use RLOO_ELBO",
+            "relaxed": r"discrete programs, but GumbelSoftmax is relaxed: .* discretize",
+            "straight-through": "discrete programs, but STGumbelSoftmax is relaxed",
         }.items()
     ),
 ]
@@ -54,7 +54,7 @@ def test_refuses_a_latent_without_a_guide(backend):
     def guide():
         backend.ppl.sample("z", LAWS["bit"](backend.gs, backend.native, backend.array))
 
-    with pytest.raises(ValueError, match="site 'w': MuProp_ELBO needs it in the guide as well"):
+    with pytest.raises(ValueError, match="site 'w': MuProp_ELBO needs it in the guide too"):
         backend.loss_and_gradient(backend.gs.MuProp_ELBO(), model, guide, 0)
 
 
@@ -75,7 +75,7 @@ def test_refused_options(backend, message):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("name", ["RLOO", "MuProp"])
 def test_refuses_an_axis_in_no_plate(backend, name):
-    """NumPyro itself lets it pass, and the costs would be summed in the wrong places."""
+    """NumPyro would allow it, and sum the costs at the wrong places."""
 
     def program():
         backend.ppl.sample("z", backend.native.Bernoulli(logits=backend.array(np.zeros(3))))
@@ -95,7 +95,7 @@ def test_refuses_scan_in_the_guide(backend):
 
         scan(step, None, None, length=3)
 
-    with pytest.raises(ValueError, match="site 'z': MuProp_ELBO does not reach into scan"):
+    with pytest.raises(ValueError, match="site 'z': MuProp_ELBO takes no discrete site inside"):
         backend.loss_and_gradient(backend.gs.MuProp_ELBO(), program, program, 0)
 
 
@@ -103,7 +103,7 @@ def test_refuses_scan_in_the_guide(backend):
 @pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
 @pytest.mark.quick("RLOO")
 def test_pyros_own_one_hot_law(backend, name):
-    """It scores by argmax, without a gradient; here it is scored by its mass like ours."""
+    """Pyro scores it by argmax, without a gradient; here it is scored by its mass, as ours is."""
     gradients = []
     for law in (backend.gs.OneHotCategorical, backend.native.OneHotCategorical):
 

@@ -1,4 +1,4 @@
-"""Every example runs, in a short form, in a process of its own."""
+"""Each example runs in a short form, in a separate process."""
 
 import hashlib
 import importlib
@@ -53,7 +53,7 @@ def run(name, *arguments):
     )
 
 
-# The others' own parts have tests in the quick suite.
+# Parts of the other examples have tests in the quick suite.
 QUICK = ("relaxation.py",)
 
 
@@ -76,7 +76,7 @@ def test_example(command, tmp_path):
 
 
 def check_picture(path, rows):
-    """It shows something, and says that it was drawn beside these rows."""
+    """The picture is not empty, and has the digest of these rows."""
     with Image.open(path) as image:
         assert min(image.size) > 200
         darkest, brightest = image.convert("L").getextrema()
@@ -102,7 +102,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_recorded_picture(picture):
-    """It was drawn beside the record that is committed."""
+    """The picture has the digest of the committed record."""
     path, rows = ROOT / picture, []
     for record in sorted(path.parent.glob(PICTURES[picture])):
         content = json.loads(record.read_text())
@@ -136,7 +136,7 @@ def test_compare_inference_refuses_a_bad_step_count():
 
 @pytest.mark.parametrize("record", ["comparison", "comparison_seed1", "comparison_seed2"])
 def test_recorded_demo(record):
-    """What the README shows: Gumbel-Softmax within 1 % of enumeration, on both sides."""
+    """As the README says: Gumbel-Softmax is within 1 % of enumeration, on both sides."""
     report = json.loads((ROOT / "examples" / "results" / f"{record}.json").read_text())
     gaps = {
         (row["backend"], row["method"], row["temperature"]): row["gap_percent"]
@@ -145,7 +145,7 @@ def test_recorded_demo(record):
     for backend in ("pyro", "numpyro"):
         assert gaps[backend, "Enumeration", None] == 0
         assert abs(gaps[backend, "GumbelSoftmax", "1 → 0.5"]) < 1
-        # cold from the start: more variance than the bias that it saves
+        # a low temperature from the start adds more variance than it removes bias
         assert gaps[backend, "STGumbelSoftmax", "0.1"] > gaps[backend, "STGumbelSoftmax", "1 → 0.5"]
 
 
@@ -155,7 +155,7 @@ CAUSES = ROOT / "examples" / "results" / "which_causes"
 
 
 def read_rows(path):
-    """Rows by backend, method and temperature, and the report itself."""
+    """Rows by backend, method and temperature, and the report."""
     report = json.loads(path.read_text())
     rows = {(row["backend"], row["method"], row["temperature"]): row for row in report["rows"]}
     return rows, report
@@ -176,7 +176,7 @@ def small(which_causes):
 
 
 def test_sum_over_states_is_bayes_rule(which_causes, small):
-    """Against a sum over the states of one case, each probability multiplied out."""
+    """Compared with a sum over the states of one case, with each probability multiplied out."""
     network, exact, _ = small
     joint = {}
     for z in itertools.product([0, 1], repeat=8):
@@ -188,7 +188,7 @@ def test_sum_over_states_is_bayes_rule(which_causes, small):
 
 
 def test_mean_field_optimum_is_one(which_causes, small):
-    """Its exact ELBO is flat in every logit, and above that of the exact marginals."""
+    """Its exact ELBO has gradient 0 in each logit, and is above that of the exact marginals."""
     network, exact, mean_field = small
     states = np.array(list(itertools.product([0, 1], repeat=8)))
     log_joint = np.stack([network.log_likelihood(z) for z in states], -1)
@@ -201,7 +201,7 @@ def test_mean_field_optimum_is_one(which_causes, small):
     best, h = which_causes.logit(mean_field), 1e-4
     slopes = [(elbo(best + step) - elbo(best - step)) / (2 * h) for step in h * np.eye(8)]
     converged = abs(np.array(slopes)).max(0) < 1e-5
-    assert converged.mean() > 0.9  # coordinate ascent is slow where two causes compete
+    assert converged.mean() > 0.9  # coordinate ascent is slow if two causes compete
     assert (elbo(best) > elbo(which_causes.logit(exact)) - 1e-9).all()
 
 
@@ -209,13 +209,13 @@ def test_gibbs_sampler_agrees_with_the_sum(which_causes, small):
     """Within its Monte Carlo error, which the two chains show."""
     network, exact, _ = small
     chains = which_causes.sample_gibbs(network, sweeps=1000, seed=0)
-    error = abs(chains[0] - chains[1]) / 2  # the mean of two is as far off as half their difference
+    error = abs(chains[0] - chains[1]) / 2  # error of the mean of both
     assert 0.5 < abs(chains.mean(0) - exact).mean() / error.mean() < 1.5
     assert error.mean() < 0.01
 
 
 def test_alone_is_exact_for_a_single_finding(which_causes, small):
-    """With one finding, naive Bayes over the others' prior leaves nothing out."""
+    """With one finding, naive Bayes over the others' prior is exact."""
     network = small[0]
     linked = int((network.rates > 0).sum(0).argmax())
     one = which_causes.Network(
@@ -242,7 +242,7 @@ def test_noisy_or_model_scores_as_the_references_do(backend, which_causes, small
 
 @pytest.mark.long
 def test_relaxed_bits_come_close_to_the_exact_posterior(backend, which_causes, small):
-    """Not exact: the posterior's causes are dependent, the guide's are not."""
+    """It is not exact: the causes are dependent in the posterior, and independent in the guide."""
     network, exact, mean_field = small
     method = which_causes.list_methods(steps=800, quick=True)[0]
     assert method.family == "GumbelSoftmax"
@@ -266,23 +266,23 @@ def test_bits_are_not_enumerated(backend):
 def test_recorded_which_causes(record):
     rows, report = read_rows(CAUSES / f"{record}.json")
     gibbs, alone = rows[None, "Gibbs sampler", None], rows[None, "Alone, others at prior", None]
-    assert report["gibbs"]["apart_mean"] < 0.001  # far below what it is to judge
+    assert report["gibbs"]["apart_mean"] < 0.001  # far below the differences that it judges
     for backend in ("pyro", "numpyro"):
         soft, warm = (rows[backend, "GumbelSoftmax", end] for end in ("1 → 0.1", "1 → 0.5"))
         hard, hard_1 = (rows[backend, "STGumbelSoftmax", end] for end in ("1 → 0.1", "1"))
         score = rows[backend, "Score function", None]
-        # soft bits: close to the sampler, and far from what each cause says alone
+        # soft bits: close to the sampler, and far from the answer that judges each cause separately
         assert soft["off_gibbs"] < 0.01
         assert soft["off_gibbs"] < 0.6 * alone["off_gibbs"]
         assert soft["log_loss"] - gibbs["log_loss"] < 0.5 * (alone["log_loss"] - gibbs["log_loss"])
         assert soft["average_precision"] > gibbs["average_precision"] - 0.015
-        # a warm end: no closer than each alone, but better ranked
+        # higher last temperature: no closer than that answer, but a better ranking
         assert 0.9 < warm["off_gibbs"] / alone["off_gibbs"] < 1.1
         assert warm["average_precision"] > alone["average_precision"] + 0.03
-        for row in (hard, hard_1):  # twice as many causes as there are
+        for row in (hard, hard_1):  # twice as many causes as are present
             assert row["off_gibbs"] > 5 * soft["off_gibbs"]
             assert 1.9 < row["present"] / report["present"] < 2.2
-        # from its start at the prior, the score function goes astray
+        # from its start at the prior, the score function diverges
         assert score["negative_elbo"] > 2 * gibbs["negative_elbo"]
         assert score["average_precision"] < 0.1
     baseline = rows["pyro", "Score function, baseline", None]
@@ -302,7 +302,8 @@ def test_recorded_which_causes_summed():
 
 @pytest.mark.parametrize("side", ["pyro", "numpyro"])
 def test_recorded_two_component_mixture(side):
-    """pyro's issue 3127: 97 % right where enumeration has 98 %, and by hand 82 % at tau = 0.5."""
+    """pyro's issue 3127: 97 % right, where enumeration has 98 %; by hand it is 82 % at tau =
+    0.5."""
     path = ROOT / "examples" / "results" / "two_component_mixture" / "report.json"
     right = {}
     for row in json.loads(path.read_text())["rows"]:
@@ -321,7 +322,8 @@ def test_recorded_two_component_mixture(side):
 @pytest.mark.parametrize("record", ["report", "report_seed1", "report_seed2"])
 @pytest.mark.parametrize("side", ["pyro", "numpyro"])
 def test_recorded_hidden_markov(side, record):
-    """Cool samples find the vowels, and most of what enumeration gains; hot hard ones do not."""
+    """Low temperatures find the vowels and most of enumeration's gain; straight-through at 1 does
+    not."""
     path = ROOT / "examples" / "results" / "hidden_markov" / f"{record}.json"
     rows = {
         (row["method"], row["temperature"]): row
@@ -342,7 +344,7 @@ def test_recorded_hidden_markov(side, record):
 @pytest.mark.parametrize("side", ["pyro", "numpyro"])
 @pytest.mark.long
 def test_loop_is_the_enumerated_objective(side, monkeypatch):
-    """What Figure 5 times against: equal in expectation, |z| < 5 (a failure in 10^6 seeds)."""
+    """The loops in Figure 5 have the same expectation, |z| < 5 (fails for one in 10^6 seeds)."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     step_cost = importlib.import_module("_step_cost")
     x = (np.random.default_rng(0).random((5, 16)) < 0.5).astype(np.float32)
@@ -378,9 +380,9 @@ def reproduce(monkeypatch):
 
 @pytest.mark.parametrize("table", ["table1", "table2", "grey"])
 def test_recorded_cells(reproduce, table):
-    """All of NumPyro's, and some of Pyro's; each with the settings it would have now.
+    """All cells of NumPyro and some of Pyro, each with its present settings.
 
-    Of those whose settings the searches chose, those that have been run; of the first three seeds.
+    Of the tuned cells, those that have been run; of the first three seeds.
     """
     cells = {cell.name(table): cell for cell in reproduce.TABLES[table]()}
     found = {p.stem: json.loads(p.read_text()) for p in RESULTS.glob(f"{table}_*.json")}
@@ -389,13 +391,14 @@ def test_recorded_cells(reproduce, table):
     assert {cell.name(table) for cell in due} <= found.keys()
     for name, record in found.items():
         settings = (cells | tuned)[name].settings
-        defaults = vars(type(settings)())  # of settings that came after the record
+        defaults = vars(type(settings)())  # for settings that are newer than the record
         assert defaults | record["settings"] == json.loads(json.dumps(vars(settings)))
         assert record["test"]["images"] == 10_000
 
 
 def test_recorded_ranks():
-    """What models/README.md says: by 1,000 samples Gumbel-Softmax is first, by one another is."""
+    """As models/README.md says: Gumbel-Softmax is best by 1,000 samples, and another by one
+    sample."""
     models = "SBN, bits", "SBN, categorical", "VAE, bits", "VAE, categorical"
     records = [json.loads(path.read_text()) for path in RESULTS.glob("table1_*_numpyro_*.json")]
     for model in models:
@@ -406,7 +409,7 @@ def test_recorded_ranks():
 
 
 def test_recorded_rows_of_pyro():
-    """Table 1 without hidden layers has a cell of Pyro's in each row, near NumPyro's."""
+    """Each row of Table 1 without hidden layers has a cell of Pyro, near NumPyro's."""
     nats = {}
     for path in RESULTS.glob("table1_*.json"):
         record = json.loads(path.read_text())
@@ -420,7 +423,7 @@ def test_recorded_rows_of_pyro():
 
 
 def test_recorded_accuracy():
-    """Table 2, y summed out or soft: three seeds reach 93.6 %, the paper's best, on the mean."""
+    """Table 2, y summed out or soft: the mean of three seeds reaches 93.6 %, the paper's best."""
     records = [json.loads(p.read_text()) for p in RESULTS.glob("table2_*numpyro*.json")]
     for column in ("Marginalization", "Gumbel-S."):
         right = [r["test"]["accuracy"] for r in records if r["column"] == column]

@@ -1,4 +1,4 @@
-"""Control flow of JAX that holds no site, and draws by sample_shape, under each handler."""
+"""JAX's control flow without sites, and draws by sample_shape, under each handler."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,12 @@ def test_sample_shape_is_not_enumerated_silently(backend):
 
 
 def test_sample_shape_in_reports_and_losses(backend):
-    """Log weights of draws are whole; a loss that would count one of three bits is refused."""
+    """Log weights of draws are complete; a loss that would count one of three bits is refused."""
     ppl, native, gs = backend.ppl, backend.native, backend.gs
 
     def model():
         z = ppl.sample("z", native.Bernoulli(probs=backend.array(0.5)), sample_shape=(3,))
-        loc = z.astype(float).sum(-1)  # of integers over draws it is refused
+        loc = z.astype(float).sum(-1)  # a sum of integers over draws is refused
         ppl.sample("y", native.Normal(loc, 1.0), sample_shape=(2,), obs=backend.array([2.0, 1.0]))
 
     def guide():
@@ -42,7 +42,7 @@ def test_sample_shape_in_reports_and_losses(backend):
         weight = pointwise.sum(-1) + 3 * np.log(0.5) - log_q
         assert drawn["sample_stats"]["log_weight"].values == pytest.approx(weight, rel=1e-6)
     relaxed = [gs.relax(p, 0.5, family=gs.STGumbelSoftmax) for p in (model, guide)]
-    with pytest.raises(ValueError, match=r"site 'z': TraceMeanField_ELBO counts .* of one of"):
+    with pytest.raises(ValueError, match=r"site 'z': TraceMeanField_ELBO counts .* of one var"):
         gs.check(*relaxed, backend.infer.TraceMeanField_ELBO())
     gs.check(*relaxed, backend.infer.Trace_ELBO())
     for elbo in (gs.RLOO_ELBO(num_particles=2), gs.MuProp_ELBO()):
@@ -76,7 +76,7 @@ def switched(lax, x):
 @pytest.mark.parametrize("flow", [fori, until, scanned, chosen, switched])
 @pytest.mark.quick("integer")
 def test_flow_of_jax(backend, flow, integer):
-    """Three times the location, under each handler and report; JAX has no gradient of a while."""
+    """The location times three, under each handler and report; JAX has no gradient of a while."""
     from jax import lax
 
     gs, ppl, locs = backend.gs, backend.ppl, backend.array(LOCS)

@@ -1,4 +1,4 @@
-"""An automatic guide has the masks, scales and rows that its model has."""
+"""An automatic guide has the masks, scales and rows of its model."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,12 @@ LOCS = np.array([-1.5, 0.0, 2.0])
 X = np.array([[0.5, -1.0, 1.5], [0.1, 0.9, -0.7]])
 LENGTHS = np.array([2, 1, 2])
 SEEN = np.arange(2)[:, None] < LENGTHS
-ROWS = np.array([2, 0])  # of which a minibatch is made
+ROWS = np.array([2, 0])  # the rows of a minibatch
 
 
 class Masked:
-    """Sequences of several lengths, with a mask or a scale of each kind, and the same guide."""
+    """Sequences of several lengths, with a mask or a scale of each kind, and a guide with the
+    same."""
 
     def __init__(self, backend, kind):
         self.backend, self.kind = backend, kind
@@ -49,7 +50,7 @@ class Masked:
         return self.backend.gs.AutoGumbelSoftmax(self.model, init_logits=logits, **options)
 
     def elbo(self):
-        """Sum over the classes; a scale is that of the latents' terms alone."""
+        """Sum over the classes; a scale applies only to the terms of the latents."""
         log_q = log_softmax(LOGITS, -1)
         kl = (np.exp(log_q) * (log_q - np.log(PRIOR))).sum(-1)
         fit = -0.5 * (X[..., None] - LOCS) ** 2 - 0.5 * np.log(2 * np.pi)
@@ -64,7 +65,7 @@ KINDS = ["handler", "law", "scale"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.quick("handler")
 def test_masks_and_scales_are_the_models(backend, kind):
-    """By straight-through draws: loss and gradient of a guide by hand, for the same noise."""
+    """By straight-through draws: loss and gradient of a guide by hand, with the same noise."""
     gs, program = backend.gs, Masked(backend, kind)
     options = {"family": gs.STGumbelSoftmax}
     model = gs.relax(program.model, 0.5, **options)
@@ -75,7 +76,7 @@ def test_masks_and_scales_are_the_models(backend, kind):
     found, expected = (backend.gradients(elbo, model, guide, seeds) for guide in (auto, hand))
     losses, known = (np.array([loss for loss, _ in runs]) for runs in (found, expected))
     error = losses.std() / np.sqrt(len(seeds))
-    assert abs(losses.mean() + program.elbo()) < 5 * error  # fails once in two million seeds
+    assert abs(losses.mean() + program.elbo()) < 5 * error  # fails for one in two million seeds
     assert abs(known.mean() + program.elbo()) < 5 * error
     for t in range(2):
         name = backend.auto_logits(f"z{t}")
@@ -90,7 +91,8 @@ def test_masks_and_scales_are_the_models(backend, kind):
 
 @pytest.mark.parametrize("law", ["one-hot", "integer"])
 def test_partly_observed(backend, law):
-    """obs_mask: seen rows are scored as data, unseen ones by the guide, whose seen rows stay."""
+    """obs_mask: observed rows are scored as data, the others by the guide; observed rows do not
+    change."""
     ppl, gs, seen = backend.ppl, backend.gs, np.array([True, False, True])
     classes = np.array([2, 0, 1])
     mask = backend.array(seen, "bool")
@@ -121,12 +123,12 @@ def test_partly_observed(backend, law):
     gs.check(relaxed, guide, loss)
     losses, gradients = zip(*backend.gradients(loss, relaxed, guide, range(300)), strict=True)
     error = np.std(losses) / np.sqrt(300)
-    assert abs(np.mean(losses) + elbo) < 5 * error  # fails once in two million seeds
+    assert abs(np.mean(losses) + elbo) < 5 * error  # fails for one in two million seeds
     moved = np.abs([g[name] for g in gradients]).max((0, 2))
     np.testing.assert_array_equal(moved > 1e-12, ~seen)
 
 
-@pytest.mark.only("pyro")  # NumPyro's are all compiled
+@pytest.mark.only("pyro")  # NumPyro compiles all of them
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_under_a_compiled_loss(backend, kind):
     from gs_ppl.pyro.svi import JitTraceMeanField_ELBO
@@ -159,7 +161,7 @@ def test_mask_of_a_latent_is_refused(backend):
 
 
 def test_mask_of_the_rows_of_a_minibatch(backend):
-    """Each draw of rows has its own mask, and a masked row a gradient of zero throughout."""
+    """Each draw of rows has a different mask, and a masked row always has gradient zero."""
     ppl, gs, seen = backend.ppl, backend.gs, np.array([True, False, True, True, False, True])
 
     def model():
@@ -183,7 +185,8 @@ def test_mask_of_the_rows_of_a_minibatch(backend):
 
 @pytest.mark.only("numpyro")
 def test_a_masked_plate_inside_of_scan(backend):
-    """Its size, and its mask, which depends on no latent though all of them enter the scan."""
+    """The plate keeps its size and its mask, which depends on no latent, although all enter the
+    scan."""
     import jax.numpy as jnp
     from numpyro.contrib.control_flow import scan
 
@@ -213,7 +216,7 @@ def test_a_masked_plate_inside_of_scan(backend):
 
 
 def test_latents_that_come_and_go(backend):
-    """Of a sequence that was longer in the first run."""
+    """Latents of a sequence that was longer in the first run."""
     b, steps = backend, [3]
 
     def model():
@@ -223,7 +226,7 @@ def test_latents_that_come_and_go(backend):
                 b.masked(lambda t=t, law=law: b.ppl.sample(f"z{t}", law), np.arange(3) > t)()
 
     elbo, constant = b.infer.TraceMeanField_ELBO(), lambda step: 0.5
-    getattr(b.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+    getattr(b.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
     guide = b.gs.AutoGumbelSoftmax(model)
     losses, _ = b.anneal(b.gs.relax(model), guide, elbo, constant, 2)
     assert np.isfinite(losses).all()
@@ -232,10 +235,10 @@ def test_latents_that_come_and_go(backend):
         b.anneal(b.gs.relax(model), guide, elbo, constant, 1)
 
 
-@pytest.mark.only("pyro")  # in NumPyro a plate is no loop
+@pytest.mark.only("pyro")  # NumPyro has no plate that is a loop
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a continuous latent"])
 def test_a_plate_that_is_a_loop(backend, beside):
-    """The same ELBO as by hand; rows at random have names of their own, which are refused."""
+    """The same ELBO as by hand; random rows have different names, which are refused."""
     b = backend
 
     def model(rows=None):
@@ -266,7 +269,8 @@ def test_a_plate_that_is_a_loop(backend, beside):
 
 
 def test_a_latent_that_comes_later(backend):
-    """At equal shapes nothing is read anew, and the ELBO finds it in the model alone."""
+    """At equal shapes the guide does not read the model again; the ELBO finds the latent only in
+    it."""
     ppl, gs, has_second = backend.ppl, backend.gs, [False]
 
     def model(x):

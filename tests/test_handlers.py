@@ -1,4 +1,5 @@
-"""relax, discretize, config_enumerate and select on whole programs, against summation by hand."""
+"""relax, discretize, config_enumerate and select on whole programs, compared with summation by
+hand."""
 
 import numpy as np
 import programs
@@ -13,7 +14,7 @@ from scipy import stats
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 @pytest.mark.quick("factorial", "OneHotCategorical")
 def test_enumeration_is_exact(backend, program, family):
-    """Whatever law stands at the sites: the evidence of the discrete program."""
+    """With any law at the sites, the evidence is that of the discrete program."""
     model = backend.gs.config_enumerate(program.build(backend, laws(backend, family)))
     loss = backend.enumerated_loss(model, empty, program.plates)
     assert -loss == pytest.approx(program.evidence(), rel=1e-12)
@@ -21,7 +22,7 @@ def test_enumeration_is_exact(backend, program, family):
 
 @pytest.mark.parametrize("name", ["mixture", "factorial", "bernoulli_net"])
 def test_enumeration_of_the_guide(backend, name):
-    """Guide equal to the prior: the ELBO by hand, sum of p(z) log p(x | z)."""
+    """If the guide is the prior, the ELBO by hand is the sum of p(z) log p(x | z)."""
     program = by_name(name)
     laws_ = laws(backend, "OneHotCategorical")
     model = backend.gs.config_enumerate(program.build(backend, laws_))
@@ -35,7 +36,7 @@ def test_enumeration_of_the_guide(backend, name):
 
 
 def log_prior(program):
-    """Log joint without the data: the joint with all likelihood terms taken out."""
+    """Log joint without the likelihood terms."""
     saved = programs.normal
     programs.normal = lambda x, loc: np.zeros(np.broadcast_shapes(np.shape(x), np.shape(loc)))
     try:
@@ -54,7 +55,7 @@ def test_enumerated_sites_are_class_indices(backend):
 
 @pytest.mark.parametrize("name", ["hidden_markov", "factorial"])
 def test_condition_takes_indices_and_one_hot_vectors(backend, name):
-    """Evidence of the data and the given value, summed over the rest."""
+    """Evidence of the data and the given value, summed over the other latents."""
     program = by_name(name)
     site = program.sites[0]
     expected = np.logaddexp.reduce(program.log_joints()[1], axis=None)
@@ -180,7 +181,7 @@ def test_observed_and_continuous_sites_stay(backend):
 
 @pytest.mark.parametrize("wrapper", ["plate", "to_event", "mask", "mask of to_event"])
 def test_relax_sees_through_wrappers(backend, wrapper):
-    """A handler that looked at the bare class alone would silently skip these."""
+    """A handler that only checks the class of the outer law would skip these without an error."""
     ppl = backend.ppl
     keep = np.array([True, False])
 
@@ -203,7 +204,7 @@ def test_relax_sees_through_wrappers(backend, wrapper):
 
 
 def test_masked_categories_survive(backend):
-    """A zero probability of a native law stays a masked category."""
+    """A category of probability zero in a native law stays masked."""
     p = np.array([0.5, 0.0, 0.5])
     model = lambda: backend.ppl.sample(  # noqa: E731
         "z", backend.gs.OneHotCategorical(probs=backend.array(p))

@@ -1,4 +1,4 @@
-"""to_inference_data: ArviZ groups against sums over all states and NumPy by hand."""
+"""to_inference_data: ArviZ groups compared with sums over all states and NumPy by hand."""
 
 import functools
 
@@ -23,7 +23,7 @@ from gs_ppl import _extras
 from gs_ppl._shared import inference_data
 from gs_ppl._shared.inference_data import Layout, Site
 
-FAILURE_RATE = 1e-4  # of each statistical test
+FAILURE_RATE = 1e-4  # for each statistical test
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,20 @@ def plain(backend, program):
 
 
 def draws(data, group, site):
-    """Values without the axis of the one chain."""
+    """Values without the chain axis."""
     values = data[group][site].values
     assert values.shape[0] == 1
     return values[0]
 
 
 def assignments(program, data, group="posterior"):
-    """One row for each draw, columns as the arguments of the program's log_joint."""
+    """One row for each draw; columns are the arguments of the program's log_joint."""
     columns = [draws(data, group, site) for site in program.sites]
     return np.concatenate([c.reshape(len(c), -1) for c in columns], -1)
 
 
 def assert_law(observed, expected):
-    """Chi-square of counts, cells with few expected taken together."""
+    """Chi-square of counts; cells with low expected counts are joined."""
     rare = expected < 10
     if rare.any():
         observed = np.append(observed[~rare], observed[rare].sum())
@@ -61,7 +61,7 @@ def assert_law(observed, expected):
 
 
 def locs_of(name, z):
-    """Mean of each observation of a program, from its assignments."""
+    """Mean of each observation of a program, given its assignments."""
     if name == "mixture":
         return LOCS[z]
     if name == "factorial":
@@ -89,7 +89,7 @@ def guide_data(backend, name):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 @pytest.mark.quick("factorial")
 def test_exact_posterior(backend, program):
-    """Joint law of all latents; log densities of each draw; the weight is the evidence."""
+    """Joint law of all latents, and log densities of each draw; the weight is the evidence."""
     data = exact_data(backend, program.name)
     z = assignments(program, data)
     assert z.dtype == np.int64
@@ -111,7 +111,7 @@ def test_exact_posterior(backend, program):
 
 
 def auto_guide(backend, program, family="GumbelSoftmax"):
-    """A guide of known logits, and its class probabilities by site."""
+    """A guide with known logits, and its class probabilities by site."""
     rng = np.random.default_rng(1)
     shapes = {"mixture": {"z": (3, 3)}, "factorial": {"a": (3,), "b": (2,), "c": ()}}
     shapes |= {"bernoulli_net": {"top": (), "h": (2,)}}
@@ -133,7 +133,7 @@ def auto_guide(backend, program, family="GumbelSoftmax"):
 
 @pytest.mark.parametrize("name", OBSERVED)
 def test_guide(backend, name):
-    """Draws by the guide's probabilities; the log densities that go with them, point by point."""
+    """Draws have the guide's probabilities, and the right log densities for each point."""
     program = by_name(name)
     _, probs = auto_guide(backend, program)
     data = guide_data(backend, name)
@@ -156,7 +156,8 @@ def test_guide(backend, name):
 @pytest.mark.parametrize("group", ["posterior_predictive", "prior_predictive"])
 @pytest.mark.parametrize("name", OBSERVED)
 def test_predictive(backend, name, group):
-    """New data given the latents of the same draw; the prior's latents are the prior's."""
+    """New data given the latents of the same draw; in the prior groups, the latents are prior
+    draws."""
     program = by_name(name)
     data = guide_data(backend, name)
     latents = group.removesuffix("_predictive")
@@ -174,7 +175,7 @@ def test_predictive(backend, name, group):
 
 
 def test_relaxed_and_annealed_programs(backend):
-    """A relaxed model that declares a temperature, and another guide, give the same draws."""
+    """A relaxed model that declares a temperature, with another guide, gives the same draws."""
     program = by_name("mixture")
     model = backend.gs.relax(plain(backend, program))
 
@@ -191,7 +192,7 @@ def test_relaxed_and_annealed_programs(backend):
 
 
 def test_parameters(backend):
-    """Of model and guide, as fitted; whole programs with arguments."""
+    """Parameters of model and guide, as fitted; programs with arguments."""
     ppl, array, OneHot = backend.ppl, backend.array, backend.gs.OneHotCategorical
 
     def model(x, scale=1.0):
@@ -221,7 +222,7 @@ def test_states_are_left_alone(backend):
 
 
 def test_seed(backend):
-    """Another seed, other draws; that equal ones have equal draws is seen above."""
+    """Different seeds give different draws; other tests show that equal seeds give equal draws."""
     model = plain(backend, by_name("mixture"))
     other = draws(backend.to_inference_data(model, num_samples=300, seed=1), "posterior", "z")
     assert (other != draws(exact_data(backend, "mixture"), "posterior", "z")).any()
@@ -253,7 +254,7 @@ def test_guide_with_continuous_latent(backend):
 
 @pytest.mark.parametrize("with_z", [False, True], ids=["shift alone", "shift and z"])
 def test_discrete_latents_given_the_guide(backend, with_z):
-    """Exact law of z given each draw of the shift, whose weight has z summed out."""
+    """z has its exact law given each draw of the shift; the weight of the draw has z summed out."""
     model = with_shift(backend, "OneHotCategorical")
     data = backend.to_inference_data(
         model, shift_guide(backend, with_z), infer_discrete=True, num_samples=300
@@ -275,7 +276,7 @@ def test_discrete_latents_given_the_guide(backend, with_z):
 
 
 def events(backend):
-    """Sites with event dimensions and without plates, a deterministic one, a factor, a mask."""
+    """Sites with event dimensions and without plates, a deterministic site, a factor, a mask."""
     ppl, array, native = backend.ppl, backend.array, backend.native
 
     def model():
@@ -344,7 +345,8 @@ def test_nested_plates(backend):
 
 
 def test_soft_data_stay_soft(backend):
-    """Grey levels under a Bernoulli law, which both PPLs score without validation."""
+    """Grey levels under a Bernoulli law, which both PPLs score without validation, stay
+    unchanged."""
     ppl, native, grey = backend.ppl, backend.native, np.array([0.1, 0.7, 1.0])
 
     def model():
@@ -440,7 +442,7 @@ def test_subsampled_plate(backend):
 
 @pytest.fixture
 def pair(backend):
-    """The factorial program under exact enumeration and under a guide."""
+    """The factorial program, with exact enumeration and with a guide."""
     return exact_data(backend, "factorial"), guide_data(backend, "factorial")
 
 
@@ -477,7 +479,7 @@ def test_netcdf(arviz, pair, tmp_path):
 
 
 def under_one_shift(backend):
-    """One shift and one class for all of the data, and a guide near the posterior."""
+    """One shift and one class for all data, and a guide near the posterior."""
     ppl, array, Normal = backend.ppl, backend.array, backend.native.Normal
     law, select = laws(backend, "OneHotCategorical"), backend.gs.select
 
@@ -498,7 +500,7 @@ def under_one_shift(backend):
 # ArviZ 0.23 with pandas 3
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame:DeprecationWarning")
 def test_loo_and_compare(backend, arviz):
-    """Without a warning, and near the plain importance sampling estimate."""
+    """No warning, and near the estimate of plain importance sampling."""
     program = under_one_shift(backend)
     data = {
         name: backend.to_inference_data(*program, num_samples=300, infer_discrete=exact)
@@ -516,7 +518,7 @@ def test_loo_and_compare(backend, arviz):
 
 
 def test_ties_are_not_for_loo(arviz, pair):
-    """Latents of few values: 0.2x warns of the tail that it fits, 1.x refuses to."""
+    """Latents with few values: ArviZ 0.2x warns about the tail that it fits, 1.x refuses."""
     with pytest.raises((UserWarning, ValueError), match="ELPD"):
         arviz.compare(dict(zip(("exact", "guide"), pair, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Guides and estimators of programs with integers: which fit, and what they are worth."""
+"""Guides and estimators of programs with integers: which of them fit, and their values."""
 
 import itertools
 from functools import partial
@@ -51,7 +51,7 @@ def test_a_trained_guide_is_near_the_best(backend, program):
 
 
 def test_compare(backend):
-    """The exact numbers against the enumerated table of log joints."""
+    """The exact numbers agree with the enumerated table of log joints."""
     s, x, gs = Side(backend), backend.array(X), backend.gs
     model = lambda: change_point(s, x)  # noqa: E731
     report = backend.compare(
@@ -108,7 +108,7 @@ def one_draw(s, x):
 
 @pytest.mark.parametrize("elbo", ["Trace_ELBO", "TraceMeanField_ELBO"])
 def test_a_bare_categorical_does_not_fit(backend, elbo):
-    """Of a single draw, which no plate gives away."""
+    """A single draw is refused too, although no plate shows the error."""
     s, x = Side(backend), backend.array(X)
     guide = lambda: draw(s, "z", s.array(PRIOR), False)  # noqa: E731
     relaxed, loss = backend.gs.relax(lambda: one_draw(s, x), 0.5), getattr(backend.infer, elbo)()
@@ -129,7 +129,7 @@ def test_a_relaxed_categorical_is_the_law_of_the_model(backend, objective):
     relaxed = gs.relax(lambda: mixture(s, x), 0.5, objective=objective)
     found = []
     for guide in guides:
-        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
         found.append(backend.loss_and_gradient(loss, relaxed, guide, 2))
     (value, gradient), (wanted, slope) = found
     np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12)
@@ -141,12 +141,12 @@ ESTIMATORS = ["MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO"]
 
 @pytest.mark.parametrize("elbo", ESTIMATORS)
 def test_estimators_as_one_hot(backend, elbo):
-    """Loss and gradient of one draw, from one seed."""
+    """Loss and gradient of one draw, with the same seed."""
     s, gs, x = Side(backend), backend.gs, backend.array(X)
     laws = {False: s.d.Categorical, True: gs.OneHotCategorical}
     found = []
     for hot, law in laws.items():
-        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
         estimator = getattr(gs, elbo)()
         guide = hand_written(s, lambda a, law=law: law(logits=a))
         guide = estimator.wrap(guide) if hasattr(estimator, "wrap") else guide
@@ -168,7 +168,7 @@ UNBIASED = {
 @pytest.mark.parametrize("name", UNBIASED)
 @pytest.mark.quick("RLOO")
 def test_estimators_are_unbiased(backend, name):
-    """The gradient by the logits of each row, against that of the sum over the classes."""
+    """The gradient in the logits of each row, compared with that of the sum over the classes."""
     s, gs, rows = Side(backend), backend.gs, 8000
     a, x = np.array([0.3, -0.4, 0.8]), 0.7
     q = np.exp(a) / np.exp(a).sum()
@@ -196,7 +196,7 @@ def test_estimators_are_unbiased(backend, name):
 
 
 def test_what_the_model_excludes(backend):
-    """A parent makes a bit certain, and the guide does not know of it."""
+    """A parent makes a bit certain, but the guide gives both values."""
     s, gs = Side(backend), backend.gs
 
     def model():
@@ -206,14 +206,14 @@ def test_what_the_model_excludes(backend):
     relaxed, loss = gs.relax(model, 0.5), backend.infer.TraceMeanField_ELBO()
     with pytest.raises(ValueError, match=r"site 'c': SoftBernoulli .* divergence is infinite"):
         gs.check(relaxed, gs.AutoGumbelSoftmax(model, 0.5), loss)
-    getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+    getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
     known = gs.AutoGumbelSoftmax(model, 0.5, init_logits={"c": np.inf})
     gs.check(relaxed, known, loss)
 
 
 @pytest.mark.parametrize("handler", [True, False])
 def test_what_the_model_excludes_under_a_mask(backend, handler):
-    """Of masked rows nothing is counted: infinite there is no fault."""
+    """Masked rows do not count, so that an infinite score there is no error."""
     s, gs = Side(backend), backend.gs
 
     def model(mask):
@@ -228,7 +228,7 @@ def test_what_the_model_excludes_under_a_mask(backend, handler):
     loss = backend.infer.TraceMeanField_ELBO()
     for mask in (np.array([False, True]), np.array([True, False])):
         fixed = partial(model, mask)
-        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
         relaxed, guide = gs.relax(fixed, 0.5), gs.AutoGumbelSoftmax(fixed, 0.5)
         if not mask[0]:
             gs.check(relaxed, guide, loss)
@@ -259,7 +259,7 @@ COUNTED = {  # the program, how it is relaxed
 
 @pytest.mark.parametrize("case", COUNTED)
 def test_counts_of_a_guide_are_those_of_the_ppl(backend, case):
-    """Pyro has floats for counts, NumPyro integers."""
+    """Counts are floats in Pyro and integers in NumPyro."""
     program, options = COUNTED[case]
     s, gs = Side(backend), backend.gs
     model = lambda: program(s)  # noqa: E731

@@ -28,7 +28,7 @@ def marked(s):
 
 
 def test_sites_on_both_sides(backend):
-    """The others are enumerated as they are marked."""
+    """Other sites are enumerated as they are marked."""
     s, gs = Side(backend), backend.gs
     model = lambda: marked(s)  # noqa: E731
     relaxed = gs.relax(model, 0.5, sites=["z"])
@@ -64,7 +64,7 @@ def test_sites_differ(backend, case):
 
 
 def test_truncated_counts(backend):
-    """Vertices agree up to the mass that is left out; the exact evidence is that of the table."""
+    """Vertices agree up to the mass beyond the limit; the exact evidence is that of the table."""
     s, gs = Side(backend), backend.gs
     model = lambda: arrivals(s)  # noqa: E731
     relaxed = gs.relax(model, 0.5, truncate={"n": 8})
@@ -84,7 +84,7 @@ def test_the_tail_is_checked(backend):
     loss = backend.infer.TraceMeanField_ELBO()
 
     def check(largest, **options):
-        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro keeps none
+        getattr(backend.ppl, "clear_param_store", lambda: None)()  # NumPyro has no store
         relaxed = gs.relax(lambda: arrivals(s), 0.5, truncate={"n": largest}, **options)
         gs.check(relaxed, gs.AutoGumbelSoftmax(relaxed, 0.5), loss)
 
@@ -96,7 +96,7 @@ def test_the_tail_is_checked(backend):
 
 
 def test_the_tail_is_checked_after_a_run(backend):
-    """The rate has grown past what the truncation holds."""
+    """The rate has grown beyond the limit of the truncation."""
     s, gs = Side(backend), backend.gs
 
     def model():

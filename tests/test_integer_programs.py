@@ -1,4 +1,4 @@
-"""Programs as they are written for the PPLs, with integers, against what they say at each class.
+"""Programs with integers, as users write them: the relaxed program is compared with the original.
 
 The log joint of the relaxed program at a vertex is that of the integer program; between vertices
 value and gradient are those of the same program written with one-hot vectors.
@@ -27,7 +27,7 @@ from scipy.stats import binom, norm
 
 
 def kinds(trace):
-    """Classes and batch shape by latent, from what a relaxed program draws."""
+    """Classes and batch shape of each latent, from the draws of a relaxed program."""
     return {
         name: (CLASSES[name.rstrip("0123456789")], np.shape(value)) for name, value in trace.items()
     }
@@ -54,7 +54,7 @@ def test_vertices_are_the_integer_program(backend, program):
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 @pytest.mark.quick("STGumbelSoftmax")
 def test_between_vertices_as_one_hot(backend, program, family):
-    """Draws from one seed, and the gradient in the data."""
+    """Draws with the same seed, and the gradient in the data."""
     s, gs = Side(backend), backend.gs
 
     def total(hot):
@@ -99,7 +99,7 @@ def test_deterministic_records_the_largest_class(backend):
 
 
 def in_plates(s):
-    """A class for each column, one for each cell; some columns do not count."""
+    """A class for each column, and one for each cell; some columns are masked."""
     table, locs = s.array(T), s.array(LOCS)
     with s.ppl.plate("columns", 2, dim=-1):
         z = draw(s, "z", s.array(PRIOR), False)
@@ -111,7 +111,7 @@ def in_plates(s):
 
 @pytest.mark.parametrize("mask", [[True, True], [True, False]])
 def test_nested_scaled_and_masked(backend, mask):
-    """Between vertices, by hand."""
+    """Values between vertices, compared with a formula by hand."""
     s, rng = Side(backend), np.random.default_rng(2)
     z, w = rng.dirichlet(np.ones(3), 2), rng.dirichlet(np.ones(3), (3, 2))
     program = backend.masked(backend.scaled(lambda: in_plates(s), 2.5), np.array(mask))
@@ -127,7 +127,7 @@ def test_nested_scaled_and_masked(backend, mask):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("program", [annotation, survival], **ids)
 def test_compiled_over_keys(backend, program):
-    """jit and vmap over keys and data at once are the program at each."""
+    """jit and vmap over keys and data together equal the program at each."""
     s, jax = Side(backend), backend.jax
     data = backend.array(RNG.normal(size=(3, 4)))
 
@@ -147,7 +147,7 @@ def test_compiled_over_keys(backend, program):
 
 
 def test_counts(backend):
-    """Classes above a row's own total are masked."""
+    """Classes above the total of a row are masked."""
     s, x = Side(backend), backend.array(X)
     relaxed = backend.gs.relax(lambda: counted(s, x), 0.5)
     y = backend.numpy(backend.trace(relaxed, 0)["n"])
@@ -183,7 +183,7 @@ REFUSED = {
         lambda s, z: s.ppl.sample("k", s.d.Binomial(z, probs=s.array(0.5))),
         "site 'k': its integer parameter total_count is a soft index",
     ),
-    "Multinomial": (  # torch's law refuses it before there is a site
+    "Multinomial": (  # torch's law refuses it before a site exists
         lambda s, z: s.ppl.sample("k", s.d.Multinomial(z, probs=s.array([0.5, 0.5]))),
         "site '[zk]': .* integer parameter total_count .* use a table of laws",
     ),
@@ -226,7 +226,7 @@ def test_as_a_context_manager_integers_are_refused(backend):
 
 
 def test_rows_of_counts_are_enumerated(backend):
-    """Neither PPL does it where the totals differ; a relaxed one is lowered to its table."""
+    """The PPLs do not enumerate rows with different totals; a relaxed program becomes its table."""
     s, x = Side(backend), backend.array(X)
     relaxed = backend.gs.relax(lambda: counted(s, x), 0.5)
     wanted = sum(
@@ -269,7 +269,7 @@ def test_partly_observed(backend):
 
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 def test_what_is_certain(backend, family):
-    """Bits and classes of probability 0 or 1 are those values, and have no gradient."""
+    """Bits and classes of probability 0 or 1 have these values, and no gradient."""
     s = Side(backend)
 
     def total(p, q):
@@ -303,7 +303,7 @@ NO_SCATTERS = {
 
 
 def scattered(backend, form):
-    """Weights of two rows, and what the program makes of them."""
+    """Weights of two rows, and the values that the program makes from them."""
     made, probs = [], backend.array(PRIOR).requires_grad_()
 
     def model():
@@ -312,7 +312,7 @@ def scattered(backend, form):
         made.append(form(backend.lib, z))
 
     _, weights = backend.sites(backend.gs.relax(model, 0.5), 0)["z"]
-    (made[-1] ** 2).sum().backward()  # what is changed in place is not needed again
+    (made[-1] ** 2).sum().backward()  # a tensor changed in place is not needed again
     assert probs.grad.abs().min() > 0
     return backend.numpy(weights), backend.numpy(made[-1])
 
@@ -342,7 +342,7 @@ def test_scatter_is_refused(backend, name):
 
 
 def test_relaxed_twice(backend):
-    """The inner handler leaves the classes as the outer one has handed them over."""
+    """The inner handler does not change the classes of the outer handler."""
     s, x = Side(backend), backend.array(X)
     once = backend.gs.relax(lambda: change_point(s, x), 0.5)
     twice = backend.gs.relax(backend.gs.discretize(once), 0.5)
@@ -359,7 +359,8 @@ def test_shown(backend):
 
 
 def test_many_rows(backend):
-    """Beyond 8192 places a table goes through other code of NumPy's; the classes are the rows'."""
+    """Beyond 8192 entries a table goes through other code of NumPy; the classes belong to their
+    rows."""
     rng, rows = np.random.default_rng(0), 5000
     tables, bits = rng.normal(size=(rows, 1, 2, 2)), rng.integers(0, 2, size=(rows, 1, 1))
     ppl, array = backend.ppl, backend.array

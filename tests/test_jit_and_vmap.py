@@ -12,7 +12,7 @@ def logits(law, batch=(4,), K=3):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 @pytest.mark.quick(*KINDS)
 def test_jit(backend, law):
-    """The whole of building, sampling and scoring traces, with the same results."""
+    """Building, sampling and scoring can be traced together, with the same results."""
     value = backend.sample(law(backend, 0.5, backend.array(logits(law))), 0)
     value = backend.array(backend.numpy(value))
 
@@ -41,7 +41,7 @@ def test_jit_of_own_scores(backend, law):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 @pytest.mark.quick(*KINDS)
 def test_vmap_of_scores(backend, law):
-    """Over logits, temperature and value, equal to the loop; also of the gradient."""
+    """Over logits, temperature and value, equal to the loop; also for the gradient."""
     a, taus = backend.array(logits(law)), backend.array(np.linspace(0.4, 2, 4))
     value = backend.sample(law(backend, 0.5, a), 0)
     value = backend.array(backend.numpy(value))
@@ -61,7 +61,7 @@ def test_vmap_of_scores(backend, law):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 @pytest.mark.quick(*KINDS)
 def test_vmap_of_samples(backend, law):
-    """Each lane draws for itself and scores its own draw."""
+    """Each lane has separate draws, and scores its draw."""
     d_score = law.scored_as == "density"
 
     def draw(a, seed):
@@ -95,7 +95,8 @@ def test_forward_mode_equals_reverse_mode(backend, law):
 
 
 def check_second_derivatives(backend, f, x):
-    """Along one direction, of the derivative along another, by differences."""
+    """Compares the derivative along one direction, of the derivative along another, with
+    differences."""
     w, v = np.random.default_rng(1).normal(size=(2, *x.shape))
 
     def directional(x):
@@ -133,7 +134,7 @@ def test_second_derivatives_of_own_samples(backend, law, by):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_vmap_over(backend, law):
-    """NumPyro's axes of a law: made in vmap, mapped over in vmap, as the batch scores."""
+    """NumPyro's vmap axes of a law: made in vmap, mapped over in vmap, it scores like the batch."""
     from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 
     jax, taus = backend.jax, backend.array([0.5, 1.0, 2.0, 0.7])

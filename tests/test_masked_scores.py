@@ -1,11 +1,11 @@
-"""A mask takes the terms of a latent out of the loss, and not what depends on its value."""
+"""A mask removes the terms of a latent from the loss, but not terms that depend on its value."""
 
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import expit, softmax
 
-ROWS = 50_000  # estimates of one run
+ROWS = 50_000  # estimates in one run
 FAILURE_RATE = 1e-3  # of each case; seeds are fixed
 X, LOCS = 1.5, np.array([0.0, 2.0, -1.0])
 
@@ -29,7 +29,7 @@ def log_likelihood(loc):
 
 
 def exact(kind, a):
-    """Gradient by a of the mean of log p(x | z), which is all that the mask leaves."""
+    """Gradient in a of the mean of log p(x | z), the only term that the mask leaves."""
     if kind == "bit":
         p = expit(a)
         return np.array([p * (1 - p) * (log_likelihood(LOCS[1]) - log_likelihood(LOCS[0]))])
@@ -38,7 +38,7 @@ def exact(kind, a):
 
 
 def programs(backend, kind, a):
-    """Each row of the plate has the parameters for itself: its gradient is one estimate."""
+    """Each row of the plate has separate parameters: its gradient is one estimate."""
     ppl, array, native = backend.ppl, backend.array, backend.native
     one_hot = kind == "one-hot"
 
@@ -75,7 +75,7 @@ def test_score_of_a_masked_latent(backend, name, kind):
 
 
 def test_baseline_in_a_plate_of_one_row(backend):
-    """G = (r - w x) (b - 1/2), for the one or the other value of the bit."""
+    """G = (r - w x) (b - 1/2), for both values of the bit."""
     ppl, array, w, x = backend.ppl, backend.array, 0.7, 1.5
 
     def bit(logits, **options):
@@ -101,7 +101,7 @@ def test_baseline_in_a_plate_of_one_row(backend):
 
 @pytest.mark.parametrize("given", [{"use_decaying_avg_baseline": True}, {"nn_baseline": abs}, abs])
 def test_another_baseline_is_refused(backend, given):
-    """Pyro's TraceGraph_ELBO takes these."""
+    """Only Pyro's TraceGraph_ELBO takes these."""
 
     def program(**options):
         p = backend.array(0.5)
@@ -110,13 +110,13 @@ def test_another_baseline_is_refused(backend, given):
     elbo = backend.gs.NVIL_ELBO()
     guide = elbo.wrap(lambda: program(infer={"baseline": given}))
     with pytest.raises(
-        ValueError, match=r"site 'z': NVIL_ELBO takes infer=.*, and keeps a running"
+        ValueError, match=r"site 'z': NVIL_ELBO takes only infer=.* keeps a running"
     ):
         backend.gradients(elbo, program, guide, [0])
 
 
 UNMASKED = np.array([True, False, True])
-MASKS = {  # one upon the other, and the rows whose score is left
+MASKS = {  # nested masks, and the rows whose score is left
     "none, then rows": ([False, UNMASKED], np.zeros(3, bool)),
     "rows, then none": ([UNMASKED, False], np.zeros(3, bool)),
     "two": ([UNMASKED, np.arange(3) > 0], np.arange(3) == 2),
@@ -125,7 +125,8 @@ MASKS = {  # one upon the other, and the rows whose score is left
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_of_a_law(backend, name):
-    """The divergence is that of the rows left; what is summed out has a law where it is masked."""
+    """The divergence has the rows that are left; a masked latent that is summed out still has a
+    law."""
     ppl, gs, native, array = backend.ppl, backend.gs, backend.native, backend.array
     masks, left = MASKS[name]
     q, p = np.array([0.2, 0.5, 0.3]), np.array([0.5, 0.3, 0.2])

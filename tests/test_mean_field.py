@@ -1,4 +1,5 @@
-"""The mean-field ELBOs of gs_ppl.pyro.svi beside Pyro's own; in JAX a jitted step has no waste."""
+"""The mean-field ELBOs of gs_ppl.pyro.svi compared with Pyro's; in JAX a compiled step has no
+waste."""
 
 import math
 
@@ -12,16 +13,17 @@ SCHEDULE = temperature.constant(0.5)
 
 
 class Programs:
-    """A latent of each kind: a divergence that is known, one that is not, one that has no model."""
+    """A latent of each kind: with a known divergence, with an unknown one, and one without a
+    model."""
 
     def __init__(self, backend, kind):
         self.pyro, self.torch, self.gs = backend.ppl, backend.torch, backend.gs
         self.kind, self.mask, self.scored = kind, lambda logits: logits, []
-        self.programs = self.model, self.guide  # the Jit ELBOs tell them apart by their id
+        self.programs = self.model, self.guide  # the Jit ELBOs distinguish programs by their id
         self.pyro.clear_param_store()
 
     def law(self, tau, logits):
-        """Keeps a record of how often it is scored."""
+        """Counts how often it is scored."""
         base = getattr(self.gs, self.kind)
 
         class Law(base):
@@ -44,7 +46,7 @@ class Programs:
         auxiliary = {"is_auxiliary": True}
         with self.pyro.plate("data", len(x)):
             self.pyro.sample("z", self.law(0.5, self.mask(a)))
-            uniform = self.pyro.distributions.Uniform  # torch draws a Normal otherwise in a trace
+            uniform = self.pyro.distributions.Uniform  # a Normal differs in a trace
             u = self.pyro.sample("u", uniform(0.0, scale.exp()), infer=auxiliary)
             self.pyro.sample("w", uniform(u - 1, u + scale.exp()))
 
@@ -71,7 +73,7 @@ def test_equals_pyro(backend, kind, validate, jit):
         if jit:
             name, options = "JitTraceMeanField_ELBO", {"ignore_jit_warnings": True}
         ours = getattr(backend.gs.svi, name)(**options)
-        if jit:  # compiles, which draws too
+        if jit:  # compiles, which draws random numbers too
             programs.loss_and_gradients(ours, x)
         loss, gradients = programs.loss_and_gradients(ours, x)
     assert loss == pytest.approx(expected[0], rel=1e-6)
@@ -85,7 +87,7 @@ def test_equals_pyro(backend, kind, validate, jit):
 
 @pytest.mark.parametrize("when", ["always", "later"])
 def test_masks_are_structure(backend, when):
-    """Of a compiled program: those of its first step stay, and later ones show in the loss."""
+    """A compiled program keeps the masks of its first step; later masks show in the loss."""
     third = backend.torch.tensor([False, False, True])
     programs, x = Programs(backend, "SoftOneHotCategorical"), backend.torch.tensor([-1.0, 0.5])
 

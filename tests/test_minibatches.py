@@ -1,4 +1,4 @@
-"""A guide of all rows beside a program of some: each row has its own logits, whatever is asked."""
+"""A guide of all rows with a program of some rows: each row has separate logits for any request."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from scipy.special import softmax
 from gs_ppl import temperature
 
 CLASSES = np.array([0, 2, 1, 1, 0, 2, 2, 1])
-SURE = 40.0 * np.eye(3)[CLASSES]  # each row's draw shows which row it is
+SURE = 40.0 * np.eye(3)[CLASSES]  # the draw of a row shows which row it is
 LOCS = np.array([-1.0, 0.0, 2.0])
 DATA = np.linspace(-1, 2, 8)
 
 
 def of_size(backend):
-    """The program draws as many rows as it is asked for; None: it has all."""
+    """The program draws this number of rows; None: all rows."""
 
     def model(size):
         with backend.ppl.plate("data", 8, subsample_size=size) as rows:
@@ -23,7 +23,7 @@ def of_size(backend):
 
 
 def of_rows(backend):
-    """The program is given its rows."""
+    """The program gets its rows as an argument."""
 
     def model(rows):
         with backend.plate_of_rows("data", 8, rows) as rows:
@@ -49,7 +49,7 @@ GIVEN = {"given": [5, 1, 2, 7], "given in another order": [7, 6, 3, 0], "one giv
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a list"])
 def test_each_row_has_its_logits(backend, alone):
-    """One guide, of which parts of several sizes are asked, in turn."""
+    """One guide, asked for parts of several sizes, in turn."""
 
     def guide_of(model):
         if alone:
@@ -73,7 +73,7 @@ def test_each_row_has_its_logits(backend, alone):
 
 
 def test_all_rows_in_another_order_are_refused(backend):
-    """PPLs pick rows of a parameter only where a plate has some of them."""
+    """PPLs select rows of a parameter only if a plate has a part of them."""
 
     def drawn(rows):
         guide = backend.gs.discretize(auto(backend, of_rows(backend)))
@@ -85,7 +85,7 @@ def test_all_rows_in_another_order_are_refused(backend):
 
 
 def test_plates_that_the_user_creates(backend):
-    """Those of the program's rows; with other rows than the program's they are refused."""
+    """Plates with the program's rows are right; plates with other rows are refused."""
 
     def guide_of(rows_of):
         create = lambda rows: backend.plate_of_rows("data", 8, rows_of(rows))  # noqa: E731
@@ -100,7 +100,7 @@ def test_plates_that_the_user_creates(backend):
         rows, z = backend.rows_and_value(lambda asked=asked: guide(asked), "data", "z", seed)
         np.testing.assert_array_equal(rows, given)
         np.testing.assert_array_equal(z.argmax(-1), CLASSES[given])
-    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, and the gui"):
+    with pytest.raises(ValueError, match="plate 'data': the model is given its rows, but the gui"):
         backend.gs.check(relaxed, guide_of(lambda rows: 7 - rows), elbo, asked)
 
 
@@ -127,7 +127,7 @@ def test_starts_that_do_not_fit(backend, shape):
 @pytest.mark.parametrize("size", [4, None], ids=["minibatch", "all"])
 @pytest.mark.quick("minibatch")
 def test_compare(backend, size):
-    """After a first call at 4 rows: marginals of all rows; over all rows the exact evidence."""
+    """After a first call with 4 rows: marginals of all rows; over all rows the exact evidence."""
     logits = np.random.default_rng(0).normal(size=(8, 3))
     model, guide = of_size(backend), auto(backend, of_size(backend), logits)
     backend.trace(lambda: backend.gs.discretize(guide)(4), 0)
@@ -142,7 +142,7 @@ def test_compare(backend, size):
 
 
 def test_inference_data_of_all_rows(backend):
-    """Of a guide that minibatches have trained; of a minibatch it is refused."""
+    """For a guide that minibatches have trained; for a minibatch it is refused."""
     model, schedule = of_rows(backend), temperature.constant(0.5)
     guide, gs = backend.gs.AutoGumbelSoftmax(model), backend.gs
     rng, elbo = np.random.default_rng(0), backend.infer.TraceMeanField_ELBO()
@@ -157,7 +157,7 @@ def test_inference_data_of_all_rows(backend):
     )
     drawn = np.asarray(data["posterior"]["z"])[0]
     shares = np.stack([(drawn == k).mean(0) for k in range(3)], -1)
-    assert np.abs(shares - probs).max() < 0.125  # five standard errors at most
+    assert np.abs(shares - probs).max() < 0.125  # at most five standard errors
     with pytest.raises(ValueError, match="plate 'data' is subsampled, 4 of 8 rows"):
         gs.to_inference_data(model, guide, batches[0], num_samples=4, **params_of(params))
 
@@ -167,7 +167,7 @@ def params_of(params):
 
 
 def test_enumeration_has_the_rows_of_the_guide(backend):
-    """Each row of the guide fits its own row of the data alone; NumPyro's own ELBO mixes them."""
+    """Each row of the guide fits only the data of that row; NumPyro's ELBO mixes rows."""
     ppl, gs, native = backend.ppl, backend.gs, backend.native
     places = backend.array(10.0 * np.arange(8))
 
@@ -187,19 +187,19 @@ def test_enumeration_has_the_rows_of_the_guide(backend):
     gs.check(model, guide, elbo)
     assert (
         0 < backend.elbo_loss(elbo, model, guide) < 40
-    )  # 130 and more for a row in another's place
+    )  # 130 or more if a row is at the place of another
 
 
 @pytest.mark.only("numpyro")
 def test_numpyros_own_enumeration_is_refused(backend):
-    """Its model draws rows that are not the guide's."""
+    """Its model draws other rows than the guide."""
 
     def program():
         with backend.ppl.plate("data", 8, subsample_size=3):
             backend.ppl.sample("w", backend.native.Normal(0.0, 1.0))
 
     elbo = backend.infer.TraceEnum_ELBO(max_plate_nesting=1)
-    with pytest.raises(ValueError, match="plate 'data': NumPyro's TraceEnum_ELBO draws rows for"):
+    with pytest.raises(ValueError, match="plate 'data': NumPyro's TraceEnum_ELBO draws other rows"):
         backend.gs.check(program, program, elbo)
     given = backend.ppl.handlers.substitute(program, data={"data": backend.array([0, 1, 2])})
     backend.gs.check(given, given, elbo)

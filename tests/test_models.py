@@ -1,4 +1,4 @@
-"""The paper's models: alike on both sides, and trainable in every way."""
+"""The paper's models: equal on both sides, and trainable in each way."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_grey_levels_stand_for_a_mean_over_bits():
     levels = levels.astype(np.float32)
     grey, _, latents = make_pair("vae", "VAE", levels, **sizes, grey=True)
     found = grey.log_joint(latents, levels)
-    bits, _, _ = make_pair("vae", "VAE", np.zeros_like(levels), **sizes)  # of the same weights
+    bits, _, _ = make_pair("vae", "VAE", np.zeros_like(levels), **sizes)  # with the same weights
     f = [bits.log_joint(latents, x[None]) for x in np.eye(17, 16, k=-1, dtype=np.float32)]
     assert found == pytest.approx(f[0] + levels[0] @ (np.array(f[1:]) - f[0]), rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""NVIL: its running moments and its learned baseline."""
+"""NVIL: running moments and learned baseline."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from scipy.special import expit, softmax
 
 
 def test_nvil_after_some_steps(backend):
-    """The sum of 40 estimates, at parameters that hardly move: unbiased, with less variance than
-    without a baseline; and the moments that it has seen."""
+    """The sum of 40 estimates, while parameters hardly change, is unbiased with less variance than
+    without a baseline; the moments are those of all steps."""
     case, size, steps, rate = ALL["factorial-automatic"], 10_000, 40, 1e-9
     elbo = backend.gs.NVIL_ELBO(decay=0.8, normalize=False)
     model, guide = model_and_guide(backend, case, size)
@@ -38,7 +38,7 @@ def test_nvil_after_some_steps(backend):
 
 
 def test_nvil_keeps_the_weighted_moments(backend):
-    """Those of all that it has seen, each step with `decay` times the weight of the next."""
+    """Moments of all estimates so far; each step has `decay` times the weight of the next one."""
     elbo, rng = backend.gs.NVIL_ELBO(decay=0.8), np.random.default_rng(0)
     seen = rng.normal(size=(4, 3, 5)) + np.arange(4.0)[:, None, None]
     state = {"z_nvil": backend.array(np.zeros(3))}
@@ -51,7 +51,7 @@ def test_nvil_keeps_the_weighted_moments(backend):
 
 
 def test_nvil_at_a_logit_of_zero(backend):
-    """The first step is REINFORCE, of score b - pi, also where NumPyro's Bernoulli has kinks."""
+    """The first step is REINFORCE with score b - pi, also at the kinks of NumPyro's Bernoulli."""
     elbo, b = backend.gs.NVIL_ELBO(), np.array([0.0, 1.0])
     model, guide = one_site(backend, "bit", 0.0, 200)
     ((_, gradient),) = backend.gradients(elbo, model, elbo.wrap(guide), [0])
@@ -70,7 +70,7 @@ def test_nvil_divides_by_a_deviation_above_one(backend, deviation):
 
 @pytest.mark.parametrize("particles", [1, 3])
 def test_nvil_subtracts_and_learns_a_baseline(backend, particles):
-    """C = w x of each row: G = (r - w x) (b - 1/2), and w descends on sum (r - w x)^2 / 2."""
+    """C = w x for each row: G = (r - w x) (b - 1/2), and w descends on sum (r - w x)^2 / 2."""
     size, w = 50, 0.7
     x, b = np.linspace(-2, 1, size), np.array([[0.0], [1.0]])
 
@@ -83,7 +83,7 @@ def test_nvil_subtracts_and_learns_a_baseline(backend, particles):
     model, guide = one_site(backend, "bit", 0.0, size, infer)
     ((_, gradient),) = backend.gradients(elbo, model, elbo.wrap(guide), [0])
     r = np.log([[0.7], [0.3]]) + normal(0.6, 1.4 * b) - np.log(0.5)
-    terms = (r - w * x) * (b - 0.5)  # by b and row
+    terms = (r - w * x) * (b - 0.5)  # for each b and row
     ones = np.arange(particles + 1)[:, None]  # of the particles
     sums = (ones * terms[1] + (particles - ones) * terms[0]) / particles
     found = np.abs(sums + gradient["a"]).argmin(0)
@@ -93,7 +93,7 @@ def test_nvil_subtracts_and_learns_a_baseline(backend, particles):
 
 
 def test_nvil_learns_a_baseline(backend):
-    """Rows with a constant each: least squares finds them, beside the descent of the ELBO."""
+    """Each row has a constant: least squares finds them, while the ELBO improves."""
     size = 200
     x = np.linspace(-20, 20, size)
 

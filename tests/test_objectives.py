@@ -1,7 +1,7 @@
-"""The objectives of relax as the temperature falls: what they tend to, and what guides fit by them.
+"""The objectives of relax at falling temperature: their limits, and the guides fitted with them.
 
-"categorical" converges to the discrete ELBO, and its guide to the best factorised one of the
-discrete program; "relaxed" does not: its optimum is that of the relaxed KL.
+"categorical" converges to the discrete ELBO, and its guide to the best factorised guide of the
+discrete program. "relaxed" does not: its optimum is that of the relaxed KL.
 """
 
 import functools
@@ -15,7 +15,7 @@ from gs_ppl import reference, temperature
 
 FITS = 100
 BIT_SITES = {"c", "top", "h"}
-FAILURE_RATE = 1e-7  # of one z-score
+FAILURE_RATE = 1e-7  # for one z-score
 
 
 def variables(program, probs):
@@ -31,7 +31,7 @@ def variables(program, probs):
 
 
 def discrete_elbo(log_joints, q):
-    """Of a factorised guide, by summation over all assignments."""
+    """ELBO of a factorised guide, by summation over all assignments."""
     expected = log_joints
     for p in reversed(q):
         expected = expected @ p
@@ -63,7 +63,7 @@ def best_factorised(name, starts=8):
 
 def fitted(backend, program, objective, tau):
     """Probabilities of each variable after annealing from 1 to tau: the mean of many fits, which
-    share the steps as rows of a plate around the program."""
+    are rows of a plate around the program."""
     one = plain(backend, program)
 
     def model():
@@ -84,7 +84,7 @@ def fitted(backend, program, objective, tau):
 
 
 def distances(p, q):
-    """Total variation of each variable."""
+    """Total variation for each variable."""
     return np.array([np.abs(a - b).sum() / 2 for a, b in zip(p, q, strict=True)])
 
 
@@ -96,10 +96,10 @@ def distances(p, q):
     ["mixture", *(pytest.param(n, marks=pytest.mark.long) for n in ("factorial", "bernoulli_net"))],
 )
 def test_categorical_objective_tends_to_the_discrete_elbo(backend, name):
-    """Above a guide that is not the prior, on common random numbers.
+    """The guide is not the prior; all losses have the same random numbers.
 
-    The straight-through loss of the same noise has the discrete ELBO as its mean at any
-    temperature; that of the soft one comes closer to it from each temperature to the next.
+    The straight-through loss has the discrete ELBO as its mean at any temperature; the soft loss
+    comes closer to it at each lower temperature.
     """
     program = by_name(name)
     rng = np.random.default_rng(0)
@@ -144,7 +144,7 @@ def test_categorical_objective_tends_to_the_discrete_elbo(backend, name):
 )
 def test_guide_tends_to_the_best_factorised_one(backend, name):
     best, optima = best_factorised(name)
-    assert np.ptp(optima) < 1e-4  # one optimum, that any start should find
+    assert np.ptp(optima) < 1e-4  # there is one optimum, which any start should find
     far, near = (
         distances(fitted(backend, by_name(name), "categorical", tau), best) for tau in (0.7, 0.1)
     )
@@ -156,13 +156,13 @@ KLS = {"categorical": reference.categorical_kl, "relaxed": reference.exp_gumbel_
 
 
 def optimum(objective, x, tau, draws=20_000):
-    """Of one row of the mixture: KL by its formula, fixed noise for the likelihood."""
+    """Optimum of one row of the mixture: KL by formula, fixed noise for the likelihood."""
     noise = np.random.default_rng(0).exponential(size=(draws, len(PRIOR)))
 
     def loss(a):
         y = np.exp(reference.exp_gumbel_softmax_sample(tau, a, noise))
         kl = KLS[objective](a, np.log(PRIOR))
-        return kl - normal(x, y @ LOCS).mean() + a.sum() ** 2  # whose sum is free: held at 0
+        return kl - normal(x, y @ LOCS).mean() + a.sum() ** 2  # the sum of a is free: held at 0
 
     return softmax(optimize.minimize(loss, np.zeros(len(PRIOR))).x)
 
@@ -170,7 +170,7 @@ def optimum(objective, x, tau, draws=20_000):
 @pytest.mark.parametrize("objective", KLS)
 @pytest.mark.quick("categorical")
 def test_guide_finds_the_optimum_of_its_objective(backend, objective):
-    """At low temperature the relaxed one lies away from the posterior, which is best of all."""
+    """At low temperature the relaxed optimum is far from the posterior, which is the best guide."""
     tau = 0.1
     fit = fitted(backend, by_name("mixture"), objective, tau)
     expected = [optimum(objective, x, tau) for x in DATA[:3]]

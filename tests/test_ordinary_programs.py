@@ -17,7 +17,7 @@ DATA = np.array([0.5, 0.1, -1.0, 2.0])
 def mixture(
     backend, K=3, data=DATA, *, subsample_size=None, plate="rows", bits=False, plain_number=False
 ):
-    """A class for each row; `data` of one number has no plate."""
+    """A class for each row; if `data` is one number, there is no plate."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def row(x):
@@ -78,7 +78,7 @@ def test_a_python_number_is_observed(backend):
 
 @pytest.mark.only("pyro")
 def test_a_python_number_is_no_observation(backend):
-    """Pyro's laws do not score one."""
+    """Pyro's laws cannot score a Python number."""
     model = mixture(backend, data=0.5, plain_number=True)
     for report in (compared, lambda backend, model: backend.to_inference_data(model)):
         with pytest.raises(TypeError, match=r"site 'x.*': Pyro takes a tensor for obs, got float"):
@@ -97,7 +97,7 @@ NUMBERS = {
 @pytest.mark.quick("probs", "a NumPy scalar")
 @pytest.mark.quick("False")
 def test_a_bit_of_a_plain_number(backend, name, expanded):
-    """Evidence and marginal by hand; relaxed it has the same probability, and trains."""
+    """Evidence and marginal by hand; relaxed, it has the same probability and trains."""
     options, p = NUMBERS[name]
 
     def model():
@@ -122,7 +122,7 @@ def test_a_bit_of_a_plain_number(backend, name, expanded):
 
 @pytest.mark.parametrize("what", ["probs", "logits"])
 def test_a_category_that_is_impossible(backend, what):
-    """Enumerated where values are checked, and drawn: its class never comes."""
+    """Enumerated with validation, and drawn: its class never occurs."""
     p = np.array([0.0, 0.5, 0.5])
     given = {"probs": p, "logits": np.array([-np.inf, 0.0, 0.0])}[what]
 
@@ -140,10 +140,10 @@ def test_a_category_that_is_impossible(backend, what):
     assert set(np.unique(tree["posterior"]["z"])) == {1, 2}
 
 
-@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # by the PPLs, before
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")  # of the PPLs
 @pytest.mark.filterwarnings("ignore:Currently, SVI with Trace_ELBO loss does not support")
 def test_a_count_that_nobody_takes_care_of(backend):
-    """Refused by what measures and what trains, as by check."""
+    """Programs that measure or train refuse it, like check."""
     ppl, native = backend.ppl, backend.native
 
     def model():
@@ -161,7 +161,7 @@ def test_a_count_that_nobody_takes_care_of(backend):
 
 @pytest.mark.long
 def test_a_subsampled_guide(backend):
-    """The rows of its logits are those of the plate; the evidence is averaged over them."""
+    """Its logits have the rows of the plate; the evidence is averaged over them."""
     model = mixture(backend, subsample_size=2)
     report = compared(backend, model, families=[backend.gs.STGumbelSoftmax], num_samples=400)
     assert not report.notes
@@ -174,7 +174,7 @@ def test_a_subsampled_guide(backend):
 
 
 def test_a_missing_name_becomes_a_note(backend):
-    """The PPLs' enumeration raises a bare KeyError here and there."""
+    """The PPLs' enumeration sometimes raises a bare KeyError."""
     session = backend.session(mixture(backend), lambda: None)
 
     def lost(side, draws):
@@ -236,7 +236,7 @@ def scaled(backend, a, b, x):
 
 
 def test_a_partial_with_positional_arguments(backend):
-    """Pyro's own unwrap takes the second of them for a program."""
+    """Pyro's unwrap would take the second argument as a program."""
     model = functools.partial(scaled, backend, 0.5, 2.0)
     x = backend.array(DATA[0])
     report = compared(backend, model, x, families=[])
@@ -251,7 +251,7 @@ def test_a_partial_with_positional_arguments(backend):
 
 @pytest.mark.parametrize("place", ["first", "last", "keyword"])
 def test_a_declared_temperature(backend, place):
-    """It is handed over where the program has it."""
+    """The program gets the temperature at its place."""
     seen = []
 
     def body(temperature, x):
@@ -275,7 +275,7 @@ def test_a_declared_temperature(backend, place):
 
 @pytest.mark.parametrize("form", ["plate", "stacked"])
 def test_a_number_of_ones_is_a_location(backend, form):
-    """The sum of bits goes into a law as it is; its mean counts, whatever the law validates."""
+    """The sum of bits is a location as it is; with validation or without, its mean counts."""
     weights = np.array([0.25, 0.5, 1.0, 0.0])
 
     def model():
@@ -308,7 +308,7 @@ MOVES = {
 
 @pytest.mark.parametrize("move", MOVES)
 def test_numbers_of_ones_are_moved(backend, move):
-    """A linear function of bits has its value at the weights; what is recorded is an integer."""
+    """A linear function of bits has its value at the weights; a recorded value is an integer."""
     weights = np.array([[0.25, 0.5, 1.0], [0.0, 0.75, 0.25], [1.0, 1.0, 0.0], [0.1, 0.2, 0.3]])
 
     def model():

@@ -1,4 +1,4 @@
-"""How each side knows its own samples: Pyro by a record on the tensor, NumPyro by intermediates."""
+"""How a law recognises its samples: Pyro by a record on the tensor, NumPyro by intermediates."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ def test_overwritten_samples_are_scored_by_their_value(backend, law):
 @on_pyro
 @each_law
 def test_detached_samples_have_the_partial_derivative(backend, law):
-    """What a score-function estimator needs; not the total one, in which the logits cancel."""
+    """A score-function estimator needs it; in the total derivative the logits cancel."""
     a, d = draw(backend, law, requires_grad=True)
     z = d.sample()
     one, other = (
@@ -57,7 +57,7 @@ def test_leaf_samples_have_the_gradient_at_the_value(backend, law):
 @on_pyro
 @each_law
 def test_saved_and_copied_samples(backend, law):
-    """They forget their record, and load with weights_only."""
+    """Saved and copied samples lose their record, and load with weights_only."""
     _, d = draw(backend, law)
     z, buffer = d.sample(), io.BytesIO()
     backend.torch.save(z, buffer)
@@ -79,7 +79,8 @@ def test_inference_mode(backend, law):
 @on_numpyro
 @each_law
 def test_intermediates(backend, law):
-    """An own sample, the log of one of another law, the value itself: all agree."""
+    """The law's sample, the log of another law's sample, and the value alone have the same
+    score."""
     _, d = draw(backend, law)
     value, [drawn] = d.sample_with_intermediates(backend.jax.random.key(0), (4,))
     own = d.log_prob(value, [drawn])
@@ -92,7 +93,7 @@ def test_intermediates(backend, law):
 @on_numpyro
 @each_law
 def test_another_law_scores_the_log_value(backend, law):
-    """In float32 at tau = 0.01, where the value itself has underflowed."""
+    """In float32 at tau = 0.01, where the value has underflowed."""
     rng = np.random.default_rng(0)
     a, b = (backend.array(law.logits(rng, (6,)), "float32") for _ in range(2))
     p, q = law(backend, 0.01, a), law(backend, 0.01, b)
@@ -108,7 +109,7 @@ def test_another_law_scores_the_log_value(backend, law):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("shape", [(5, 4), (5, 100)], ids=["short", "long"])
 def test_may_be_written_to(backend, shape):
-    """Where no gradient is wanted, or none of the sample's own."""
+    """If no gradient is needed, or none through the sample."""
     a = backend.array(np.zeros(shape)).requires_grad_()
     y = backend.gs.GumbelSoftmax(0.5, logits=a).rsample()
     assert not y._is_view()
@@ -120,7 +121,7 @@ def test_may_be_written_to(backend, shape):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("law", ["ExpGumbelSoftmax", "GumbelSoftmax"])
 def test_backward_without_a_gradient(backend, law):
-    """gradcheck sends None backwards, and so does a function that has no gradient by the sample."""
+    """gradcheck passes None backward, and so does a function without a gradient in the sample."""
     torch = backend.torch
 
     class NoGradient(torch.autograd.Function):

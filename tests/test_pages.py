@@ -1,4 +1,4 @@
-"""Pages of the site: code in tabs runs, and the page of errors has every message of check."""
+"""Pages of the site: the code in tabs runs, and the page of errors has each message of check."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs"
 SHOWN = {"pyro": "Pyro", "numpyro": "NumPyro"}
 ALL = None
-CHECKS = {  # where check finds what it refuses or warns of, and in which functions
+CHECKS = {  # the functions in which check finds errors and warnings
     "gs_ppl/_shared/pairings.py": ALL,
     "gs_ppl/_shared/probing.py": ALL,
     "gs_ppl/_shared/starting.py": {"warn_of_equal"},
@@ -18,11 +18,11 @@ CHECKS = {  # where check finds what it refuses or warns of, and in which functi
     "gs_ppl/pyro/checks.py": ALL,
     "gs_ppl/numpyro/checks.py": ALL,
 }
-NOT_OF_CHECK = {"refuse_mixed", "refuse_spaces", "refuse_temperatures"}  # of the divergences
+NOT_OF_CHECK = {"refuse_mixed", "refuse_spaces", "refuse_temperatures"}  # errors of the divergences
 
 
 def blocks_of(page, side):
-    """The code of a side's tabs, which is one program."""
+    """The code in the tabs of a side, which is one program."""
     tabs = re.findall(r"^:::\{tab-item\} (\w+)\n(.*?)^:::$", page.read_text(), re.DOTALL | re.M)
     bodies = [body for title, body in tabs if title == SHOWN[side]]
     return re.findall(r"```python\n(.*?)```", "\n".join(bodies), re.DOTALL)
@@ -48,7 +48,7 @@ def test_code_in_tabs(page, backend, tmp_path, monkeypatch):
 
 
 def parts_of(node):
-    """The texts of a message, without what stands in braces."""
+    """The texts of a message, without the parts in braces."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value]
     if isinstance(node, ast.JoinedStr):
@@ -57,7 +57,8 @@ def parts_of(node):
 
 
 def messages_of(path, functions):
-    """The longest text of each error and warning of these functions, all but some for None."""
+    """The longest text of each error and warning of these functions; None: all but some
+    functions."""
     for function in ast.parse((ROOT / path).read_text()).body:
         name = getattr(function, "name", "")
         if name in NOT_OF_CHECK or (functions is not None and name not in functions):

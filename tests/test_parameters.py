@@ -1,4 +1,4 @@
-"""Every bad input is refused at the door, with what was wanted and what came."""
+"""Each bad input is refused at once, with what was expected and what was given."""
 
 import math
 
@@ -24,7 +24,7 @@ def good(backend, law, batch=(4,)):
 @pytest.mark.parametrize("tau", [0.0, -1.0, NAN, INF, 0, -3])
 @pytest.mark.parametrize("law", TEMPERED, ids=name)
 def test_bad_number_as_temperature(backend, law, tau, validate):
-    """Python numbers cost nothing to check, and are checked always."""
+    """A check of Python numbers is cheap, so that it is always made."""
     with pytest.raises(
         ValueError, match=f"{law.name}: temperature must be positive and finite, got"
     ):
@@ -211,7 +211,7 @@ MASKED = np.array([[0.3, -INF, -1.0, 0.2], [-INF, -INF, 0.5, 0.0], [0.1, 0.2, 0.
 @pytest.mark.parametrize("law", VECTOR, ids=name)
 @pytest.mark.quick("float32")
 def test_masked_categories(backend, law, tau, dtype):
-    """K is the number of finite logits of that element; masked coordinates carry nothing."""
+    """K is the number of finite logits of the element; masked coordinates do not count."""
     d = law(backend, tau, backend.array(MASKED, dtype), validate_args=True)
     value, score = backend.sample_and_score(d, 0, (50,))
     value, score = backend.numpy(value), backend.numpy(score)
@@ -262,7 +262,7 @@ def test_weight_on_a_masked_category(backend, law):
 
 
 def test_no_weight_on_an_existing_category(backend):
-    """l = -inf where the category exists lies outside the log-simplex: density 0, not NaN."""
+    """If the category exists, l = -inf is outside of the log-simplex: density 0, not NaN."""
     d = backend.gs.ExpGumbelSoftmax(0.5, logits=backend.array(np.zeros(3)))
     half = backend.array(np.log([0.5, 0.5, 1.0])) + backend.array([0.0, 0.0, -INF])
     assert backend.numpy(d.log_prob(half)) == -INF
@@ -274,7 +274,8 @@ def test_no_weight_on_an_existing_category(backend):
 @pytest.mark.parametrize("logits", [[0.3, -0.7, 1.0], [0.3, -INF, 1.0]], ids=["full", "masked"])
 @pytest.mark.parametrize("law", ["ExpGumbelSoftmax", "GumbelSoftmax"])
 def test_vertices_have_mass(backend, law, logits):
-    """They lie outside the open simplex; their score is log pi, exactly, at any temperature."""
+    """Vertices are outside of the open simplex; their score is exactly log pi, at any
+    temperature."""
     for tau in (0.01, 1.0, 100.0):
         d = getattr(backend.gs, law)(tau, logits=backend.array(logits))
         got = backend.numpy(d.log_prob(d.enumerate_support()))
@@ -283,7 +284,7 @@ def test_vertices_have_mass(backend, law, logits):
 
 
 def test_boundary_values_are_scored_at_the_nearest_point_inside(backend):
-    """A value that has underflowed and lost its l: finite, as documented."""
+    """A value that has underflowed and lost its l: the score is finite, as documented."""
     d = backend.gs.GumbelSoftmax(0.5, logits=backend.array(np.zeros(3), "float32"))
     tiny = np.finfo(np.float32).tiny
     edge, inside = ([0.5, 0.5, low] for low in (0.0, tiny))

@@ -1,8 +1,9 @@
-"""Without data the loss is least, and 0, where the guide is the prior; or check refuses the pair.
+"""Without data, the loss has its minimum 0 if the guide is the prior; or check refuses the pair.
 
-Each family with each objective under each ELBO. The program is one site in a plate of rows, each
-with logits of its own, so that the gradients of the rows are independent draws. Beside the loss at
-other logits stand the divergence by enumeration, by quadrature, or by draws in NumPy.
+Each family is tested with each objective under each ELBO. The program is one site in a plate of
+rows. Each row has separate logits, so that the gradients of the rows are independent draws. At
+other logits the loss is compared with the divergence by enumeration, by quadrature, or by draws in
+NumPy.
 """
 
 import functools
@@ -16,13 +17,13 @@ from gs_ppl import reference
 
 TAU = 0.7
 ROWS = 2000
-DRAWS = 100_000  # of the references
-SIGMAS = 5  # of some 500 numbers; seeds are fixed
+DRAWS = 100_000  # for the references
+SIGMAS = 5  # for about 500 numbers; seeds are fixed
 PRIOR, OTHER = np.log([0.80, 0.15, 0.05]), np.array([0.5, 0.2, -0.3])
 BIT_PRIOR, BIT_OTHER = 0.8, -0.4  # log-odds
 
 MEAN_FIELD, RENYI = "TraceMeanField_ELBO", "RenyiELBO"
-ELBOS = {  # those of gs_ppl itself with the prefix
+ELBOS = {  # those of gs_ppl have the prefix gs
     "Trace_ELBO": {},
     MEAN_FIELD: {},
     "TraceGraph_ELBO": {},
@@ -38,14 +39,14 @@ ELBOS = {  # those of gs_ppl itself with the prefix
 }
 ANALYTIC = MEAN_FIELD, "gs.TraceEnum_ELBO"
 SUBSTITUTION = "gs.MuProp_ELBO", "gs.DARN_ELBO", "gs.REBAR_ELBO", "gs.DisARM_ELBO"
-# which have a gradient for discrete sites, beside the PPL's own score function
+# ELBOs with a gradient for discrete sites, in addition to the PPL's score function
 SCORE_FUNCTION = {"TraceGraph_ELBO", "TraceEnum_ELBO", "gs.TraceEnum_ELBO", *SUBSTITUTION}
 SCORE_FUNCTION |= {"gs.RLOO_ELBO", "gs.NVIL_ELBO"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A family at a site, and what its values are scored by."""
+    """A family at a site, and the kind of score of its values."""
 
     family: str
     kind: str  # density, soft or hard mass, or discrete
@@ -83,7 +84,7 @@ CELLS = [
 
 
 def refusal(backend, cell, elbo):
-    """What check, or the ELBO itself, says of the pair; None where it is right."""
+    """The message of check, or of the ELBO, for the pair; None if the pair is right."""
     name = elbo.removeprefix("gs.")
     if cell.kind == "soft" and elbo not in ANALYTIC:
         return f"site 'z': {name} has no analytic divergence .*objective='relaxed'"
@@ -92,7 +93,7 @@ def refusal(backend, cell, elbo):
     if elbo not in SUBSTITUTION:
         return None
     if cell.kind != "discrete":
-        return f"site 'z': {name} takes the discrete program, .* give it discretize"
+        return f"site 'z': {name} takes discrete programs, .* use discretize"
     return f"site 'z': {name} takes .*" if name == "DisARM_ELBO" and not cell.bit else None
 
 
@@ -123,7 +124,7 @@ def log_ratios(kind, bit):
 
 
 def expected(cell, elbo):
-    """The loss of a row, its error, and the most that one draw of it spreads."""
+    """The loss of a row, its error, and the largest spread of one draw."""
     losses, exact = log_ratios(cell.kind, cell.bit)
     if cell.kind == "soft" or (cell.kind in ("hard", "density") and elbo == MEAN_FIELD):
         return exact, 0.0, 0.0
@@ -146,7 +147,7 @@ def law(backend, cell, logits):
 
 
 def programs(backend, cell, logits, rows=ROWS):
-    """Relaxed by the handler; a family of bits has no vectors, and goes by itself."""
+    """Relaxed by the handler; a family of bits has no vectors, and is used directly."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     start = array(np.broadcast_to(logits, (rows, *np.shape(logits))))
     own = getattr(gs, cell.family, None)
@@ -178,7 +179,7 @@ def make(backend, elbo):
 
 
 def loss_and_gradient(backend, cell, elbo, logits, rows=ROWS):
-    """Loss and gradient of a row; refused by check, or by the ELBO itself."""
+    """Loss and gradient of a row, for a pair that check and the ELBO accept."""
     loss, (model, guide) = make(backend, elbo), programs(backend, cell, logits, rows)
     backend.gs.check(model, guide, loss)
     guide = loss.wrap(guide) if hasattr(loss, "wrap") else guide
@@ -212,5 +213,5 @@ def test_the_prior_is_the_optimum(backend, cell, elbo):
     noise = SIGMAS * np.hypot(error, spread / np.sqrt(ROWS)) + 1e-5
     assert wanted > noise
     assert value == pytest.approx(wanted, abs=noise)
-    step = np.ravel(other - prior)  # from where the loss is least
+    step = np.ravel(other - prior)  # from the minimum of the loss
     assert (gradient @ step).mean() > 0

@@ -1,4 +1,4 @@
-"""The probe along edges, on functions of one number whose changes and slopes are known."""
+"""The probe along edges, for functions of one number with known changes and slopes."""
 
 import math
 
@@ -15,7 +15,7 @@ def log(t):
     return math.log(t) if t > 0 else -np.inf
 
 
-# its value at t, the slope that the gradient gives
+# its value at t, and the slope that the gradient gives
 FOLLOWS = {
     "constant": (lambda t: 5.0, lambda t: 0.0),
     "cubic": (lambda t: t**3 - 2 * t, lambda t: 3 * t**2 - 2),
@@ -72,7 +72,7 @@ def test_what_does_not(name):
 
 @pytest.mark.parametrize("finite", [[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1], [1, 1, 1, 1, 1]])
 def test_corners(finite):
-    """Each possible class of up to three in turn; of two the first again."""
+    """All possible classes, up to three, in turn; with two, the first one again."""
     finite = np.array([finite] * 40, bool)
     rows = np.stack(list(vertices(finite, np.random.default_rng(0))), 1)
     classes = finite[0].sum()
@@ -99,7 +99,7 @@ def run(read, masses=(), densities=()):
 
 
 def reading(moved, t, value, sites=SITES):
-    """Of `value`, a function of the sites' values; no gradient is known."""
+    """The reading of `value`, a function of the sites' values, without a gradient."""
     at = {name: start + t * (end - start) for name, (start, end) in moved.items()}
     terms = np.atleast_1d(value(**{"a": 0.0, "b": 0.0, **at})).astype(float)
     return Reading(terms, 0.0, sites)
@@ -111,7 +111,7 @@ def test_the_site_is_named(kinds, site):
     names = dict.fromkeys(kinds, "ab") if len(kinds) == 1 else {"masses": "a", "densities": "b"}
     run(lambda moved, t: reading(moved, t, lambda a, b: 1.0), **names)
     jump = lambda moved, t: reading(moved, t, lambda a, b: {"a": a, "b": b}[site] > 0.3)  # noqa: E731
-    with pytest.raises(ValueError, match=f"site '{site}': the model .* vary by 1, .* knows 0"):
+    with pytest.raises(ValueError, match=f"site '{site}': the model .* change by 1, .* predicts 0"):
         run(jump, **names)
 
 
@@ -125,12 +125,12 @@ def test_sites_that_come_and_go():
         return reading(moved, t, lambda a, b: [1.0] if a < 0.5 else [0.5, 0.5])
 
     for read in (other, longer):
-        with pytest.raises(ValueError, match=r"site 'a': .* has other sites at one class than at"):
+        with pytest.raises(ValueError, match=r"site 'a': .* has other sites in one class than in"):
             run(read, masses="a")
 
 
 def test_the_end_is_approached_from_itself():
-    """A clipped log that falls towards it, where 1 - t would be rounded."""
+    """A clipped log falls towards the end, where 1 - t would be rounded."""
 
     def value(moved, t):
         start, end = moved["a"]

@@ -13,7 +13,7 @@ from gs_ppl import reference
 @pytest.mark.parametrize("law", LAWS, ids=name)
 @pytest.mark.quick(*KINDS)
 def test_plates(backend, law):
-    """Nested plates expand the site; a subsampled one draws as many as its subsample."""
+    """Nested plates expand the site; a subsampled plate has as many draws as its subsample."""
     a = backend.array(law.logits(np.random.default_rng(0)), "float32")
     ppl = backend.ppl
 
@@ -25,11 +25,12 @@ def test_plates(backend, law):
     assert z.shape == (5, 4) + (3,) * law.event_dims
 
 
-# the others have no reparameterized sample: a pathwise ELBO is not about them
+# other laws have no reparameterized sample, so that a pathwise ELBO does not apply
 @pytest.mark.parametrize("law", select(tempered=True), ids=name)
 @pytest.mark.quick(*KINDS)
 def test_own_elbo_is_zero(backend, law):
-    """Guide and model alike: log q - log p vanishes for each draw, plates and to_event included."""
+    """If guide and model are equal, log q - log p is 0 for each draw, also with plates and
+    to_event."""
     a = backend.array(law.logits(np.random.default_rng(0), (4, 2)), "float32")
     ppl = backend.ppl
 
@@ -45,7 +46,7 @@ def test_own_elbo_is_zero(backend, law):
 @pytest.mark.parametrize("law", select(tempered=True, event_dims=1), ids=name)
 @pytest.mark.quick(*KINDS)
 def test_elbo_is_the_kl(backend, law, elbo):
-    """The mean-field ELBO takes the registered KL, the other one estimates it."""
+    """The mean-field ELBO uses the registered KL, the other one estimates it."""
     a = backend.array([3.0, -2.0, 0.5])
     zeros = backend.array(np.zeros(3))
     tau = 1.0
@@ -58,12 +59,12 @@ def test_elbo_is_the_kl(backend, law, elbo):
     soft_mass = law.name == "SoftOneHotCategorical"
     if exact:
         assert loss == pytest.approx(expected, rel=1e-5)
-    elif not soft_mass:  # whose score at a soft value is no log-density
+    elif not soft_mass:  # its score at a soft value is not a log density
         assert loss == pytest.approx(expected, abs=0.1)
 
 
 def mixture(backend, family):
-    """Two observations below one categorical; returns the program and its log evidence."""
+    """Two observations that depend on one categorical; returns the program and its log evidence."""
     log_prior, locs, data = (
         np.log([0.5, 0.3, 0.2]),
         np.array([-2.0, 0.0, 3.0]),
@@ -83,24 +84,24 @@ def mixture(backend, family):
 
 @pytest.mark.parametrize("elbo", ["Trace_ELBO", "TraceMeanField_ELBO"])
 def test_straight_through_elbo_at_the_posterior_is_the_evidence(backend, elbo):
-    """Whatever the temperature: hard in law and scored as the mass it is."""
+    """At any temperature: it is hard in law, and scored as a mass."""
     for tau in (0.2, 1.0):
         make = lambda a: backend.gs.STGumbelSoftmax(tau, logits=a)  # noqa: B023, E731
         model, joint = mixture(backend, make)
         evidence = np.logaddexp.reduce(joint)
         posterior = backend.array(joint - evidence)
         guide = lambda: backend.ppl.sample("z", make(posterior))  # noqa: B023, E731
-        if elbo == "Trace_ELBO":  # each draw by itself
+        if elbo == "Trace_ELBO":  # each draw separately
             losses = [backend.loss(elbo, model, guide, 1, seed) for seed in range(3)]
             np.testing.assert_allclose(losses, -evidence, rtol=1e-6)
-        else:  # the mean over the draws, since the KL is not estimated
+        else:  # the mean over the draws, because the KL is not estimated
             loss = backend.loss(elbo, model, guide, 1_000, seed=0)
             assert loss == pytest.approx(-evidence, rel=0.05)
 
 
 @pytest.mark.parametrize("law", ["STGumbelSoftmax", "SoftOneHotCategorical", "GumbelSoftmax"])
 def test_svi_trains(backend, law):
-    """From a flat guide to within a nat of the evidence, with the right category on top."""
+    """A flat guide comes within a nat of the evidence, and the right category is the largest."""
     make = lambda a: getattr(backend.gs, law)(0.5, logits=a)  # noqa: E731
     model, joint = mixture(backend, make)
 
@@ -115,11 +116,11 @@ def test_svi_trains(backend, law):
 
 
 def test_evidence_of_the_mixture():
-    """The number that the tests above compare with, by hand."""
+    """The tests above compare with this number, by hand."""
     lik = [math.exp(-((0.4 - m) ** 2 + (0.9 - m) ** 2) / 2) / (2 * math.pi) for m in (-2, 0, 3)]
     by_hand = math.log(sum(w * x for w, x in zip([0.5, 0.3, 0.2], lik, strict=True)))
 
-    class Plain:  # the arithmetic alone, with neither PPL
+    class Plain:  # only the arithmetic, without a PPL
         ppl = native = None
         array = staticmethod(np.asarray)
 

@@ -19,7 +19,7 @@ def law(backend, hot, probs):
 
 
 def grid(backend, hot, size=None):
-    """Nested plates, of which the inner one may be subsampled."""
+    """Nested plates; the inner one may be subsampled."""
     ppl, locs, x = backend.ppl, backend.array(LOCS), backend.array(X)
 
     def program():
@@ -58,7 +58,7 @@ PROGRAMS = {
     "chain": chain,
 }
 FAMILIES = {"soft": "GumbelSoftmax", "straight": "STGumbelSoftmax"}
-ELBOS = {  # name of the class, its options, the families that it takes
+ELBOS = {  # name of the class, its options, and the families that it takes
     "mean_field": ("TraceMeanField_ELBO", {}, ("soft", "straight")),
     "particles": ("TraceMeanField_ELBO", {"num_particles": 3}, ("soft",)),
     "vectorized": (
@@ -102,7 +102,7 @@ def test_as_with_one_hot_vectors(backend, program, elbo, family):
 
 
 def test_single_precision(backend):
-    """All stays float32, and agrees with float64."""
+    """All values stay float32, and agree with float64."""
 
     def loss(dtype):
         program = PROGRAMS["chain"](backend, hot=False)
@@ -119,7 +119,7 @@ def test_single_precision(backend):
 
 @pytest.mark.only("numpyro")
 def test_cond_takes_both_branches(backend):
-    """By the weight of each, as `where` does; at a vertex it is the integer program's."""
+    """Each branch has its weight, as in `where`; at a vertex it is the integer program."""
     cond = importlib.import_module("numpyro.contrib.control_flow").cond
     locs = backend.array(LOCS)
 

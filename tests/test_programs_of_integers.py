@@ -1,7 +1,7 @@
-"""Programs over integers as one writes them for each PPL, relaxed by one line around them.
+"""Programs over integers as users write them for each PPL, relaxed by one line around them.
 
-At each vertex of a small instance the log joint is that of the integer program, and so is its
-gradient by the tables. Between vertices both are those of the one-hot way, written by hand.
+At each vertex of a small instance, the log joint and its gradient in the tables are those of the
+integer program. Between vertices both are those of the one-hot way, written by hand.
 """
 
 import functools
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from integer_programs import PROGRAMS, REFUSED, SCANS, stacked
 
-POINTS = 2  # between the vertices
+POINTS = 2  # number of points between the vertices
 
 
 def attributes(backend, instance, tables):
-    """What a program reads: tables, traced or not, and data as they are."""
+    """What a program reads: tables, traced or not, and data unchanged."""
     data = {
         name: backend.totals(x)
         if name in instance.counts
@@ -32,7 +32,7 @@ def source(backend, name):
 
 
 def log_joint(backend, name, tables, values, relaxed):
-    """Of the program, at these values of its discrete sites."""
+    """Log joint of the program at these values of its discrete sites."""
     instance = PROGRAMS[SCANS.get(name, name)]
     t = attributes(backend, instance, tables)
     model = source(backend, name)
@@ -53,7 +53,8 @@ def integers(backend, instance, cells):
 
 @functools.cache
 def evaluated(backend, name):
-    """Value, gradient by the weights and by the tables: at all vertices, then at soft points."""
+    """Value, and gradient in the weights and in the tables: at all vertices, then at soft
+    points."""
     instance = PROGRAMS[SCANS.get(name, name)]
     tables = {key: backend.array(x) for key, x in instance.tables.items()}
     vertices, soft = instance.vertices(), instance.soft(POINTS)
@@ -63,12 +64,13 @@ def evaluated(backend, name):
 
 
 def unclipped(log, instance):
-    """Minus infinity for what has no chance, which the PPLs clip, each at its own place."""
+    """Minus infinity for events of probability 0; each PPL clips it at a different place."""
     return np.where(log < -25, -np.inf, log) if instance.zeros else log
 
 
 def tangent(x, gradient):
-    """Along the simplex, for tables of probabilities: NumPyro's laws do not normalise them."""
+    """The part along the simplex for tables of probabilities, which NumPyro's laws do not
+    normalise."""
     is_simplex = x.ndim and np.allclose(x.sum(-1), 1)
     return gradient - gradient.mean(-1, keepdims=True) if is_simplex else gradient
 
@@ -89,7 +91,8 @@ def vertices_are_the_integer_program(backend, name):
 
 
 def along(site, gradient):
-    """The part along the simplex: the sum of the weights is 1 in one program, free in another."""
+    """The part along the simplex: the sum of the weights is 1 in one program, and free in the
+    other."""
     if site.bit:
         return gradient
     exists = np.arange(site.classes) < np.reshape(site.tops(), (*site.shape, 1))
@@ -142,11 +145,11 @@ def test_between_vertices_in_scan(backend, name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(backend, name):
-    """By an error of one line that names site, operation and cure."""
+    """The error has one line that names site, operation and solution."""
     t = {"weights": [0.2, 0.3, 0.5], "locs": [-1.0, 0.0, 2.0], "x": 0.5, "phi": 0.3, "one": 1.0}
     t = SimpleNamespace(**{key: backend.array(x) for key, x in t.items()})
     program = backend.gs.relax(lambda: source(backend, name)(t), 0.5)
-    # JAX itself refuses a slice, before anybody is asked; its IndexError shows the soft index
+    # JAX refuses a slice before it asks the soft index; its IndexError shows the soft index
     with pytest.raises((ValueError, IndexError), match=REFUSED[name]) as error:
         backend.trace(program, 0)
     message = str(error.value)

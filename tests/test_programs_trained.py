@@ -1,4 +1,4 @@
-"""What the trained guide of a relaxed integer program is worth, beside the best mean-field guide.
+"""The trained guide of a relaxed integer program, compared with the best mean-field guide.
 
 Both are measured on the table of the integer program's log joints at all cells.
 """
@@ -22,7 +22,7 @@ def log_joints(backend, name):
 
 
 def draws(instance, probs):
-    """The probabilities of each draw; of one that a mask leaves out they do not matter."""
+    """The probabilities of each draw; those of a masked draw do not matter."""
     found = []
     for name, site in instance.sites.items():
         p = np.stack([1 - probs[name], probs[name]], -1) if site.bit else probs[name]
@@ -45,13 +45,13 @@ def trained(backend, name, steps=400):
     relaxed = backend.gs.relax(model)
     _, params = backend.anneal(relaxed, guide, loss, schedule, steps, learning_rate=0.1)
     probs = backend.guide_probs(guide, params)
-    if name in SCANS:  # by time
+    if name in SCANS:  # stacked in time
         probs = {f"{site}{i}": p for site, rows in probs.items() for i, p in enumerate(rows)}
     return draws(instance, probs)
 
 
 def shortfall(backend, name):
-    """How far the ELBO is from the best one, in units of what is allowed: 1 nat, or 1 %."""
+    """Distance of the ELBO from the best one, in units of the tolerance: 1 nat, or 1 %."""
     table = log_joints(backend, SCANS.get(name, name))
     best = best_mean_field(table)
     return (best - elbo(table, trained(backend, name))) / max(1.0, 0.01 * abs(best))
@@ -74,7 +74,7 @@ def test_elbo_is_near_the_best_in_scan(backend, name):
 
 
 def mode_is_near_the_best_cell(backend, name):
-    """Some cells have no chance: the ELBO of a guide that is not sure is infinite."""
+    """Some cells have probability 0: if the guide is not certain, its ELBO is infinite."""
     table = log_joints(backend, name)
     mode = tuple(q.argmax() for q in trained(backend, name))
     assert table.max() - table[mode] < 1.0
@@ -96,6 +96,6 @@ def test_log_of_a_clipped_zero_is_no_jump(backend):
 
 
 def test_a_guide_that_cannot_be_sure_is_refused(backend):
-    """A bit that is certain because of another latent: the divergence would be infinite."""
+    """Another latent makes a bit certain, so that the divergence would be infinite."""
     with pytest.raises(ValueError, match=r"site 'alive1'.*infinite"):
         trained(backend, "late_entry", steps=2)

@@ -1,4 +1,5 @@
-"""What gs_ppl uses of a PPL's internals, each by itself: an upgrade that breaks it fails here."""
+"""Internals of the PPLs that gs_ppl uses, tested one by one: an upgrade that breaks one fails
+here."""
 
 from gs_ppl._shared.wrappers import innermost, is_masked
 

@@ -1,4 +1,4 @@
-"""What gs_ppl.numpyro uses of NumPyro's internals: an upgrade that breaks it fails here."""
+"""Internals of NumPyro that gs_ppl.numpyro uses: an upgrade that breaks one fails here."""
 
 import sys
 
@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 class Notes(Messenger):
-    """Writes into what an outer trace has recorded before."""
+    """Changes a message that an outer trace has recorded before."""
 
     def __init__(self, fn):
         super().__init__(fn)
@@ -52,7 +52,7 @@ def test_replay_copies_infer_and_not_the_intermediates():
 
 
 class Sees(Messenger):
-    """Control-flow messages that pass."""
+    """Records the control-flow messages that pass."""
 
     def process_message(self, msg):
         if msg["type"] == "control_flow":
@@ -150,7 +150,7 @@ def test_rows_of_a_plate():
 
 
 def test_marks_of_a_scan():
-    """That its sites are done, and the step and names of those that it runs one by one."""
+    """Its sites are marked as done; sites that it runs one by one have the step and a new name."""
 
     class Looks(Messenger):
         def postprocess_message(self, msg):
@@ -192,7 +192,7 @@ def test_what_is_said_of_an_analytic_divergence_below_enumerated_sites():
 
 
 def test_xla_takes_the_option_by_which_it_compiles_in_haste():
-    """The probe's programs run some ten times; what XLA does not know it refuses by name."""
+    """The probe's programs run about ten times; XLA refuses an unknown option, and names it."""
     square = jax.jit(lambda x: x**2, compiler_options={"xla_backend_optimization_level": 0})
     assert float(square(3.0)) == 9.0
     with pytest.raises(Exception, match="xla_no_such_option"):

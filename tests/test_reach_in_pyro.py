@@ -1,4 +1,4 @@
-"""What gs_ppl.pyro uses of Pyro's and torch's internals: an upgrade that breaks it fails here."""
+"""Internals of Pyro and torch that gs_ppl.pyro uses: an upgrade that breaks one fails here."""
 
 from functools import partial
 
@@ -80,7 +80,7 @@ def test_the_mean_field_elbo_takes_its_traces_from_get_trace():
 
 
 def test_names_of_the_compiled_loss():
-    """The one it keeps, and the one it looks under."""
+    """The name under which it keeps the loss, and the name under which it looks for it."""
     pyro.clear_param_store()
 
     def guide():
@@ -174,7 +174,7 @@ def test_names_of_enumerated_axes():
 
 
 def test_modes_of_torch_functions_are_a_stack():
-    """Taken off and put back one by one, which the reading mode begins below others by."""
+    """Modes can be removed and put back one by one: the reading mode starts below other modes."""
     from torch._C import _len_torch_function_stack
     from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
     from torch.overrides import _pop_mode as pop

@@ -1,4 +1,4 @@
-"""Every code block of the README runs; generated tables are those of the recorded results."""
+"""Each code block of the README runs; the tables are those that the recorded results generate."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import readme_tables
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 FIRST, IN_NUMPYRO, *IN_PYRO = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-IN_THE_OTHER = {  # what the README says to change
+IN_THE_OTHER = {  # changes that the README describes
     "pyro": "numpyro",
     "torch.tensor": "jnp.array",
     "import torch": "import jax\nimport jax.numpy as jnp",
@@ -35,7 +35,7 @@ def test_blocks_of_pyro(tmp_path, monkeypatch):
 
 
 def test_blocks_of_numpyro(capsys):
-    """The first program, changed as the README says, and the block that differs."""
+    """The first program with the changes of the README, and the block that differs."""
     both, _, _ = FIRST.partition("adam = ")
     for old, new in IN_THE_OTHER.items():
         both = re.sub(rf"\b{re.escape(old)}\b", new, both)

@@ -1,4 +1,4 @@
-"""The oracle itself: against 80-digit arithmetic, quadrature and Monte Carlo."""
+"""The oracle, compared with 80-digit arithmetic, quadrature and Monte Carlo."""
 
 import json
 import math
@@ -27,12 +27,13 @@ def draw(temperature, logits, size, seed=0):
 
 
 def assert_mean(draws: np.ndarray, expected: float) -> None:
-    """The mean of independent draws is the expected one, to five standard errors."""
+    """The mean of independent draws is within five standard errors of the expected value."""
     standard_error = draws.std() / math.sqrt(len(draws))
     assert abs(draws.mean() - expected) < 5 * standard_error
 
 
-# Against densities.json: to 1e-13 of the sum of the absolute terms of the formula
+# Compared with densities.json: the error is at most 1e-13 of the sum of the formula's absolute
+# terms.
 
 
 def case_ids(rows, size):
@@ -79,7 +80,7 @@ def test_entropies(row):
     assert abs(entropy - row["exp_gumbel_softmax_entropy"]) <= 1e-13 * terms
 
 
-# The densities integrate to 1, with respect to the measures that they name
+# The densities integrate to 1 in the documented measures.
 
 
 @pytest.mark.parametrize("tau", TEMPERATURES)
@@ -148,7 +149,7 @@ def test_binary_law_is_the_law_of_two_categories(tau):
 
 @pytest.mark.parametrize("tau", [0.1, *TEMPERATURES])
 def test_samples_follow_the_density(tau):
-    # The cumulative distribution of Logistic(a / tau, 1 / tau) at its own samples is uniform.
+    # The cumulative distribution of Logistic(a / tau, 1 / tau) at its samples is uniform.
     a = np.array([0.7, -0.4, 0.1])
     l = draw(tau, a, 10_000)
     x = l[:, 0] - l[:, 1]
@@ -285,7 +286,7 @@ FREE = [0, 2, 3]
 
 
 def embed(x: np.ndarray, fill: float) -> np.ndarray:
-    """The vectors over the free categories, as vectors over all categories."""
+    """Embeds vectors over the free categories in vectors over all categories."""
     full = np.full((*x.shape[:-1], len(MASKED)), fill)
     full[..., FREE] = x
     return full
@@ -330,7 +331,8 @@ def test_masked_kl(kl):
 
 
 def test_kl_into_a_larger_set_of_categories():
-    # A density on a face of the simplex has none on the whole; a mass there has its complement.
+    # A density on a face of the simplex is no density on the whole simplex; a mass there has a
+    # complement.
     assert ref.exp_gumbel_softmax_kl([0.0, -INF], [0.0, 0.0]) == INF
     assert ref.exp_gumbel_softmax_kl([0.0, -INF], [-INF, 0.0]) == INF
     assert ref.categorical_kl([0.0, -INF], [0.0, 0.0]) == pytest.approx(math.log(2))

@@ -1,4 +1,4 @@
-"""Reparameterized sites: TransformReparam into log-space, GumbelSoftmaxReparam into noise, NUTS."""
+"""Reparameterized sites: TransformReparam into log space, GumbelSoftmaxReparam into noise, NUTS."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ def logits(family):
 
 
 def log_ratios(l):
-    """l_i - l_j, each of which is logistic with scale 1 / tau."""
+    """l_i - l_j, which is logistic with scale 1 / tau."""
     return {(i, j): l[..., i] - l[..., j] for i, j in [(0, 1), (1, 2), (2, 0)]}
 
 
 def follows_the_law(family, log_value, tau):
-    """Whether logs (or logits, of bits) of samples pass a test of fit."""
+    """Whether logs (for bits: logits) of samples pass a test of fit."""
     if family in BITS:
         samples = {0: (log_value, 0.4)}
     else:
@@ -48,7 +48,7 @@ def program(backend, family, tau, batch=(50,), dtype="float64"):
 
 @pytest.mark.parametrize("tau", [0.01, 0.3, 1.0, 10.0])
 def test_inverse_gives_noise_of_the_sample(backend, tau):
-    """softmax((a + g) / tau) is the sample again, in log-space to 1e-12, and sum exp(-g) = K."""
+    """softmax((a + g) / tau) is the sample, in log space to 1e-12, and sum exp(-g) = K."""
     Reparam = backend.gs.GumbelSoftmaxReparam
     d = law(backend, "ExpGumbelSoftmax", tau)
     l = backend.sample(d, 0, (100,))
@@ -75,7 +75,7 @@ def test_forward_undoes_inverse(backend, family):
 
 
 def test_masked_categories(backend):
-    """-inf in the logits: 0 in the sample, whatever the noise; no NaN in the inverse."""
+    """Logits of -inf give 0 in the sample for any noise, and no NaN in the inverse."""
     Reparam = backend.gs.GumbelSoftmaxReparam
     d = backend.gs.GumbelSoftmax(0.5, logits=backend.array([0.5, -np.inf, 0.0]))
     z = Reparam.forward(d, backend.array([0.3, 8.0, -0.2]))
@@ -108,9 +108,9 @@ def log_of(backend, family, kind, value, tau):
 
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "GumbelSigmoid"])
 def test_density_is_that_of_the_transformed_base(backend, family):
-    """What TransformReparam takes apart: log p(z) = log p(base) - log |dz / dbase|."""
+    """TransformReparam relies on log p(z) = log p(base) - log |dz / dbase|."""
     d = law(backend, family, 0.7, (20,))
-    z = backend.array(backend.numpy(backend.sample(d, 0)))  # forgets how it was drawn
+    z = backend.array(backend.numpy(backend.sample(d, 0)))  # removes the record of the draw
     (transform,) = d.transforms
     base = backend.inverse(transform)(z)
     jacobian = transform.log_abs_det_jacobian(base, z)
@@ -126,7 +126,8 @@ def test_density_is_that_of_the_transformed_base(backend, family):
 @pytest.mark.parametrize("kind", ["transform", "noise"])
 @pytest.mark.parametrize("wrapper", ["plate", "to_event", "relax"])
 def test_composes(backend, wrapper, kind):
-    """Inside of plates, to_event and relax: shape of the auxiliary site, program sees z."""
+    """Inside of plates, to_event and relax: the auxiliary site has the right shape, the program
+    gets z."""
     ppl, gs, seen = backend.ppl, backend.gs, []
 
     def model():
@@ -168,7 +169,7 @@ def test_composes(backend, wrapper, kind):
 @pytest.mark.quick("noise")
 @pytest.mark.quick("GumbelSigmoid")
 def test_nuts_reproduces_own_samples(backend, family, kind, tau):
-    """NUTS over the prior alone: 50 independent sites, draws thinned."""
+    """NUTS on the prior alone: 50 independent sites, thinned draws."""
     model = program(backend, family, tau)
     model = backend.reparam(model, {"z": kind}) if kind else model
     draws = backend.nuts(model, seed=0, warmup=150, samples=100)
@@ -189,7 +190,7 @@ def test_nuts_reproduces_own_samples(backend, family, kind, tau):
 @pytest.mark.parametrize("kind", ["transform", "noise"])
 @pytest.mark.long
 def test_nuts_finds_the_relaxed_posterior(backend, kind):
-    """A relaxed bit below an observation, at tau = .3: mean of z by quadrature of its logit."""
+    """A relaxed bit with an observation, at tau = .3: mean of z by quadrature over its logit."""
     tau, a, x = 0.3, 0.4, 0.2
     density = lambda t: stats.logistic(a / tau, 1 / tau).pdf(t)  # noqa: E731
     sigmoid = lambda t: 1 / (1 + np.exp(-t))  # noqa: E731
@@ -215,7 +216,7 @@ def test_nuts_finds_the_relaxed_posterior(backend, kind):
 
 @pytest.mark.parametrize("tau", [1.0, 0.01])
 def test_elbo_of_a_guide_in_log_space(backend, tau):
-    """KL(q || p), in float32 and at low temperature, against quadrature."""
+    """KL(q || p), in float32 and at low temperature, compared with quadrature."""
     q, p = np.array([3.0, -2.0, 0.5]), np.zeros(3)
     prior = backend.gs.GumbelSoftmax(tau, logits=backend.array(p, "float32"))
     model = backend.reparam(lambda: backend.ppl.sample("z", prior), {"z": "transform"})
@@ -227,7 +228,7 @@ def test_elbo_of_a_guide_in_log_space(backend, tau):
 
 @pytest.mark.only("pyro")
 def test_initial_value_becomes_noise(backend):
-    """Pyro hands the reparameterizer the initial value of z itself."""
+    """Pyro passes the initial value of z to the reparameterizer."""
     from pyro.infer.autoguide.initialization import InitMessenger, init_to_value
 
     z = backend.array([0.7, 0.2, 0.1])

@@ -1,4 +1,4 @@
-"""What a REPL shows: one short line, the call that makes the object."""
+"""Reprs: one short line, which is the call that makes the object."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def test_schedules(name):
 
 
 def objects(backend):
-    """Each with what it prints."""
+    """Each object with its repr."""
     gs, ppl, infer = backend.gs, backend.ppl, backend.infer
 
     def model():

@@ -1,7 +1,7 @@
-"""Samplers against their laws at a stated failure rate, and the two sides against each other.
+"""Samplers compared with their laws at a stated failure rate, and the two sides with each other.
 
-Seeds are fixed, so that a test that passes goes on passing; under a fresh seed each goodness-of-fit
-test would fail with probability FAILURE_RATE.
+Seeds are fixed, so that a test that passes always passes; with a new seed each goodness-of-fit test
+would fail with probability FAILURE_RATE.
 """
 
 import itertools
@@ -39,7 +39,7 @@ def test_noise_law(backend, kind, dtype):
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
 def test_noise_bounds(backend, dtype, bits):
-    """The stated truncation: u in [2^-(p+1), 1 - 2^-p], so E in [2^-p, (p + 1) log 2]."""
+    """The documented truncation: u in [2^-(p+1), 1 - 2^-p], so E in [2^-p, (p + 1) log 2]."""
     low, high = 2.0**-bits, (bits + 1) * math.log(2)
     noise = backend.numpy(backend.noise("exponential", 2, (1_000_000,), dtype))
     assert low <= noise.min()
@@ -52,7 +52,7 @@ def test_noise_bounds(backend, dtype, bits):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_words(backend, impl):
-    """Of threefry both words of a pair: each bit is fair, and independent of its partner's."""
+    """Both words of a threefry pair: each bit is fair, and independent of its partner."""
     key = backend.jax.random.key(3, impl=impl)
     words = backend.numpy(backend.F.random_words(key, 200_001))
     assert words.shape == (200_001,)
@@ -66,7 +66,7 @@ def test_words(backend, impl):
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize("size", [1, 5, 4096, 4097])
 def test_words_are_those_of_split(backend, size):
-    """First words before second ones, whichever way they are joined."""
+    """First words come before second words, whichever way they are joined."""
     import jax
 
     key = jax.random.key(3)
@@ -125,7 +125,7 @@ def test_same_noise_same_sample():
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("shape", [(5, 4), (3, 100), (4000, 3)], ids=["short", "long", "many rows"])
 def test_one_step_draw_is_its_formulas(backend, shape, masked):
-    """Sample, log, residue and, in NumPyro, sum of the log, and by hand their gradients."""
+    """Sample, log, residue and, in NumPyro, sum of the log; their gradients are by hand."""
     rng, F = np.random.default_rng(0), backend.F
     a, w, v = rng.normal(size=(3, *shape))
     if masked:
@@ -182,7 +182,8 @@ def test_bit_logit_is_logistic(backend, law, tau):
 
 
 def categorical_cases():
-    """Few categories in float32 for each class; for two, one of a kind, many and float64 too."""
+    """Few categories in float32 for each class; two, many, and float64 for one class of each
+    kind."""
     for law, K, dtype in itertools.product(
         select(event_dims=1), [2, 10, 1000], ["float32", "float64"]
     ):
@@ -229,7 +230,7 @@ def test_seed_decides(backend):
 @pytest.mark.parametrize("law", ["SoftOneHotCategorical", "GumbelSoftmax", "STGumbelSoftmax"])
 @pytest.mark.parametrize("tau", [0.1, 1.0, 5.0])
 def test_sample_gradient(backend, law, tau):
-    """d y_i / d a_j = y_i (delta_ij - y_j) / tau, with the soft y for the hard sample too."""
+    """d y_i / d a_j = y_i (delta_ij - y_j) / tau, with the soft y also for the hard sample."""
     a = backend.array(np.random.default_rng(0).normal(size=4))
     w = np.random.default_rng(1).normal(size=4)
     make = getattr(backend.gs, law)
@@ -251,7 +252,7 @@ def test_bit_sample_gradient(backend, law):
 
 @pytest.mark.parametrize("law", select(hard=True), ids=name)
 def test_straight_through_scores_copies_alike(backend, law):
-    """Clones, slices and plain one-hots: the mass is a function of the value alone."""
+    """Clones, slices and plain one-hots: the mass depends only on the value."""
     a = law.logits(np.random.default_rng(0), (5,), 4)
     d = law(backend, 0.3, backend.array(a))
     value, score = backend.sample_and_score(d, 0, (2,))
@@ -266,7 +267,7 @@ def test_straight_through_scores_copies_alike(backend, law):
 
 @pytest.mark.parametrize("law", select(scored_as="mass", event_dims=1), ids=name)
 def test_mass_has_a_gradient_in_the_value(backend, law):
-    """log pi: what a straight-through sample above such a prior hands back to its guide."""
+    """The gradient is log pi, which a straight-through sample passes to its guide."""
     a = np.array([0.2, -1.0, 0.7])
     d = law(backend, 0.5, backend.array(a))
     (gradient,) = backend.grad(d.log_prob, backend.array([0.0, 1.0, 0.0]))
@@ -275,7 +276,7 @@ def test_mass_has_a_gradient_in_the_value(backend, law):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_recorded_long_run_of_the_noise(backend, dtype):
-    """tests/long/noise.json: 1e8 draws per side and dtype, too slow for here."""
+    """tests/long/noise.json: 1e8 draws per side and dtype, which would take too long here."""
     record = json.loads((Path(__file__).parent / "long" / "noise.json").read_text())
     run = record["results"][backend.name][dtype]
     assert run["draws"] == 100_000_000

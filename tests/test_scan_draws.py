@@ -1,4 +1,4 @@
-"""Posterior draws of what is summed out in NumPyro's scan, against its table."""
+"""Posterior draws of sites that are summed out in NumPyro's scan, compared with the table."""
 
 import itertools
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.only("numpyro")
 
 
 def drawn(backend, model, temperature, draws=1):
-    """Paths by infer_discrete, at which NumPyro itself dies inside of scan."""
+    """Paths by infer_discrete, which fails in NumPyro alone inside of scan."""
     import jax
     from numpyro.contrib.funsor import infer_discrete
 
@@ -45,7 +45,7 @@ def test_draws_from_scan(backend, kind):
 
 @pytest.mark.long
 def test_draws_from_a_second_order_scan_of_several_lengths(backend):
-    """Rows in a plate, of which one ends early."""
+    """Rows in a plate; one ends early."""
     from numpyro.contrib.control_flow import scan
 
     ppl, jnp = backend.ppl, backend.jnp

@@ -1,4 +1,4 @@
-"""select(table, z, axis=...) in every mode, against NumPy's indexing and einsum."""
+"""select(table, z, axis=...) in each mode, compared with NumPy's indexing and einsum."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SOFT = RNG.dirichlet(np.ones(3), (2, 3))
 
 @pytest.mark.parametrize("table", [VECTOR, MATRIX, STACK], ids=["vector", "matrix", "stack"])
 def test_axis_0_is_indexing(backend, table):
-    """P[z], of the batch of z and the rest of the table, for each form of z."""
+    """P[z] for each form of z; its shape is the batch of z, then the other axes of the table."""
     select, array = backend.gs.select, backend.array
     for z in (array(Z, "int64"), array(np.eye(3)[Z])):
         found = backend.numpy(select(array(table), z, axis=0))
@@ -32,7 +32,7 @@ def test_axis_0_of_bits(backend):
 
 
 def test_last_axis_goes_row_by_row(backend):
-    """The rows of the table with those of z; of a matrix this is not P[z]."""
+    """The rows of the table with those of z; for a matrix this is not P[z]."""
     select, array, z = backend.gs.select, backend.array, Z[0]
     expected = MATRIX[np.arange(3), z]
     for value in (array(z, "int64"), array(np.eye(3)[z])):

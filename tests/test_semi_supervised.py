@@ -1,4 +1,4 @@
-"""The semi-supervised model: one source relaxed, straight-through, enumerated and discrete."""
+"""The semi-supervised model: the same source relaxed, straight-through, enumerated and discrete."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ def test_two_steps(side, settings, channels):
 
 @pytest.mark.quick("STGumbelSoftmax")
 def test_learns_the_classes(side, settings, tmp_path):
-    """From one of two starts; a few seeds end in a worse optimum."""
+    """The better of two starts learns; a few seeds end in a worse optimum."""
     labelled = IMAGES[:9], LABELS[:9]
     options = {"labelled": labelled, "test_labels": LABELS, "samples": 5, "chunk": 100}
     options["evaluate_every"] = 100
@@ -90,7 +90,7 @@ def test_accuracy():
 
 
 def test_augment():
-    """A single dot moves by at most the shift, everywhere within; grey levels are drawn."""
+    """A single dot moves by at most the shift, to each place within it; grey levels are drawn."""
     dot = np.zeros((1, 49), np.float32)
     dot[0, 24] = 1.0
     pixels, labels = augment(dot, np.array([4]), copies=500, shift=2, seed=0)
@@ -121,7 +121,7 @@ def draw_noise(shape):
 
 
 def fix_noise(side, monkeypatch):
-    """The guide's z is mean + deviation * noise, with a noise that depends on the shape alone."""
+    """The guide's z is mean + deviation * noise; the noise depends only on the shape."""
     Normal = side.program.Normal
 
     class FixedNormal(Normal):
@@ -137,7 +137,8 @@ def fix_noise(side, monkeypatch):
 
 
 def loss_by_hand(xp, networks, x, labelled_x, labels):
-    """-sum_y q(y | x) [log p(x, y, z_y) - log q(y | x) - log q(z_y | x, y)], and the labelled."""
+    """-sum_y q(y | x) [log p(x, y, z_y) - log q(y | x) - log q(z_y | x, y)], and the labelled
+    terms."""
     encoder, decoder = networks["encoder"], networks["decoder"]
 
     def log_softmax(a):
@@ -168,7 +169,7 @@ def loss_by_hand(xp, networks, x, labelled_x, labels):
 @pytest.mark.quick("mlp")
 @pytest.mark.parametrize("sizes", VARIANTS.values(), ids=VARIANTS)
 def test_enumerated_objective_is_the_sum_over_classes(side, sizes, monkeypatch):
-    """Value and gradient, on both sides, at the same weights."""
+    """Value and gradient, on both sides, with the same weights."""
     pair = dict(zip(NETWORKS, make_pair(*MODEL, *INPUTS, **sizes, alpha=3.0), strict=False))
     networks = pair[side]
     fix_noise(networks, monkeypatch)

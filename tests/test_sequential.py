@@ -1,4 +1,4 @@
-"""Pyro's sequential enumeration over lowered sites."""
+"""Pyro's sequential enumeration of lowered sites."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ PRIOR = np.array([0.5, 0.3, 0.2])
 
 @pytest.mark.parametrize("law", ["native", "ours"])
 def test_sequential_enumeration(backend, law):
-    """The same loss as in parallel, the KL by hand; one trace for each class."""
+    """The loss equals that of parallel enumeration and the KL by hand; one trace for each class."""
     from pyro.infer.enum import iter_discrete_traces
 
     make = (backend.native if law == "native" else backend.gs).OneHotCategorical

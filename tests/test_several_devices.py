@@ -1,4 +1,4 @@
-"""Data-parallel training: several processes or devices do what one does on the joined batches."""
+"""Data-parallel training: several processes or devices equal one on the joined batches."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ def values(rows=4):
 
 
 def test_temperature_of_another_loop(backend):
-    """What was given none takes that of the context, an explicit one wins."""
+    """A site without a temperature takes that of the context; an explicit one has priority."""
 
     def model():
         return backend.ppl.sample("z", backend.gs.OneHotCategorical(logits=backend.array([0.0, 1])))
@@ -43,7 +43,7 @@ def test_temperature_of_another_loop(backend):
 
 @pytest.fixture
 def module(backend):
-    """A program with a parameter and a latent of each row, as a module."""
+    """A module: a program with a parameter, and a latent in each row."""
     torch, ppl = backend.torch, backend.ppl
 
     class Model(torch.nn.Module):
@@ -66,7 +66,7 @@ def test_handled_module_is_a_module(backend, module, handler):
     handled = getattr(backend.gs, handler)(module)
     assert [*handled.parameters()] == [module.locs]
     assert repr(handled) == f"{handler}(Model)"
-    twin = copy.deepcopy(handled)  # with a parameter of its own, which it uses
+    twin = copy.deepcopy(handled)  # it uses its copy of the parameter
     with backend.torch.no_grad():
         twin.module.locs += 1.0
     assert (twin.module.locs - module.locs == 1.0).all()
@@ -74,7 +74,7 @@ def test_handled_module_is_a_module(backend, module, handler):
 
 @pytest.mark.only("pyro")
 def test_loss_as_a_module_trains_the_model(backend, module):
-    """By torch alone: its parameters are those of model and guide."""
+    """torch alone trains it: its parameters are those of model and guide."""
     gs = backend.gs
     x, guide = backend.array(values()), backend.gs.AutoGumbelSoftmax(module)
     loss = backend.infer.TraceMeanField_ELBO()(gs.relax(module), guide)
@@ -93,7 +93,7 @@ def parallel(backend):
 
 
 def halves(backend, parallel, process, rows):
-    """Draws of a process whose step sees these rows, and the gradient of its loss."""
+    """Draws of a process whose step has these rows, and the gradient of its loss."""
     torch, ppl, native = backend.torch, backend.ppl, backend.native
     x, rows = backend.array(values(8)), torch.as_tensor(rows)
     loc = backend.array(0.3).requires_grad_()
@@ -130,7 +130,7 @@ def test_processes_draw_alike_what_is_not_of_rows(backend, parallel):
     _, joined = halves(backend, parallel, 2, [0, 1, 2, 3, 4, 5])
     assert {n: bool((first[n] == other[n]).all()) for n in first} == {"w": True, "v": True, "u": 0}
     assert (first["w"], first["v"][0]) != (second["w"], second["v"][0])  # particles
-    # `size=` all rows scales each loss so that the mean gradient is that of the joined rows
+    # with `size=` all rows, the mean of the gradients is the gradient of the joined rows
     np.testing.assert_allclose(float(gradient + other_gradient) / 2, float(joined), rtol=1e-12)
     assert abs(float(gradient - other_gradient)) > 1e-3
 
@@ -158,7 +158,7 @@ def test_loader_deals_out_the_rows_of_one_process(backend, parallel, monkeypatch
 @pytest.mark.long
 @pytest.mark.only("pyro")
 def test_two_processes_are_one_in_torch(backend, tmp_path):
-    """DistributedDataParallel and Lightning, both resumed in the middle, in one go."""
+    """DistributedDataParallel and Lightning, both resumed in the middle."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, TESTS / "two_processes_pyro.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -180,7 +180,7 @@ def jax(backend):
 
 @pytest.mark.only("numpyro")
 def test_two_devices_are_one_in_jax(backend, jax):
-    """With the same keys, to the rounding of sums over rows."""
+    """With the same keys, up to the rounding of sums over rows."""
     from two_processes_numpyro import params
 
     one, two = params(1), params(2)
@@ -192,7 +192,7 @@ def test_two_devices_are_one_in_jax(backend, jax):
 @pytest.mark.long
 @pytest.mark.only("numpyro")
 def test_two_processes_are_one_in_jax(backend, jax, tmp_path):
-    """Resumed in the middle."""
+    """The run is resumed in the middle."""
     from two_processes_numpyro import params
 
     with socket.socket() as free:
@@ -213,7 +213,7 @@ def test_two_processes_are_one_in_jax(backend, jax, tmp_path):
 
 @pytest.mark.only("numpyro")
 def test_logits_of_rows_are_split(backend, jax):
-    """A subsampled plate: each device has its share of logits and moments, and one step is that of
+    """A subsampled plate: each device has its part of logits and moments, and a step equals that of
     one device."""
     import optax
 

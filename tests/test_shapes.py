@@ -58,7 +58,7 @@ def test_shapes(backend, law, K, batch, sample):
 )
 @pytest.mark.quick(*KINDS)
 def test_temperature_shapes(backend, law, shapes):
-    """The temperature broadcasts against the batch shape, and acts where it stands: at 8 places."""
+    """The temperature broadcasts with the batch shape, and acts at its place: at 8 places."""
     temperature, batch, result = shapes
     rng = np.random.default_rng(0)
     a, tau = law.logits(rng, batch), rng.uniform(0.4, 2.0, size=temperature)
@@ -91,7 +91,7 @@ def test_expand(backend, law, wide):
     value, score = backend.sample_and_score(d, 0, (3,))
     assert value.shape[: -1 if law.event_dims else None] == (3, *wide) == score.shape
     drawn = backend.numpy(value).reshape(-1)
-    assert law.hard or len(np.unique(drawn)) > 0.9 * drawn.size  # independent draws, not copies
+    assert law.hard or len(np.unique(drawn)) > 0.9 * drawn.size  # draws are independent, not copies
     if law.scored_as == "mass":
         assert d.enumerate_support().shape[1 : 1 + len(wide)] == wide
         assert d.entropy().shape == d.probs.shape[: len(wide)] == wide
@@ -108,7 +108,7 @@ def test_expand_of_a_unit_axis(backend, law):
 @pytest.mark.parametrize("law", LAWS, ids=name)
 @pytest.mark.quick(*KINDS)
 def test_to_event(backend, law):
-    """Event axes add up, and an own sample keeps its exact score at any temperature."""
+    """Event axes add up, and a sample of the law has its exact score at any temperature."""
     a = backend.array(law.logits(np.random.default_rng(0), (5, 4)), "float32")
     d = law(backend, 0.01, a)
     _, score = backend.sample_and_score(d, 0, (2,))
@@ -145,7 +145,7 @@ def test_mask(backend, law, nested):
 
 @pytest.mark.parametrize("law", LAWS, ids=name)
 def test_infer_shapes(backend, law):
-    """From shapes alone, by keyword or in place, as the instance has them."""
+    """From shapes alone, by keyword or position, as for an instance."""
     cls, vector = getattr(backend.gs, law.name), (3,) * law.event_dims
     for tau, batch, expected in (((5, 1), (5, 4), (5, 4)), ((), (), ()), ((2, 1), (4,), (2, 4))):
         temperature = (tau,) if law.tempered else ()

@@ -1,6 +1,6 @@
 """The public names of both sides have one signature: same parameters, order and kinds.
 
-Defaults may differ, where they are objects of a framework or follow its customs.
+Defaults may differ if they are objects of a framework or follow its conventions.
 """
 
 import inspect
@@ -16,20 +16,21 @@ import gs_ppl.pyro
 
 SIDES = {"pyro": gs_ppl.pyro, "numpyro": gs_ppl.numpyro}
 
-# Parameters that a framework forces: states and keys that JAX hands in and Pyro keeps itself,
-# devices and caches of torch, and what NumPyro's own signatures have.
+# Parameters that a framework needs: states and keys, which JAX passes and Pyro keeps, devices and
+# caches of torch, and those of NumPyro's signatures.
 FORCED = {
     *("rng_key", "key", "seed"),
     *("params", "param_map", "state", "svi_state"),
     *("prefix", "intermediates", "device", "cache_size", "_instance"),
 }
-# The same, of one name only.
+# The same for one name.
 FORCED_IN = {
-    # Pyro's AutoGuideList hands its parts the arguments of the program, NumPyro's the parameters
+    # the parts of Pyro's AutoGuideList get the arguments of the program, those of NumPyro's the
+    # parameters
     "AutoGuideList.median": {"args", "kwargs"},
     "AutoGumbelSoftmax.median": {"args", "kwargs"},
     "AutoGumbelSoftmax.quantiles": {"args", "kwargs"},
-    # NumPyro's AutoGuideList hands its parts the arguments of the program
+    # the parts of NumPyro's AutoGuideList get the arguments of the program
     "AutoGumbelSoftmax.sample_posterior": {"args", "kwargs"},
     # Pyro's ELBOs have more options: max_plate_nesting, retain_graph, ...
     **{
@@ -39,14 +40,14 @@ FORCED_IN = {
         )
     },
 }
-# Names that one side alone has, beside the methods by which a class extends one of its PPL.
+# Names that only one side has, besides methods by which a class extends a class of its PPL.
 ONE_SIDED = {
     # Pyro keeps the state of a run, which NumPyro returns
     *("AnnealedSVI.get_state", "AnnealedSVI.set_state"),
-    # in place in torch; JAX has no arrays to write to
+    # in place in torch; arrays of JAX cannot be changed
     *("functional.gumbel_softmax_draw_", "functional.noise_to_draw_from"),
     "functional.gumbel_softmax_draw",
-    # JAX draws bits from a key, sums last axes by products, and knows arrays of two kinds
+    # JAX draws bits from a key, sums last axes by products, and has two kinds of arrays
     *("functional.random_words", "functional.sum_last", "functional.is_array"),
 }
 
@@ -65,7 +66,7 @@ def extends_its_ppl(cls: type, name: str) -> bool:
 
 
 def public_names(api: ModuleType) -> Iterator[tuple[str, Any]]:
-    """What __all__ lists, and of its modules the functions and classes they define."""
+    """Names in __all__, and the functions and classes that its modules define."""
     for name in api.__all__:
         item = getattr(api, name)
         if not inspect.ismodule(item):
@@ -87,7 +88,7 @@ def methods(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def members(side: str) -> dict[str, Any]:
-    """Public names, with the methods of the classes among them that are ours."""
+    """Public names, with the methods that gs_ppl defines in their classes."""
     found = {}
     for name, item in public_names(SIDES[side]):
         found[name] = item
@@ -100,7 +101,7 @@ MEMBERS = {side: members(side) for side in BACKENDS}
 
 
 def is_signed_by_us(item: Any) -> bool:
-    """Not a class that takes what its PPL takes."""
+    """Whether the signature is not that of a class of the PPL."""
     return not inspect.isclass(item) or is_ours(owner_of(item, "__init__"))
 
 
@@ -124,7 +125,7 @@ def test_same_signatures(name):
 
 
 def test_same_names():
-    """A method that one side alone has extends a class of its PPL."""
+    """A method that only one side has extends a class of its PPL."""
     one_sided = set()
     for side, other in (("pyro", "numpyro"), ("numpyro", "pyro")):
         for name in MEMBERS[side].keys() - MEMBERS[other].keys():
@@ -136,7 +137,7 @@ def test_same_names():
 
 
 def test_exceptions_are_needed():
-    """Each exception above has a name that it stands for."""
+    """Each exception above belongs to an existing name."""
     names = {name for members in MEMBERS.values() for name in members}
     assert FORCED_IN.keys() <= names
     used = {

@@ -1,6 +1,6 @@
-"""Soft indices: forms of programs against the same integer program, cell by cell.
+"""Soft indices: forms of programs compared with the same integer program, cell by cell.
 
-The forms themselves stand in soft_index_pyro.py and soft_index_numpyro.py, under the same ids.
+The forms are in soft_index_pyro.py and soft_index_numpyro.py, under the same ids.
 """
 
 import importlib
@@ -54,7 +54,7 @@ def added(total, z, x):
     return total
 
 
-# the integer programs in NumPy; h is given by its class
+# the integer programs in NumPy; h is given as its class
 FORMS = {
     "index": lambda s, t: t.locs[s.z],
     "index_matrix": lambda s, t: t.D[s.z],
@@ -156,7 +156,7 @@ FORMS = {
 
 
 class Spy:
-    """Tells which sites a form uses."""
+    """Records which sites a form uses."""
 
     def __init__(self):
         self.used = []
@@ -189,7 +189,8 @@ def run(form, classes):
 
 
 def along(name, gradient):
-    """The part along the simplex: the sum of the weights is 1 in one program, free in another."""
+    """The part along the simplex: the sum of the weights is 1 in one program, and free in the
+    other."""
     return gradient if name in "bc" else gradient - gradient.mean(-1, keepdims=True)
 
 
@@ -212,7 +213,7 @@ def brute_force(form, names, coefficients):
 
 @pytest.fixture
 def side(backend):
-    """The forms of this side, its tables and its way to run a form on weights."""
+    """The forms of this side, its tables, and its function to run a form on weights."""
     module = importlib.import_module(f"gs_ppl.{backend.name}.soft_index")
     forms = importlib.import_module(f"soft_index_{backend.name}")
 
@@ -244,13 +245,13 @@ def side(backend):
 
 
 def given(name, weights):
-    """What the trace holds: of a bit the weight of 1."""
+    """The value in the trace: for a bit, the weight of 1."""
     return weights[..., 1] if name in "bc" else weights
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_form(backend, side, name):
-    """At soft weights the mean over all cells, with its gradient; at vertices the cell itself."""
+    """At soft weights it is the mean over all cells, with its gradient; at vertices, the cell."""
     form = FORMS[name]
     names = sites_of(form)
     program = side.make(side.forms.FORMS[name])
@@ -290,7 +291,7 @@ REFUSED += ["assign_soft", "slice", "counts"]
 def test_refusal_names_site_operation_and_cure(backend, side, name):
     form, operation = side.forms.REFUSED[name]
     ys = {n: backend.array(given(n, WEIGHTS[n])) for n in "zwg"}
-    if name == "total":  # a count, read as an integer
+    if name == "total":  # a count, which is an integer in the program
         ys = {"b": backend.array(given("b", WEIGHTS["b"]))}
     if name == "product":  # of 30 bits
         ys |= {f"b{i}": backend.array(0.5) for i in range(30)}
@@ -404,7 +405,7 @@ def test_nothing_leaks(backend, side):
 
 @pytest.mark.only("numpyro")
 def test_names_of_jax(backend):
-    """What has moved from version to version, each as the trace uses it."""
+    """Names that differ between versions, each in the form that the trace uses."""
     jax, jnp, lax = backend.jax, backend.jnp, backend.jax.lax
     versions = importlib.import_module("gs_ppl.numpyro._versions")
     value = importlib.import_module("gs_ppl.numpyro.soft_value")
@@ -422,7 +423,7 @@ def test_names_of_jax(backend):
 
 
 def test_minus_infinity_at_weight_zero(backend, side):
-    """A class of weight 0 takes no part, whatever its value."""
+    """A class of weight 0 does not count, whatever its value is."""
     log = backend.array([0.5, -np.inf, 1.0])
 
     def total(y):
@@ -438,7 +439,7 @@ def test_minus_infinity_at_weight_zero(backend, side):
 
 
 def test_what_leaves(backend, side):
-    """A returned class leaves as its weights, a bit and a condition as their chance of 1."""
+    """A returned class becomes its weights; a bit or a condition becomes its probability of 1."""
     m, y = side.module, backend.array(WEIGHTS["z"])
     p = y[:, 0]
 

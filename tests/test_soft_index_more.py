@@ -1,4 +1,4 @@
-"""Soft indices: rarer forms, as in test_soft_index.py, and the traps of torch."""
+"""Soft indices: rarer forms, as in test_soft_index.py, and special cases of torch."""
 
 import contextlib
 import importlib
@@ -91,7 +91,7 @@ def test_ids_of_refused(more):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["number", "number_where", "number_root", "lgamma", "exp_bit"])
 def test_numbers_have_the_dtype_of_the_weights(backend, side, more, name, dtype):  # noqa: F811
-    """Not torch's default, which its integers would take."""
+    """It is not torch's default dtype, which its integers would take."""
     t = vars(base.TABLES)
     tables = {n: backend.array(x, dtype) for n, x in t.items() if x.dtype.kind == "f"}
     ys = {n: backend.array(base.given(n, base.WEIGHTS[n]), dtype) for n in "zb"}
@@ -105,10 +105,10 @@ def test_numbers_have_the_dtype_of_the_weights(backend, side, more, name, dtype)
 
 
 @pytest.mark.only("pyro")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's word on torch.jit
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's warning about torch.jit
 @pytest.mark.parametrize("name", ["index_matrix", "index_same", "where", "bit_not", "stack", "any"])
 def test_traced_by_torch_jit(backend, side, name):  # noqa: F811
-    """At other weights than those it was traced at, without a warning of sizes."""
+    """A trace is right at other weights, without a warning about sizes."""
     m, t = side.module, vars(base.TABLES)
     tables = {n: backend.array(x, None if x.dtype.kind == "f" else "int64") for n, x in t.items()}
     v = backend.array([2, 3, 4], "int64")
@@ -154,7 +154,7 @@ def test_memory_of_a_table_is_that_of_the_result(backend, side, name):  # noqa: 
 
 
 def test_infinity_of_a_choice_at_weight_zero(backend, side):  # noqa: F811
-    """0 * inf is 0 there, with a gradient that is finite."""
+    """0 * inf is 0 there, with a finite gradient."""
     x, u = backend.array([-np.inf, -np.inf]), backend.array([2.0, 3.0])
 
     def total(y):
@@ -201,7 +201,7 @@ def test_integers_computed_from_a_class_leave_by_their_value(backend, side):  # 
 
 @pytest.mark.only("numpyro")
 def test_compiled_memory_of_a_table_is_near_that_of_the_result(backend, side):  # noqa: F811
-    """Of output and scratch, though entries that are not finite ask for a look at each cell."""
+    """Of output and scratch, although entries that are not finite require a test of each cell."""
     n, k, d = 400, 8, 32
     D, y = backend.array(np.ones((k, d))), backend.array(np.full((n, k), 1 / k))
     program = side.module.interpret(lambda D, y: D[side.module.soft_index("z", y)])
@@ -210,7 +210,8 @@ def test_compiled_memory_of_a_table_is_near_that_of_the_result(backend, side):  
 
 
 def test_infinite_entries(backend, side):  # noqa: F811
-    """They count where their weight is not 0, of two draws where the product is not."""
+    """They count if their weight is not 0; for two draws, if the product of the weights is not
+    0."""
     m, inf = side.module, np.inf
     table = backend.array([[-inf, 0.0], [1.0, inf]])
     for a, b, wanted in [
@@ -227,7 +228,8 @@ def test_infinite_entries(backend, side):  # noqa: F811
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "raises"])
 def test_modes_of_the_program(backend, whole):
-    """Its own modes and devices, entered before the first soft value, leave as they came."""
+    """Modes and devices of the program, entered before the first soft value, are restored at
+    exit."""
     torch = backend.torch
     from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 

@@ -1,4 +1,4 @@
-"""Guides whose rows are trained one by one, sparse=True: each row runs its own optimizer."""
+"""Guides with sparse=True: rows are trained separately, each with its own optimizer state."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ ROWS, K, RATE = 12, 3, 0.05
 RNG = np.random.default_rng(0)
 PRIOR = RNG.normal(size=(ROWS, K))
 START = RNG.normal(size=(ROWS, K))
-# Rows of several numbers of visits, one twice in a batch, some never.
+# Rows with different numbers of visits; one is twice in a batch, some are never visited.
 BATCHES = [[0, 1, 2], [2, 0, 3], [4, 4, 0], [7, 2, 0], [1, 5, 4], [0, 8, 2]]
 SCHEDULE = temperature.constant(0.5)
 
@@ -38,7 +38,7 @@ def trained(backend, model, batches=BATCHES, **options):
 
 
 class Adam:
-    """One parameter's, as the paper has it (arXiv 1412.6980, algorithm 1)."""
+    """Adam for one parameter, as in the paper (arXiv 1412.6980, algorithm 1)."""
 
     def __init__(self, x):
         self.x, self.m, self.v, self.t = x.copy(), np.zeros_like(x), np.zeros_like(x), 0
@@ -52,7 +52,7 @@ class Adam:
 
 
 def by_hand(batches=BATCHES):
-    """Each row an Adam of its own, and one for the parameter that all rows share."""
+    """Each row has a separate Adam, and the parameter that all rows share has another."""
     rows, shift = [Adam(a) for a in START], Adam(np.zeros(K))
     for batch in batches:
         gradients, shared = {r: np.zeros(K) for r in batch}, np.zeros(K)
@@ -78,7 +78,7 @@ def test_each_row_runs_adam_on_its_own_visits(backend):
 
 
 def structured(backend):
-    """A bit below a class, and data below both."""
+    """A bit that depends on a class, and data that depend on both."""
     locs, on = backend.array([-1.0, 0.0, 2.0]), backend.array([-1.0, 0.5, 1.0])
     x = backend.array(np.linspace(-1, 2, ROWS))
 
@@ -108,7 +108,7 @@ WHOLE = [np.arange(ROWS)] * 4
 @pytest.mark.quick("pyro", "inner_plate")
 @pytest.mark.parametrize("make", [structured, inner_plate])
 def test_with_all_rows_in_each_batch_it_is_the_dense_guide(backend, make):
-    """Tables with parents, bits, whole plates beside that of the rows; equal noise."""
+    """Tables with parents, bits, whole plates with the plate of rows; equal noise."""
     options = {"parents": "model", "init_logits": 0.3}
     dense, sparse = (
         trained(backend, make(backend), WHOLE, **options, sparse=sparse) for sparse in (False, True)
@@ -124,7 +124,7 @@ POSTERIOR = softmax(-0.5 * (DATA[:, None] - LOCS) ** 2, -1)
 
 
 def of_size(backend):
-    """A program that draws its rows, with a continuous latent of all."""
+    """A program that draws its rows, with a continuous latent shared by all rows."""
 
     def model():
         shift = backend.ppl.sample("shift", backend.native.Normal(backend.array(0.0), 0.1))
@@ -139,7 +139,8 @@ def of_size(backend):
 
 
 def test_rows_that_the_plate_draws(backend):
-    """Two particles, beside a continuous part, watched; then what reads a trained guide."""
+    """Two particles, a continuous part, progress reports; then functions that read a trained
+    guide."""
     gs, seen = backend.gs, []
     model = of_size(backend)
     guide = gs.AutoGuideList(model)
@@ -196,7 +197,7 @@ def rows_inside(backend):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (no_plate, "sparse=True is for rows of a plate, and no discrete latent is in one"),
+        (no_plate, "sparse=True is for rows of a plate, but no discrete latent is in a"),
         (rows_inside, r"site 'z': with sparse=True .* plate\('data', ..., dim=-2\)"),
     ],
 )
@@ -209,8 +210,8 @@ def test_programs_without_rows_on_the_first_axis(backend, make, message):
 OTHERS = {
     "pyro": {
         "SGD": (lambda optim: optim.SGD({"lr": 0.1}), "SGD .* Adam or ClippedAdam"),
-        "decay": (lambda optim: optim.Adam({"weight_decay": 0.1}), "not with weight_decay"),
-        "clipped": (lambda optim: optim.Adam({}, {"clip_norm": 1.0}), "not with clip_args"),
+        "decay": (lambda optim: optim.Adam({"weight_decay": 0.1}), "do not set weight_decay"),
+        "clipped": (lambda optim: optim.Adam({}, {"clip_norm": 1.0}), "do not set clip_args"),
         "schedule": (
             lambda optim: optim.ExponentialLR(
                 {"optimizer": optim.Adam({}).pt_optim_constructor, "optim_args": {}, "gamma": 0.9}
@@ -228,7 +229,7 @@ def test_optimizers_that_rows_cannot_have(backend):
         guide = backend.gs.AutoGumbelSoftmax(model, sparse=True)
         programs, elbo = (backend.gs.relax(model), guide), backend.infer.TraceMeanField_ELBO()
         optim = make(backend.ppl.optim)
-        with pytest.raises(ValueError, match=f"sparse=True cannot take .*{message}"):
+        with pytest.raises(ValueError, match=f"sparse=True cannot use .*{message}"):
             backend.gs.AnnealedSVI(*programs, optim, elbo, SCHEDULE).step(rows)
 
 
@@ -238,7 +239,8 @@ def test_optimizers_that_rows_cannot_have(backend):
 @pytest.mark.only("pyro")
 @pytest.mark.parametrize("kind", ["ClippedAdam", "function", "optimizer"])
 def test_torch_optimizers(backend, kind):
-    """Taken for the rows as they are: with all rows in each batch they do the same."""
+    """An optimizer works for the rows unchanged: with all rows in each batch the results are
+    equal."""
     from functools import partial
 
     torch, model = backend.torch, of_rows(backend)
@@ -257,7 +259,7 @@ def test_torch_optimizers(backend, kind):
         start = {"z": backend.array(START)}
         guide = backend.gs.AutoGumbelSoftmax(model, init_logits=start, sparse=sparse)
         rows = backend.array(WHOLE[0], "int64")
-        model(rows), backend.gs.discretize(guide)(rows)  # so that there are parameters
+        model(rows), backend.gs.discretize(guide)(rows)  # makes the parameters
         elbo = backend.infer.TraceMeanField_ELBO()
         svi = backend.gs.AnnealedSVI(backend.gs.relax(model), guide, makes[kind](), elbo, SCHEDULE)
         for batch in WHOLE:
@@ -283,7 +285,7 @@ def test_compiled(backend):
 
 @pytest.mark.only("numpyro")
 def test_optax(backend):
-    """Its own counts and schedules go by row; steps that are not finite leave all as it was."""
+    """Its counts and schedules are kept for each row; steps that are not finite change nothing."""
     import optax
 
     adam = optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(RATE))

@@ -1,4 +1,4 @@
-"""Starts at rows of the data, and the best of several."""
+"""Starts at rows of the data, and the best of several starts."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ def standard(backend, *shape):
 
 
 def test_rows_are_drawn_by_squared_distance(backend):
-    """The frequencies of k-means++, worked out by hand, of 2000 starts: within four deviations."""
+    """The frequencies of 2000 starts are those of k-means++ by hand, within four deviations."""
     init = backend.gs.init_to_rows(rows={"locs": backend.array(LINE)})
     found = np.sort(backend.starts(init, "locs", standard(backend, 2), 2000), -1)
     assert (found[:, 0] < found[:, 1]).all()
@@ -30,7 +30,7 @@ def test_rows_are_drawn_by_squared_distance(backend):
 
 
 def test_rows_of_several_columns(backend):
-    """As many rows as components: all of them; equal rows do not keep it from an answer."""
+    """With as many rows as components, all rows are drawn; equal rows also give an answer."""
     data = np.array([[0.0, 1.0], [5.0, 1.0], [5.0, 1.0]])
     init = backend.gs.init_to_rows(rows={"locs": backend.array(data)})
     (found,) = backend.starts(init, "locs", standard(backend, 3, 2), 1)
@@ -50,13 +50,13 @@ def test_other_sites_start_by_fallback(backend):
 )
 def test_rows_that_do_not_fit(backend, shape, rows):
     init = backend.gs.init_to_rows(rows={"locs": backend.array(rows)})
-    with pytest.raises(ValueError, match=r"init_to_rows: site 'locs' of shape .* wanted"):
+    with pytest.raises(ValueError, match=r"init_to_rows: site 'locs' of shape .* needs"):
         backend.starts(init, "locs", standard(backend, *shape), 1)
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro says so
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's warning
 def test_the_best_start_wins(backend):
-    """Of starts at 0, 50, 100 and one whose loss is NaN, that nearest to 100; steps are taken."""
+    """Of starts at 0, 50, 100 and one with loss NaN, the nearest to 100 wins; steps are made."""
     ppl, values = backend.ppl, np.array([-1.0, 0.0, 50.0, 100.0])
 
     def program():
@@ -115,7 +115,7 @@ def check_start(backend, continuous, locs, family):
     ],
 )
 def test_equal_components_are_warned_of(backend, continuous, family):
-    with pytest.warns(UserWarning, match="site 'z': all its classes are equal where 'locs' start"):
+    with pytest.warns(UserWarning, match="site 'z': all its classes are equal at the initial"):
         check_start(backend, continuous, [1.0, 1.0], family)
 
 
@@ -128,7 +128,7 @@ RECORDS = ROOT / "examples" / "results" / "starting"
 
 @pytest.mark.parametrize("record", sorted(path.stem for path in RECORDS.glob("*.json")))
 def test_recorded_starts(record):
-    """Where enumeration is right, relaxed classes are in at least 95 %."""
+    """If enumeration is right, relaxed classes are right in at least 95 %."""
     rows = json.loads((RECORDS / f"{record}.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"Enumeration", "GumbelSoftmax", "STGumbelSoftmax"}
     for row in rows:

@@ -1,6 +1,6 @@
-"""One-hot estimators: one law, and for each its own gradient, by formulas derived by hand.
+"""One-hot estimators: all have the same law; the gradient of each has a formula derived by hand.
 
-Seeds are fixed; under a fresh seed a z-score of Z or more has a probability of 7e-6.
+Seeds are fixed; with a new seed, a z-score of Z or more has a probability of 7e-6.
 """
 
 import copy
@@ -92,7 +92,7 @@ FORMULAS = [st_gumbel_softmax, straight_through, reinmax, gumbel_rao, gapped]
 
 
 def surrogate(backend, formula, tau, a, hard, E, Es, finite=None):
-    """The library's, as straight_through takes it."""
+    """The library's estimate, as straight_through gives it."""
     F = backend.F
     if formula is st_gumbel_softmax:
         log = backend.array(np.log(backend.numpy(E)))
@@ -107,7 +107,8 @@ def surrogate(backend, formula, tau, a, hard, E, Es, finite=None):
 
 
 def samples(a):
-    """Noise, of which the first K rows are shifted so that each category wins once, and samples."""
+    """Noise and samples; the noise of the first K rows is shifted so that each category wins
+    once."""
     rng = np.random.default_rng(1)
     E, Es = rng.exponential(size=(9, len(a))), rng.exponential(size=(DRAWS, 9, len(a)))
     E[: len(a)] *= np.where(np.eye(len(a)), 1e-3, 1.0)
@@ -119,7 +120,7 @@ def samples(a):
 @pytest.mark.parametrize("tau", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: f.__name__)
 def test_gradient_on_a_quadratic(backend, formula, tau):
-    """Of f(z) = |W z - t|^2 at given noise and sample, of which the value is exact."""
+    """For f(z) = |W z - t|^2 at given noise and sample; the value is exact."""
     hard, E, Es = samples(LOGITS)
     arrays = [backend.array(x) for x in (hard, E, Es)]
 
@@ -136,7 +137,7 @@ def test_gradient_on_a_quadratic(backend, formula, tau):
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: f.__name__)
 def test_masked_categories_are_none(backend, formula):
-    """The gradient is that without them, and 0 at theirs."""
+    """The gradient equals that without the masked categories, and is 0 at them."""
     keep = np.array([True, False, True, True, False, True])
     inner, E, Es = samples(LOGITS)
     hard, wide_E, wide_Es = (np.ones((*x.shape[:-1], 6)) for x in (inner, E, Es))
@@ -182,7 +183,7 @@ def drawn(backend, name, options, tau, n, seed=0):
     ],
 )
 def test_classes_are_their_formulas(backend, name, options, formula):
-    """The sample is argmax(a + g), and the gradient that of the formula at it."""
+    """The sample is argmax(a + g), and its gradient is that of the formula."""
     tau = 1.3
     hard, gradient = drawn(backend, name, options, tau, 20)
     E = backend.numpy(backend.own_noise(0, (20, K), "float64"))
@@ -196,9 +197,10 @@ def test_classes_are_their_formulas(backend, name, options, formula):
 
 
 def zgr(a, hard, g):
-    """Gumbel-Rao at temperature 0: the sampled class k is exchanged for j at the rate at which
+    """Gumbel-Rao at temperature 0.
 
-    both have the largest perturbed logit, given k; that is pi_j, half of it on the side of k.
+    The sampled class k is replaced by j at the rate at which both have the largest perturbed logit,
+    given k; that is pi_j, half of it on the side of k.
     """
     pi, k = softmax(a), hard.argmax()
     exchange = np.eye(len(a)) - np.eye(len(a))[k]
@@ -206,7 +208,7 @@ def zgr(a, hard, g):
 
 
 def test_reinmax_is_zgr(backend):
-    """At tau = 1, sample by sample."""
+    """At tau = 1, for each sample."""
     hard, gradient = drawn(backend, "ReinMax", {}, 1.0, 40)
     assert (hard.sum(0) > 0).all()
     expected = [zgr(LOGITS, D, slope(D)) for D in hard]
@@ -227,7 +229,7 @@ def test_gumbel_rao_tends_to_reinmax(backend):
 
 
 def test_reinmax_has_no_bias_on_a_quadratic(backend):
-    """Summed over the sample; plain straight-through has."""
+    """In the sum over the samples; plain straight-through has a bias."""
     pi, values = softmax(LOGITS), ((W - T[:, None]) ** 2).sum(0)
     exact = pi * (values - pi @ values)
     for name, biased in (("ReinMax", False), ("StraightThrough", True)):
@@ -243,7 +245,7 @@ def test_reinmax_has_no_bias_on_a_quadratic(backend):
 @pytest.mark.parametrize("tau", [0.2, 1.0])
 @pytest.mark.quick("1.0")
 def test_gumbel_rao_averages_st_gumbel_softmax(backend, tau):
-    """The same mean, by z-scores, and less variance, the more draws the less."""
+    """The same mean, by z-scores, and less variance with more draws."""
     n = 20_000
     _, plain = drawn(backend, "STGumbelSoftmax", {}, tau, n, seed=1)
     variances = [plain.var(0).sum()]
@@ -263,7 +265,7 @@ def test_gumbel_rao_averages_st_gumbel_softmax(backend, tau):
 @pytest.mark.parametrize("bit", [0.0, 1.0])
 @pytest.mark.parametrize("a", [-3.0, 0.7])
 def test_gumbel_rao_of_a_bit(backend, a, bit, tau):
-    """Over the quantiles of its noise, against quadrature over a + L given the bit."""
+    """Over the quantiles of its noise, compared with quadrature over a + L given the bit."""
     v = (np.arange(200_000) + 0.5) / 200_000
     noise = backend.array(np.log(v) - np.log1p(-v))
     soft = partial(backend.F.gumbel_rao_bit_surrogate, tau, hard=backend.array(bit), noise=noise)
@@ -282,7 +284,8 @@ def test_gumbel_rao_of_a_bit(backend, a, bit, tau):
 @each(FAMILIES)
 @pytest.mark.quick("GumbelRao", "ReinMax")
 def test_bits_are_the_first_of_two_classes(backend, vector, bit, options):
-    """Given the value, the same mean gradient; but for the noise of Gumbel-Softmax, each draw."""
+    """Given the value, each draw has the same gradient; for Gumbel-Softmax, with its noise, the
+    mean."""
     n, a, tau = 4000, 0.8, 0.6
     by_law = []
     for name, logits in ((vector, np.tile([a, 0.0], (n, 1))), (bit, np.full(n, a))):
@@ -308,7 +311,7 @@ def test_bits_are_the_first_of_two_classes(backend, vector, bit, options):
 
 @each(FAMILIES)
 def test_gradients_under_vmap(backend, vector, bit, options):
-    """Each lane has a draw and a gradient of its own; a softmax's gradient sums to 0."""
+    """Each lane has a separate draw and gradient; the gradient of a softmax sums to 0."""
     law = make(backend, vector, options)
 
     def gradient(a, seed):
@@ -327,7 +330,7 @@ def test_gradients_under_vmap(backend, vector, bit, options):
 @each(FAMILIES)
 @pytest.mark.quick("STGumbelSoftmax", "ReinMax")
 def test_second_derivatives(backend, vector, bit, options):
-    """Finite for all, and not all 0."""
+    """All are finite, and not all are 0."""
     for name, a, weights in ((vector, LOGITS, T[:K]), (bit, np.array(0.8), 1.0)):
         law = make(backend, name, options)
 
@@ -387,7 +390,7 @@ def test_bad_options(backend, name, options, message):
 @each(FAMILIES)
 @pytest.mark.quick("GumbelRao", "ReinMax")
 def test_families_of_a_program(backend, vector, bit, options):
-    """relax and AutoGumbelSoftmax take the class at vectors and its binary one at bits."""
+    """relax and AutoGumbelSoftmax use the class for vectors, and its binary class for bits."""
     gs, family = backend.gs, make(backend, vector, options)
     program = plain(backend, by_name("factorial"))
     model, guide = (f(program, 0.7, family=family) for f in (gs.relax, gs.AutoGumbelSoftmax))
@@ -432,7 +435,7 @@ def test_refused_families(backend, family, message):
 
 @pytest.mark.long
 def test_compare_shows_options(backend):
-    """And all families have one objective, with the same noise."""
+    """All families have the same objective, with the same noise."""
     families = [make(backend, vector, options) for vector, _, options in FAMILIES]
     pair = one_site(backend, np.zeros(3), np.ones(3))
     report = backend.compare(*pair, families=families, temperature=0.5, num_samples=20)
@@ -452,9 +455,10 @@ def test_compare_shows_options(backend):
 @pytest.mark.long
 @pytest.mark.parametrize(("scale", "factor"), [(2.0, 0.8), (0.25, 0.5)], ids=["sharp", "smooth"])
 def test_reinmax_has_less_bias_than_st_gumbel_softmax(backend, scale, factor):
-    """At its tau = 1 against tau = 0.5, on a net of four latents with eight classes.
+    """At its tau = 1 compared with tau = 0.5, on a net of four latents with eight classes.
 
-    Of second order: under half the bias where the net is smooth, less of a gain where it is not.
+    It is of second order: the bias is less than half if the net is smooth; the gain is smaller if
+    not.
     """
     gs, taus = backend.gs, {"STGumbelSoftmax": 0.5, "ReinMax": 1.0}
     report = backend.compare(

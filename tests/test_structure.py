@@ -1,4 +1,4 @@
-"""AutoGumbelSoftmax(parents=...): tables beside summation over all assignments."""
+"""AutoGumbelSoftmax(parents=...): tables compared with summation over all assignments."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from gs_ppl._shared.structure import Law, maximum
 
 RNG = np.random.default_rng(11)
 
-# by program: option, parents of each site, shape of each table (a bit's has no last axis)
+# by program: option, parents of each site, shape of each table (for a bit without the last axis)
 TABLES = {
     "hidden_markov": (
         "model",
@@ -55,7 +55,7 @@ def log_rows(site, table):
 
 
 def log_q(name):
-    """Of each assignment, the variables in the order of the program's log joint."""
+    """Log q of each assignment; variables are in the order of the program's log joint."""
     _, parents, _ = TABLES[name]
     program = by_name(name)
     tables = {site: log_rows(site, a) for site, a in LOGITS[name].items()}
@@ -70,13 +70,13 @@ def log_q(name):
     return cells, result
 
 
-QUICK = "factorial", "nested"  # two parents; a parent around the child's plate, of another kind
+QUICK = "factorial", "nested"  # two parents; a parent outside of the child's plate, of another kind
 SOME = [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in TABLES]
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_enumerated_elbo_marginals_and_maximum(backend, name):
-    """The guide, made discrete, is the law of its tables: beside the sum over all assignments."""
+    """The discrete guide is the law of its tables, by summation over all assignments."""
     gs, program = backend.gs, by_name(name)
     guide, (cells, table) = guide_of(backend, name), log_q(name)
     pair = gs.config_enumerate(plain(backend, name)), gs.config_enumerate(guide)
@@ -129,7 +129,7 @@ def test_loss_of_hard_samples_is_unbiased(backend, name, family):
 
 
 def test_in_compare_and_read_from_parameters(backend):
-    """Exact ELBO, evidence and marginals; a fresh guide reads the same from saved tables."""
+    """Exact ELBO, evidence and marginals; a new guide reads the same from saved tables."""
     gs, name = backend.gs, "factorial"
     program, model, (cells, table) = by_name(name), plain(backend, name), log_q(name)
     options = {"temperatures": [0.5], "num_samples": 4}
@@ -148,7 +148,7 @@ def test_in_compare_and_read_from_parameters(backend):
 
 
 def test_what_is_recorded():
-    """KL to the posterior at most 5 % of the best mean field's, by RLOO and by enumeration."""
+    """KL to the posterior is at most 5 % of the best mean field's, by RLOO and by enumeration."""
     path = Path(__file__).parents[1] / "examples" / "results" / "structured_guides" / "report.json"
     rows = json.loads(path.read_text())["rows"]
     shares = {
@@ -164,7 +164,7 @@ def test_what_is_recorded():
 
 
 def integers(backend, rows=None):
-    """A chain of two integers and a bit in each row of a plate, below a class that all share."""
+    """A chain of two integers and a bit in each row of a plate, with a class shared by all rows."""
     ppl, array, native = backend.ppl, backend.array, backend.native
 
     def model(rows=rows):
@@ -182,12 +182,13 @@ PARENTS = {"top": (), "a": ("top",), "b": ("a",), "bit": ("b",)}
 
 
 def follows(row, parent):
-    """The class that a sure guide gives a row."""
+    """The class that the almost certain guide gives a row."""
     return (row + 2 * parent) % 3
 
 
 def sure(backend, **options):
-    """A guide whose classes follow from row and parent, as good as surely."""
+    """A guide that gives each row, for each class of its parent, one class with probability almost
+    1."""
     at = np.arange(4)[:, None], np.arange(3)
     rows = 60 * np.eye(3)[follows(*at)]
     logits = {"top": 60 * np.eye(3)[1], "a": rows, "b": rows, "bit": 60.0 * (follows(*at) - 0.5)}
@@ -205,7 +206,7 @@ def expected(rows):
 
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
 def test_rows_of_tables(backend, family):
-    """All rows and given ones; soft or hard, discretized or read."""
+    """All rows and given rows; soft or hard, discretized or read."""
     guide = sure(backend, temperature=0.1, family=getattr(backend.gs, family))
     params = backend.params_of(guide)
     assert guide._parents == PARENTS
@@ -226,7 +227,7 @@ def test_rows_of_tables(backend, family):
 
 
 def beside(backend):
-    """A latent of each row, and one below all rows."""
+    """A latent in each row, and one shared latent that depends on them."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
 
     def model():
@@ -284,7 +285,8 @@ def test_scan_is_refused(backend):
 
 
 def test_impossible_classes_are_those_of_the_row(backend):
-    """Minus infinity in one row alone: gradients are finite, and the class is never drawn there."""
+    """A logit of minus infinity in one row: gradients are finite, and that row never draws the
+    class."""
     gs, program = backend.gs, plain(backend, "nested")
     init = dict(LOGITS["nested"], h=np.where(np.arange(3) == 1, -np.inf, LOGITS["nested"]["h"]))
     init = {site: backend.array(a) for site, a in init.items()}
@@ -300,9 +302,10 @@ def test_impossible_classes_are_those_of_the_row(backend):
 
 
 def test_rows_count_together_in_the_joint_maximum():
-    """Three rows, each as good as sure below one class, and even below the other: it is the first.
+    """Three rows are almost certain given one class, and uniform given the other: the first one
+    wins.
 
-    One row alone would leave the other class more probable: .7 / 2 beside .3.
+    One row alone would prefer the other class: .7 / 2 to .3.
     """
     rows = np.stack([[20.0, 0.0], [0.0, 0.0]])[None].repeat(3, 0)
     laws = {"top": Law(np.log([0.3, 0.7]), (), 1, False), "z": Law(rows, ("top",), 1, False)}

@@ -1,6 +1,7 @@
-"""Guides with parents in use: masks, minibatches, other latents, every estimator.
+"""Guides with parents in use: masks, minibatches, other latents, each estimator.
 
-The sure guide gives each row one class for each of its parent's, so that its loss is a log joint.
+The guide is almost certain of one class for each class of the parent, so that its loss is a log
+joint.
 """
 
 import itertools
@@ -20,7 +21,8 @@ PARENTS = {"top": (), "z0": ("top",), "z1": ("z0",)}
 
 
 def chain(backend, *, size=None, rows=None, shift=False):
-    """A class of all rows; below it two of each row, of which the second is masked in some."""
+    """A class shared by all rows; two classes in each row depend on it, the second masked in some
+    rows."""
     ppl, array, native = backend.ppl, backend.array, backend.native
 
     def model(rows=rows):
@@ -39,7 +41,7 @@ def chain(backend, *, size=None, rows=None, shift=False):
 
 
 def follows(parent):
-    """Of each row, the class below that of its parent."""
+    """For each row, its class given the class of its parent."""
     return (np.arange(4) + 2 * parent) % 3
 
 
@@ -55,7 +57,7 @@ def sure(backend, model, **options):
 
 
 def terms(shift=0.0):
-    """Log joint at CLASSES: of the class of all, and of each row."""
+    """Log joint at CLASSES: the term of the shared class, and the term of each row."""
     z = [CLASSES["top"], CLASSES["z0"], CLASSES["z1"]]
     rows = sum(
         SEEN[t] * (np.log(TRANSITION[z[t], z[t + 1]]) + normal(X[t], LOCS[z[t + 1]] + shift))
@@ -72,7 +74,7 @@ def pair(backend, model, guide=sure):
 @pytest.mark.parametrize("size", [None, 2], ids=["all", "two"])
 @pytest.mark.quick("two")
 def test_masked_rows(backend, size):
-    """Each row of a minibatch has its own tables and masks; two of four count twice."""
+    """Each row of a minibatch has its tables and masks; two of four rows count twice."""
     relaxed, guide = pair(backend, chain(backend, size=size))
     elbo, (top, rows) = backend.infer.TraceMeanField_ELBO(), terms()
     backend.gs.check(relaxed, guide, elbo)
@@ -100,7 +102,8 @@ def test_rows_that_the_program_gives(backend):
 @pytest.mark.parametrize("way", ["list", "line"])
 @pytest.mark.quick("line")
 def test_beside_continuous(backend, way):
-    """The log joint at the start of AutoDelta; the list reads and replaces as its parts do."""
+    """The log joint at the start of AutoDelta; the list reads and replaces in the same way as its
+    parts."""
     gs, autoguide = backend.gs, backend.infer.autoguide
     model = chain(backend, shift=True)
     delta = partial(autoguide.AutoDelta, init_loc_fn=backend.init_to(shift=backend.array(0.7)))
@@ -132,7 +135,7 @@ def test_beside_continuous(backend, way):
 
 @pytest.mark.long
 def test_other_sites_are_summed_out(backend):
-    """`sites` without the class of all rows: those left have each other as parents alone."""
+    """`sites` without the shared class: the other sites have only each other as parents."""
     gs, elbo = backend.gs, backend.gs.TraceEnum_ELBO(max_plate_nesting=1)
     sites = ["z0", "z1"]
     model = backend.native_config_enumerate(chain(backend))
@@ -151,7 +154,8 @@ def test_other_sites_are_summed_out(backend):
 @pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
 @pytest.mark.quick("REBAR")
 def test_estimators(backend, name):
-    """From one seed, the gradient of the same guide by hand, whose mean test_estimators sums."""
+    """With the same seed, the gradient of the same guide by hand; test_estimators tests its
+    mean."""
     gs, model = backend.gs, plain(backend, "bernoulli_net")
     hand = layered(backend, model, LAYERED.parameters)
     init = {site: backend.array(LAYERED.parameters[f"to_{site}"]) for site in ("top", "h")}
@@ -159,7 +163,7 @@ def test_estimators(backend, name):
     backend.params_of(auto)  # its first run draws more
     runs = []
     for guide in (hand, gs.discretize(auto)):
-        elbo = ESTIMATORS[name](backend)  # whose first run may draw more, too
+        elbo = ESTIMATORS[name](backend)  # its first run may draw more, too
         wrapped = elbo.wrap(guide) if name == "NVIL" else guide
         runs.append(backend.loss_and_gradient(elbo, model, wrapped, 1))
     known, found = runs

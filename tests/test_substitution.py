@@ -1,4 +1,4 @@
-"""REBAR, DARN and their kin: what they learn, and formulas by hand."""
+"""REBAR, DARN and similar estimators: their learned parameters, and formulas by hand."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 
 def test_rebar_descends_on_its_variance(backend):
-    """The slope of sum G^2 along one direction of log tau and eta, for the same noise."""
+    """The gradient of sum G^2 along one direction of log tau and eta, with the same noise."""
     case, size, h = ALL["mixture-automatic"], 200, 1e-4
 
     def square(t):
@@ -28,7 +28,7 @@ def test_rebar_descends_on_its_variance(backend):
 
 
 def test_rebar_learns_temperature_and_scale(backend):
-    """From a start that is too hot and too small, for a guide that stays."""
+    """Starts with a temperature too high and a scale too small; the guide does not change."""
     case, size, start = ALL["mixture-automatic"], 500, {"temperature": 3.0, "scale": 0.2}
     model = in_rows(backend, plain(backend, "mixture"), 1, size)
 
@@ -51,7 +51,7 @@ def test_rebar_learns_temperature_and_scale(backend):
 
 
 def test_darn_at_a_bit(backend):
-    """G = r'(b) (b - 1/2) (b - pi); its mean is exact, since r is quadratic."""
+    """G = r'(b) (b - 1/2) (b - pi); its mean is exact, because r is quadratic."""
     a, b = 0.4, np.array([0.0, 1.0])
     pi = expit(a)
     model, guide = one_site(backend, "bit", a, 200)
@@ -93,7 +93,7 @@ PLAIN = [
 @pytest.mark.parametrize("name", ["RLOO", "NVIL", "MuProp", "REBAR", "DisARM", "DARN"])
 @pytest.mark.quick("RLOO", "DisARM")
 def test_parameters_that_are_plain_numbers(backend, name):
-    """A bit w with logit a beside bits of plain numbers, one of them sure; summed by hand."""
+    """A bit w with logit a, and bits of plain numbers, one of them certain; summed by hand."""
     ppl, native, array, rows = backend.ppl, backend.native, backend.array, 20_000
 
     def plain_bits():
@@ -117,7 +117,7 @@ def test_parameters_that_are_plain_numbers(backend, name):
     ((_, gradient),) = backend.gradients(elbo, model, wrapped, [0])
     assert all(np.isfinite(backend.numpy(slope)).all() for slope in gradient.values())
     estimates = -backend.numpy(gradient["a"])
-    mean = np.zeros(2)  # of log p(x | w, z), by w
+    mean = np.zeros(2)  # of log p(x | w, z), for each w
     for z in itertools.product([0, 1], repeat=len(PLAIN)):
         weight = np.prod([p if bit else 1 - p for bit, (_, p, _) in zip(z, PLAIN, strict=True)])
         loc = sum(bit * c for bit, (*_, c) in zip(z, PLAIN, strict=True))
@@ -131,7 +131,7 @@ def test_parameters_that_are_plain_numbers(backend, name):
 
 @pytest.mark.parametrize("name", ["RLOO", "MuProp", "REBAR", "DARN"])
 def test_masked_categories(backend, name):
-    """A category that does not exist has no gradient; the others have theirs."""
+    """A category that does not exist has no gradient; the others have their gradient."""
     a = np.array([0.5, -np.inf, 0.1])
     elbo, size = ESTIMATORS[name](backend), 20_000
     model, guide = one_site(backend, "one_hot", a, size)

@@ -1,4 +1,4 @@
-"""Classes that are impossible or certain: bits of probability 0 and 1, masked categories."""
+"""Impossible or certain classes: bits of probability 0 and 1, masked categories."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ TAU = 0.5
 
 @pytest.mark.parametrize(("family", "objective"), FAMILIES)
 def test_a_sure_bit_is_its_value(backend, family, objective):
-    """Relaxed too, and scored by its mass, the log of 1, beside a density as well."""
+    """The relaxed bit has the same value, and its score is that of its mass, log 1, also with
+    densities."""
 
     def model():
         with backend.ppl.plate("data", 3):
@@ -37,7 +38,7 @@ def test_a_sure_bit_is_its_value(backend, family, objective):
         wanted = y * np.log(0.3) + (1 - y) * np.log(0.7)
         if objective == "relaxed":
             wanted = reference.gumbel_sigmoid_log_prob(TAU, logit(0.3), logit(y))
-        for copy in (value, 1.0 * value):  # an own sample, and any value
+        for copy in (value, 1.0 * value):  # a sample of the law, and any value
             score = backend.numpy(fn.log_prob(copy))
             assert score[:2].tolist() == [0.0, 0.0]
             assert score[2] == pytest.approx(wanted, rel=1e-6)
@@ -68,7 +69,7 @@ def test_a_sure_bit_has_no_gradient(backend, law, what):
 
 @pytest.mark.parametrize("law", ["SoftBernoulli", "GumbelSigmoid"])
 def test_the_value_of_a_sure_bit_has_no_gradient(backend, law):
-    """log_prob has none by it, where the law takes it; elsewhere it has its own."""
+    """log_prob has no gradient at the value of a sure bit; at other values it has."""
     d = getattr(backend.gs, law)(TAU, probs=backend.array(P))
     (gradient,) = backend.grad(lambda y: d.log_prob(y).sum(), backend.array([0.0, 1.0, 0.6]))
     assert gradient[:2].tolist() == [0.0, 0.0]
@@ -77,7 +78,7 @@ def test_the_value_of_a_sure_bit_has_no_gradient(backend, law):
 
 
 def test_divergence_of_sure_bits(backend):
-    """0 from itself, -log p where the other allows the value, inf where it does not."""
+    """0 from itself, -log p if the other law allows the value, inf if not."""
     make = backend.gs.SoftBernoulli
     sure = make(0.5, probs=backend.array(np.array([0.0, 1.0, 1.0, 0.5])))
     other = make(0.5, probs=backend.array(np.array([0.0, 0.25, 0.0, 1.0])))
@@ -86,7 +87,7 @@ def test_divergence_of_sure_bits(backend):
 
 
 def test_divergence_of_sure_bits_beside_densities(backend):
-    """A point has none with a density; with itself 0, without a gradient."""
+    """A point has no divergence from a density; from itself it is 0, without a gradient."""
     logits = np.array([-np.inf, np.inf, np.inf, -np.inf, 0.4, 0.4])
     others = np.array([-np.inf, np.inf, -np.inf, 0.3, np.inf, -0.7])
     make = backend.gs.GumbelSigmoid
@@ -105,7 +106,7 @@ def test_divergence_of_sure_bits_beside_densities(backend):
 
 @pytest.mark.parametrize("kind", ["transform", "noise"])
 def test_sure_bits_drawn_from_noise(backend, kind):
-    """They leave the noise as it is; what is below them has the value."""
+    """Sure bits do not change the noise; sites that depend on them have the value."""
 
     def model():
         with backend.ppl.plate("data", 3):
@@ -131,7 +132,8 @@ Q, PHI = (0.7, 0.45), (0.6, 0.8)  # of the guide and of the model: alive, and se
 
 
 def mean_of(f, objective):
-    """E f(y) for the relaxed bit alive, by quadrature of its logit; hard: by its two values."""
+    """E f(y) for the relaxed bit alive, by quadrature over its logit; if hard, by its two
+    values."""
     if objective == "hard":
         return Q[0] * f(1.0) + (1 - Q[0]) * f(0.0)
     density = lambda x: np.exp(reference.logistic_log_prob(TAU, logit(Q[0]), x))  # noqa: E731
@@ -147,7 +149,7 @@ def divergence(q, p, objective):
 
 @pytest.mark.parametrize(("family", "objective"), FAMILIES[:4])
 def test_seen_if_alive(backend, family, objective):
-    """Bernoulli(phi alive), where alive is a latent bit: it is 0 where alive is."""
+    """Bernoulli(phi alive) with a latent bit alive: it is 0 where alive is 0."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     options = {"family": getattr(gs, family), "objective": objective}
 
@@ -172,7 +174,7 @@ def test_seen_if_alive(backend, family, objective):
 
 
 def test_seen_if_known_to_be_alive(backend):
-    """objective="relaxed" beside data: sure bits add their likelihood, and nothing else."""
+    """objective="relaxed" with data: sure bits add their likelihood, and nothing else."""
     ppl, gs, array = backend.ppl, backend.gs, backend.array
     alive, x = np.array([1.0, 0.0, 1.0]), np.array([0.3, -0.4, 1.2])
     a = np.array([0.2, -np.inf, -0.6])  # of the guide
@@ -215,7 +217,7 @@ def test_seen_if_known_to_be_alive(backend):
 
 
 def masked(backend):
-    """A vector whose second category and a bit whose first value are impossible."""
+    """A vector with an impossible second category, and a bit with an impossible first value."""
 
     def model():
         z = backend.ppl.sample(
@@ -244,7 +246,8 @@ def test_guide_starts_without_impossible_classes(backend, given):
 
 
 def test_what_depends_on_a_latent_stays_free(backend):
-    """A category that the prototype's draw of its parent forbids may be possible in the next."""
+    """A category may be impossible in the prototype, given its draw of the parent, and possible
+    later."""
 
     def model():
         ppl, array = backend.ppl, backend.array
@@ -288,9 +291,10 @@ def impossible(backend, kind):
 @pytest.mark.parametrize("objective", ["categorical", "relaxed"])
 @pytest.mark.parametrize("kind", ["bit", "one-hot"])
 def test_discretized_and_enumerated(backend, kind, objective):
-    """Evidence, ELBO and its gradient, where the automatic guide starts: uniform over the others.
+    """Evidence, ELBO and its gradient at the start of the automatic guide: uniform over other
+    classes.
 
-    The classes that are impossible in the model are so in the guide, and have no term.
+    Classes that are impossible in the model are impossible in the guide, and have no term.
     """
     gs, model = backend.gs, impossible(backend, kind)
     guide = gs.AutoGumbelSoftmax(model, TAU, objective=objective)

@@ -1,4 +1,4 @@
-"""Schedules: values, equal on Python numbers, arrays and traced arrays; bad arguments."""
+"""Schedules: equal values for Python numbers, arrays and traced arrays; bad arguments."""
 
 import math
 

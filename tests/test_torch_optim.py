@@ -1,4 +1,4 @@
-"""AnnealedSVI of Pyro with one torch optimizer for all parameters; optax is NumPyro's own."""
+"""AnnealedSVI of Pyro with one torch optimizer for all parameters."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ SCHEDULE = temperature.exponential(rate=0.02, minimum=0.3)
 
 
 class Program:
-    """A mixture with parameters in model and guide, and what makes a run of it."""
+    """A mixture with parameters in model and guide, and functions that make a run."""
 
     def __init__(self, backend):
         self.pyro, self.torch, self.gs = backend.ppl, backend.torch, backend.gs
@@ -51,20 +51,20 @@ def positive():
 
 
 def make_run(backend, kind):
-    """A run anew, with one of Pyro's optimizers, a torch one, or a function that makes one."""
+    """A new run with one of Pyro's optimizers, a torch optimizer, or a function that makes one."""
     program = Program(backend)
     adam = partial(program.torch.optim.Adam, lr=0.05)
     if kind == "pyro":
         return program.run(program.pyro.optim.Adam({"lr": 0.05}))
     if kind == "function":
         return program.run(adam)
-    program.model(), program.guide()  # so that there are parameters
+    program.model(), program.guide()  # makes the parameters
     program.pyro.set_rng_seed(0)
     return program.run(adam(program.parameters()))
 
 
 def drawn_alike(run, steps):
-    """Losses of steps that draw from a seed of their own."""
+    """Losses of steps, each drawn with a fixed seed."""
     from pyro import set_rng_seed
 
     losses = []
@@ -91,7 +91,7 @@ def test_goes_on_from_a_state(backend, kind):
     state = copy.deepcopy(run.get_state())
     expected = drawn_alike(run, 10)
     run = make_run(backend, kind)
-    drawn_alike(run, 3)  # another run, which the state replaces
+    drawn_alike(run, 3)  # another run, whose state is replaced
     run.set_state(state)
     np.testing.assert_array_equal(drawn_alike(run, 10), expected)
 
@@ -135,5 +135,5 @@ def test_an_optimizer_must_have_every_parameter(backend):
     run = program.run(program.torch.optim.Adam(program.parameters(), lr=0.05))
     run.step()
     program.late = True
-    with pytest.raises(ValueError, match="must have every parameter, lacks late"):
+    with pytest.raises(ValueError, match="must have every parameter, but lacks late"):
         run.step()

@@ -1,4 +1,4 @@
-"""train.py and reproduce.py refuse before they train, in one line; Ctrl-C ends with one."""
+"""train.py and reproduce.py refuse bad options before training, in one line, and so ends Ctrl-C."""
 
 import importlib
 from pathlib import Path
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def train(monkeypatch, tmp_path, capsys):
-    """Runs the command in this process, with these options; its status, output and errors.
+    """Runs the command in this process with these options; returns status, output and errors.
 
-    A trainer may not be made, unless a test puts its own in place.
+    No trainer may be made, unless a test sets one.
     """
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
@@ -37,7 +37,7 @@ def train(monkeypatch, tmp_path, capsys):
 
 SEMI_SUPERVISED = ("--model", "semi_supervised")
 REFUSED = {
-    # options: what is said
+    # options: the message
     ("--model", "gan"): "argument --model: invalid choice: 'gan'",
     ("--steps", "x"): "argument --steps: invalid int value: 'x'",
     ("--steps", "0"): "--steps must be at least 1, got 0",
@@ -138,7 +138,7 @@ def test_cells_refused_in_one_line(train, options, message):
 
 
 class Trainer:
-    """Takes steps until something happens at step 60."""
+    """Takes steps; at step 60 something happens."""
 
     def __init__(self, happens):
         self.step, self.happens = 0, happens
@@ -175,7 +175,7 @@ def test_ends_with_one_line(train, happens, status, line, monkeypatch):
     assert err.split("\n")[-2] == f"train.py: {line.format(newest)}"
     assert "Traceback" not in err
     assert not out
-    found, out, err = train("--checkpoint-every", "20", "--output", "run")  # it goes on from there
+    found, out, err = train("--checkpoint-every", "20", "--output", "run")  # it resumes
     assert found == status
 
 

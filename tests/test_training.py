@@ -1,4 +1,4 @@
-"""Training runs of the models: resumed after a kill, stopped at a NaN, evaluated alike."""
+"""Training runs of the models: resumed after a kill, stopped at a NaN, evaluated equally."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def run(side, settings, folder, images=IMAGES, **options):
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 @pytest.mark.quick("vae, one-hot", "structured output", "ReinMax")
 def test_trains(side, settings, tmp_path):
-    """Of three starts each, the least gain in the bound was .4 nats."""
+    """The smallest gain in the bound, for three starts each, was .4 nats."""
     settings = dataclasses.replace(settings, learning_rate=0.02)
     trainer, result = run(side, settings, tmp_path, evaluate_every=20)
     assert trainer.step == 40
@@ -70,7 +70,7 @@ def test_trains(side, settings, tmp_path):
 @pytest.mark.parametrize("settings", [SMALL, MODELS["structured output"]], ids=lambda s: s.model)
 @pytest.mark.quick("vae")
 def test_resumes_bit_for_bit(side, settings, tmp_path):
-    """A run that broke off between two checkpoints ends as one that did not."""
+    """An interrupted run ends like a run without interruption."""
     _, whole = run(side, settings, tmp_path / "whole")
 
     class Break(Exception):
@@ -111,9 +111,9 @@ def test_a_nan_stops_the_run(side, tmp_path):
         Trainer.advance = advance
 
 
-@pytest.mark.filterwarnings("ignore:Encountered")  # Pyro says so as well
+@pytest.mark.filterwarnings("ignore:Encountered")  # Pyro warns as well
 def test_a_loss_that_overflows_is_found(side, tmp_path):
-    """Without any help: a learning rate that throws the weights out of float32."""
+    """A learning rate that makes the weights overflow float32."""
     wild = Settings(variables=3, classes=4, steps=40, batch=10, learning_rate=1e37)
     with pytest.raises(FloatingPointError, match=r"the objective is \S+ at step"):
         run(side, wild, tmp_path)
@@ -201,7 +201,7 @@ FEW = IMAGES[:20]
 LABELLED = IMAGES[:4], np.array([0, 1, 2, 3])
 SEMI = SemiSupervisedSettings(classes=4, variables=2, hidden=(3,), steps=2, batch=4, labelled=2)
 UNFIT = {
-    # of fit: settings, other arguments, and what is said before a trainer is made
+    # settings and other arguments of fit, and the message before a trainer is made
     "samples": (SMALL, {"samples": 0}, "samples must be at least 1, got 0"),
     "chunk": (SMALL, {"chunk": 0}, "chunk must be at least 1, got 0"),
     "evaluate": (SMALL, {"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
@@ -233,7 +233,7 @@ UNFIT = {
 
 @pytest.mark.parametrize(("settings", "options", "message"), UNFIT.values(), ids=UNFIT)
 def test_refused_before_the_first_step(settings, options, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "make_trainer", None)  # is not reached
+    monkeypatch.setattr(training, "make_trainer", None)  # must not be called
     images = options.get("images", FEW), options.get("test_images", FEW)
     others = {name: value for name, value in options.items() if not name.endswith("images")}
     with pytest.raises(training.RunError, match=message):
@@ -242,7 +242,8 @@ def test_refused_before_the_first_step(settings, options, message, tmp_path, mon
 
 
 def test_families(backend):
-    """All that relax, and all ELBOs of discrete programs; soft are those with two objectives."""
+    """All families of relax and all ELBOs of discrete programs; soft families have two
+    objectives."""
     public = {name: getattr(backend.gs, name) for name in backend.gs.__all__}
     relaxing = {name: x for name, x in public.items() if getattr(x, "has_temperature", False)}
     assert {*training.HARD} == {name for name, x in relaxing.items() if x.is_hard}
@@ -252,7 +253,7 @@ def test_families(backend):
 
 
 def test_settings_without_effect():
-    """Exactly what the others leave without one, with the reason."""
+    """Exactly the settings that change nothing in the run, with the reason."""
     tau = ("rate", "minimum", "every", "start")
     for changes, names in (
         ({}, ()),
@@ -268,7 +269,7 @@ def test_settings_without_effect():
 
 
 def test_bound_is_the_evidence_in_the_limit(side):
-    """One variable of four classes: log p(x) by summation, and the m-sample bound below it."""
+    """One variable of four classes: log p(x) by summation is above the m-sample bound."""
     settings = Settings(variables=1, classes=4, steps=1, batch=10)
     trainer = make_trainer(side, settings, IMAGES)
     trainer.advance(1)
@@ -278,7 +279,7 @@ def test_bound_is_the_evidence_in_the_limit(side):
     joint = images @ logits.T - np.logaddexp(0, logits).sum(-1) + np.log(0.25)
     exact = -np.logaddexp.reduce(joint, -1)
     many, one = (bound(trainer, images, *m) for m in ((100, 20), (1, 1)))
-    assert np.abs(many - exact).max() < 0.2  # that of 2,000 draws
+    assert np.abs(many - exact).max() < 0.2  # the error of 2,000 draws
     assert abs((many - exact).mean()) < 0.03
     assert one.mean() > exact.mean()
     found, bounds = evaluate(trainer, images, 10), trainer.bound(images, 10, seed=0)
@@ -287,7 +288,7 @@ def test_bound_is_the_evidence_in_the_limit(side):
 
 
 def bound(trainer, images, samples, copies):
-    """That of samples * copies: each image in so many rows, since a pass costs more than a row."""
+    """The bound with samples * copies: each image has several rows, because a pass costs most."""
     bounds = trainer.bound(np.repeat(images, copies, 0), samples, seed=0).reshape(-1, copies)
     return np.log(copies) - np.logaddexp.reduce(-bounds, -1)
 
@@ -302,7 +303,7 @@ def decoder(side, trainer):
 
 @pytest.mark.long
 def test_killed_at_any_moment(side, tmp_path):
-    """SIGKILL, several times, at moments that no code chose; the end is that of a whole run."""
+    """SIGKILL at several random moments; the end is that of an uninterrupted run."""
     command = [sys.executable, ROOT / "examples" / "train.py", "--backend", side]
     command += [
         "--variables",
@@ -327,7 +328,7 @@ def test_killed_at_any_moment(side, tmp_path):
     for moment in np.random.default_rng(0).uniform(0, 0.4, 2):
         process = start(broken)
         while not list(broken.glob("checkpoints/*/step_*")) and process.poll() is None:
-            time.sleep(0.01)  # the first checkpoint is being written, or is
+            time.sleep(0.01)  # until the first checkpoint is written, or nearly
         time.sleep(moment)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -365,7 +366,7 @@ def linear(trainer, name):
 
 
 def log_bernoulli(x, logits):
-    """Of each image in each state: shape (images, states)."""
+    """Log probability of each image in each state: shape (images, states)."""
     return (x[:, None] * logits - np.logaddexp(0, logits)).sum(-1)
 
 
@@ -398,7 +399,7 @@ EVIDENCE = {"vae": evidence_of_vae, "structured_output": evidence_of_structured_
 @pytest.mark.parametrize("model", EVIDENCE)
 @pytest.mark.quick("vae")
 def test_bound_tends_to_the_evidence(side, model):
-    """Summed over all states by hand, on either side."""
+    """Compared with the sum over all states by hand, on each side."""
     settings = Settings(model, variables=2, classes=3, steps=200, batch=20, learning_rate=0.05)
     trainer = make_trainer(side, settings, IMAGES)
     trainer.advance(200)
@@ -406,5 +407,5 @@ def test_bound_tends_to_the_evidence(side, model):
     single, many = (bound(trainer, IMAGES[:60], *m) for m in ((1, 1), (250, 20)))
     assert np.abs(many - exact).max() < 0.1
     assert abs((many - exact).mean()) < 0.01
-    # A single sample is far off: its deviation is some sqrt(5000) times as large.
+    # a single sample has a deviation about sqrt(5000) times as large
     assert (single - exact).std() > 10 * (many - exact).std()

@@ -1,6 +1,7 @@
-"""The folder of a run: damaged, foreign and missing files are named, and nothing in it is executed.
+"""The folder of a run: errors name damaged, foreign and missing files, and no file is executed.
 
-Most of it on a run of a counter, which writes and reads what a trainer does; then on both sides.
+Most tests run a counter, which reads and writes the same files as a trainer; the rest run both
+sides.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ def points(*steps):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a run that was killed after step 30: checkpoints at 20 and 30."""
+    """The folder of a run that was killed after step 30: checkpoints at 20 and 30."""
     resume(Counter(), SETTINGS, tmp_path)
     for step in (10, 20, 30):
         save_checkpoint(Counter(step), points(*range(10, step + 1, 10)), tmp_path)
@@ -91,7 +92,7 @@ def test_goes_on_from_the_newest(folder):
 
 @damages
 def test_damaged_newest_checkpoint(folder, damage):
-    """Named in a warning and set aside; the run goes on from the older one, with its curves."""
+    """A warning names it and it is renamed; the run goes on from the older one, with its curves."""
     old, new = checkpoints(folder)
     damage(new)
     run = Counter()
@@ -102,13 +103,13 @@ def test_damaged_newest_checkpoint(folder, damage):
     assert checkpoints(folder) == [old]
     save_checkpoint(Counter(30), points(10, 20, 30), folder)  # its name is free again
     damage(new)
-    with pytest.warns(UserWarning, match=new.name):  # and what was set aside is replaced
+    with pytest.warns(UserWarning, match=new.name):  # the renamed file is replaced
         resume(Counter(), SETTINGS, folder)
 
 
 @damages
 def test_no_whole_checkpoint(folder, damage):
-    """All are named, and left where they are."""
+    """The error names all of them, and they stay."""
     before = checkpoints(folder)
     for path in before:
         damage(path)
@@ -138,7 +139,7 @@ def test_other_json(folder, text):
 
 @pytest.mark.parametrize("name", ["curves.json", "settings.json"])
 def test_missing_json(folder, name):
-    """The cure that the error names: without it, the run goes on, with a warning."""
+    """The error names the solution: without the file, the run goes on, with a warning."""
     (folder / name).unlink()
     run = Counter()
     with pytest.warns(UserWarning, match=rf"{folder / name} is missing"):
@@ -150,7 +151,7 @@ def test_missing_json(folder, name):
 def test_another_run(folder):
     with pytest.raises(RunError, match=r"other settings: rate 0.1; see settings.json"):
         resume(Counter(), SETTINGS | {"rate": 0.2}, folder)
-    resume(Counter(), SETTINGS | {"hidden": [2, 3]}, folder)  # as JSON has it
+    resume(Counter(), SETTINGS | {"hidden": [2, 3]}, folder)  # in the form of JSON
 
 
 def test_checkpoint_under_the_name_of_another_step(folder):
@@ -161,7 +162,8 @@ def test_checkpoint_under_the_name_of_another_step(folder):
 
 @pytest.mark.parametrize("file", ["curves.json", "step_000000040"])
 def test_disk_full(folder, file, monkeypatch):
-    """File, step and newest checkpoint are named; what was whole is whole, and nothing is left."""
+    """The error names file, step and newest checkpoint; complete files stay, and no partial file is
+    left."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     class FullDisk(io.FileIO):
@@ -201,13 +203,13 @@ def run(side, folder):
 
 @pytest.fixture(scope="module", params=SIDES)
 def finished(request, tmp_path_factory):
-    """A side, the folder of a whole run, and its result."""
+    """A side, the folder of a complete run, and its result."""
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, folder, run(request.param, folder)
 
 
 def test_run_goes_on_from_the_older_checkpoint(finished, tmp_path):
-    """And ends in the same state and curves as the run that nothing happened to."""
+    """It ends with the same state and curves as a run without damage."""
     side, whole, expected = finished
     folder = shutil.copytree(whole, tmp_path / "run")
     old, new = checkpoints(folder)
@@ -226,7 +228,7 @@ def trainer(request):
 
 
 class Evil:
-    """Unpickled, it writes a file."""
+    """When it is unpickled, it writes a file."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -253,7 +255,7 @@ def write_npy(file, evil):
 
 @pytest.mark.parametrize("write", [write_torch, write_pickle, write_npz, write_npy])
 def test_pickled_code_is_not_executed(trainer, write, tmp_path):
-    """Though it comes with the right checksum."""
+    """It is not executed, even with the right checksum."""
     content, mark = io.BytesIO(), tmp_path / "mark"
     write(content, Evil(mark))
     folder = tmp_path / "run"
@@ -267,7 +269,7 @@ def test_pickled_code_is_not_executed(trainer, write, tmp_path):
 
 @pytest.mark.parametrize("write", [write_torch, write_pickle, write_npz, write_npy])
 def test_the_code_would_be_executed(write, tmp_path):
-    """By a loader that allows it: the test above can fail."""
+    """A loader that allows it executes the code, so that the test above can fail."""
     content, mark = io.BytesIO(), tmp_path / "mark"
     write(content, Evil(mark))
     content.seek(0)
@@ -278,7 +280,8 @@ def test_the_code_would_be_executed(write, tmp_path):
 
 
 def test_checkpoint_of_another_network(finished, tmp_path):
-    """settings.json was removed, as its cure says, but the run was another's."""
+    """settings.json was removed, as the error suggests, but the checkpoint is of another
+    network."""
     side, whole, _ = finished
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "settings.json").unlink()
@@ -291,7 +294,7 @@ def test_checkpoint_of_another_network(finished, tmp_path):
 
 
 def test_settings_are_readable(folder):
-    """JSON that a person may read, with its checksum beside."""
+    """JSON that a person can read, with its checksum."""
     saved = json.loads((folder / "settings.json").read_text())
     assert saved.keys() == {*SETTINGS, "sha256"}
     assert training_files.read_json(folder / "settings.json", "")["hidden"] == [2, 3]

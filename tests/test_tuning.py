@@ -30,7 +30,7 @@ def reproduce(tuning):
 
 
 def search(tuning, rates, nats):
-    """What is tried, in its order, where a trial gives these nats."""
+    """The trials in order, if trials have these nats."""
     trials = []
     while (settings := tuning.next_trial(trials, rates)) is not None:
         trials.append(dict(zip(("learning_rate", "rate"), settings, strict=True)))
@@ -39,14 +39,14 @@ def search(tuning, rates, nats):
 
 
 def around(best, other=0.0):
-    """Nats that grow with the distance from the best learning rate; more under other rates."""
+    """Nats that increase with the distance from the best learning rate, and under other rates."""
     return lambda step, rate: 100 + abs(np.log(step / best)) + other * (rate == 1e-5)
 
 
 GRID = [1e-3, 3e-3, 1e-2, 3e-2]
 BOTH = (1e-4, 1e-5)
 SEARCHES = {
-    # rates, nats: what is tried, at which rate, and what is chosen
+    # rates, nats: the trials, the rate of each, and the choice
     "inside": (BOTH, around(1e-2, -1), [*GRID, 1e-2], (1e-2, 1e-5)),
     "first_rate": (BOTH, around(3e-3, 1), [*GRID, 3e-3], (3e-3, 1e-4)),
     "one_rate": ((0.0,), around(3e-3), GRID, (3e-3, 0.0)),
@@ -82,7 +82,7 @@ def test_a_trial_takes_the_course_of_the_long_run(tuning, cells):
 
 
 def test_searches_have_the_same_protocol(cells):
-    """But for learning rate and temperature, cells of a row differ in the estimator alone."""
+    """Cells of a row differ only in the estimator, its learning rate and its temperature."""
     of_estimator = {"family": "ReinMax", "baseline": 0, "learning_rate": 1.0, "rate": 0.0}
     rows = {}
     for cell in cells.list_searches():
@@ -92,7 +92,7 @@ def test_searches_have_the_same_protocol(cells):
 
 
 def test_search_goes_on_after_its_last_trial(reproduce, tmp_path, monkeypatch):
-    """Broken off after three trials it has three records, and is taken up at the fourth."""
+    """Interrupted after three trials, the search has three records and goes on with the fourth."""
     only = "tune_vae_bits_gumbel-s"
     arguments = argparse.Namespace(
         **{"table": "tune", "only": only, "backends": ["numpyro"], "output": tmp_path},
@@ -127,7 +127,7 @@ def test_search_goes_on_after_its_last_trial(reproduce, tmp_path, monkeypatch):
 
 
 def test_recorded_searches(tuning, cells):
-    """Each has the settings and takes the course that it would have now."""
+    """Each record has the present settings, and the trials that the search would make now."""
     searches = {cell.name("tune"): cell for cell in cells.list_searches()}
     for path in (RESULTS / "tuning").glob("*.json"):
         record, cell = json.loads(path.read_text()), searches[path.stem]

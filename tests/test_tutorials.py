@@ -46,7 +46,7 @@ def test_jupyter_and_the_site_read_the_same_cells(page):
 
 @pytest.mark.parametrize("page", EXECUTED)
 def test_jupyter_opens_it(page):
-    """With a kernel that has a name to show, which nbformat asks for."""
+    """The kernel has a display name, which nbformat requires."""
     notebook = jupytext.read(SITE / page)
     nbformat.validate(notebook)
     assert notebook.metadata["kernelspec"] == {"display_name": "Python 3", "name": "python3"}

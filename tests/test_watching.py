@@ -1,4 +1,4 @@
-"""AnnealedSVI.run: what it reports as it goes, and the arrays afterwards."""
+"""AnnealedSVI.run: its reports during the run, and the arrays afterwards."""
 
 import numpy as np
 import pytest
@@ -30,25 +30,25 @@ def test_arrays_and_callback(backend):
     assert run.evaluation_steps.tolist() == [4, 9]
     assert run.elbos.shape == (2,)
     plain_run, *_ = factorial_run(backend, 12, progress_bar=False)
-    np.testing.assert_allclose(plain_run.losses, run.losses, rtol=1e-6)  # watching draws nothing
+    np.testing.assert_allclose(plain_run.losses, run.losses, rtol=1e-6)  # watching makes no draws
     assert plain_run.elbos.shape == (0,)
     picture = plot_training(run)
-    assert picture._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    assert picture._repr_png_().startswith(b"\x89PNG")  # a notebook shows this
     left, right = picture.axes
     assert [len(line.get_xdata()) for line in left.get_lines()] == [12, 2]
     np.testing.assert_allclose(right.get_lines()[0].get_ydata(), run.temperatures)
 
 
 def test_elbos_are_those_of_the_discrete_programs(backend):
-    """At a learning rate of 0: those of the uniform guide, summed by hand."""
+    """At learning rate 0: those of the uniform guide, summed by hand."""
     run, *_ = factorial_run(backend, 60, rate=0.0, evaluate_every=1)
     joint = by_name("factorial").log_joints()
     expected, spread = joint.mean() + np.log(joint.size), joint.std() / np.sqrt(600)
-    assert abs(run.elbos.mean() - expected) < 5 * spread  # fails once in two million seeds
+    assert abs(run.elbos.mean() - expected) < 5 * spread  # fails for one in two million seeds
 
 
 def test_elbos_of_a_program_that_is_enumerated_in_part(backend):
-    """By TraceEnum_ELBO: z is drawn, the bit summed out; at a learning rate of 0, by hand."""
+    """By TraceEnum_ELBO: z is drawn, the bit summed out; at learning rate 0, by hand."""
     ppl, gs, native = backend.ppl, backend.gs, backend.native
 
     def model():
@@ -74,7 +74,7 @@ def test_progress_bar(backend, progress_bar, capsys):
     assert ("loss" in shown) == progress_bar
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")  # of Pyro's, before
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # of Pyro, before
 @pytest.mark.parametrize("progress_bar", [True, False])
 def test_nan_is_named_with_step_and_site(backend, progress_bar):
     """The site "x" has no score from the fourth step on, when the temperature is below 0.75."""

@@ -1,4 +1,5 @@
-"""Laws over laws: to_event, mask and expand are seen through, all else is a law of its own."""
+"""Laws with other laws inside: to_event, mask and expand are looked through; others are new
+laws."""
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_a_law_over_another_law_stays(backend, handler):
 
 
 def own_relaxed(backend, kind):
-    """The laws by kind; NumPyro has the bit alone."""
+    """The laws by kind; NumPyro has only the bit."""
     tau = backend.array(0.5)
     if kind == "bit":
         return backend.native.RelaxedBernoulli(tau, probs=backend.array(0.3))
@@ -71,7 +72,7 @@ def test_relaxed_vector_of_the_ppl(backend):
 
 
 def check_own_relaxed(backend, kind, probs):
-    """Discretized and enumerated as ours are; relaxed already, it stays."""
+    """They are discretized and enumerated like ours; they are relaxed already, and stay."""
     locs = np.arange(len(probs))
 
     def model():

@@ -1,5 +1,5 @@
-"""Started once for each process, with its number: what a run on two devices leaves in float64, of
-one process or two. The first process writes the parameters after 20 steps.
+"""A run on two devices in float64, with one process or two. The program is started once for each
+process, with its number. The first process writes the parameters after 20 steps.
 
     python two_processes_numpyro.py FILE PROCESSES HOST:PORT PROCESS
 """
@@ -16,7 +16,8 @@ IMAGES = np.random.default_rng(0).integers(0, 2, (60, 10)).astype(np.float64)
 
 
 def params(devices: int, steps: tuple[int, ...] = (20,)) -> dict[str, np.ndarray]:
-    """After so many steps, each part by a trainer of its own that takes up where the last ended."""
+    """Parameters after these steps; each part has a new trainer, which resumes from the last
+    part."""
     from gs_ppl.models.distributed_numpyro import ParallelTrainer, make_mesh
     from gs_ppl.models.training import Settings
 
@@ -37,7 +38,7 @@ def params(devices: int, steps: tuple[int, ...] = (20,)) -> dict[str, np.ndarray
 
 @jax.jit
 def in_double(state: Any) -> Any:
-    """Networks are made in float32."""
+    """The state in float64: networks are made in float32."""
     return jax.tree.map(lambda x: x.astype(float) if x.dtype == np.float32 else x, state)
 
 

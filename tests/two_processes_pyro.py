@@ -1,7 +1,7 @@
-"""Started twice by torchrun: prints how far DistributedDataParallel and Lightning, each resumed in
-its middle, are from one process on the joined batches, after 20 steps in float64.
+"""Compares DistributedDataParallel and Lightning with one process on the joined batches.
 
-For this alone each process draws the noise of all rows of a batch, and keeps that of its own.
+torchrun starts it twice. It prints the differences after 20 steps in float64, with a restart in the
+middle. Only for this test, each process draws the noise of all rows of a batch, and keeps its part.
 """
 
 import io
@@ -49,7 +49,7 @@ def parameters(loss):
 
 
 def by_one_process():
-    """Without any engine."""
+    """Training without an engine."""
     loss, loader = make_loss_module(SETTINGS, IMAGES), parallel.make_loader(SETTINGS, IMAGES)
     optimizer, decay = parallel.make_optimizer(SETTINGS, loss)
     for step in range(SETTINGS.steps):
@@ -92,7 +92,7 @@ def by_lightning():
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # of Lightning's
+    warnings.simplefilter("ignore")  # warnings of Lightning
     torch.set_default_dtype(torch.float64)
     make, noise = parallel.make_loss_module, distributions.F.noise_to_draw_from
     parallel.make_loss_module = _lightning.make_loss_module = make_loss_module

@@ -1,9 +1,9 @@
 """A tutorial in two forms: short, when the site is built; long, when its record is written.
 
-`steps(short, long)` is how long a page trains. What only the long form does stands below
-`if LONG:`, and ends in `keep`, which writes results/PAGE.json; both forms show what `read` finds
-there. `make docs` runs the short form. `make docs-full` is this file as a program: it runs the long
-form of all pages, or of those that are named:
+`steps(short, long)` is the number of training steps. Code below `if LONG:` runs only in the long
+form; it ends with `keep`, which writes results/PAGE.json. Both forms show what `read` finds there.
+`make docs` runs the short form. `make docs-full` runs this file as a program, which executes the
+long form of all pages, or of the named pages:
 
     python docs/tutorials/_record.py mixture hidden_markov
 """
@@ -28,12 +28,12 @@ PACKAGES = ["gs-ppl", "numpy", "scikit-learn", "torch", "pyro-ppl", "jax", "nump
 
 
 def steps(short: int, long: int) -> int:
-    """How many, in the form that runs now."""
+    """The number of steps in the current form."""
     return long if LONG else short
 
 
 def keep(page: str, seed: int = 0, also: tuple[str, ...] = (), **figures: Any) -> None:
-    """Writes what the long form of a page found, with the versions of what it ran on."""
+    """Writes the results of the long form of a page, with the versions of the packages."""
     kept = {
         "command": f"python docs/tutorials/_record.py {page}",
         "seed": seed,
@@ -52,7 +52,7 @@ def read(page: str) -> dict[str, Any]:
 
 
 def source(found: dict[str, Any]) -> Any:
-    """Where a record comes from, in a line below what is shown of it."""
+    """The source of a record, as one line below its table."""
     from IPython.display import Markdown
 
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -60,10 +60,10 @@ def source(found: dict[str, Any]) -> Any:
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
-    """A table of the page, in HTML: the site reads no Markdown tables in outputs.
+    """A table in HTML, because the site cannot read Markdown tables in outputs.
 
     Args:
-        rows: the columns are their keys.
+        rows: their keys are the columns.
     """
     from IPython.display import HTML
 
@@ -80,7 +80,7 @@ def _path(page: str) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON, numbers with five digits."""
+    """The value in JSON's types; numbers have five digits."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, str | bool | int | None):
@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def forget(page: str) -> None:
-    """Takes the page out of the site's cache, which looks at its code alone, not at its record."""
+    """Removes the page from the site's cache, which compares only its code, not its record."""
     from jupyter_cache import get_cache
 
     if CACHE.exists():
@@ -103,7 +103,7 @@ def forget(page: str) -> None:
 
 
 def run(page: str) -> None:
-    """Executes a page, as the site does."""
+    """Executes a page in the same way as the site."""
     import jupytext
     from nbclient import NotebookClient
 

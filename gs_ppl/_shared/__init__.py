@@ -1,1 +1,1 @@
-"""What both sides say and count: one idea a module, and no framework in any of them."""
+"""Texts, checks and sums of both sides: one idea a module; no module imports torch or JAX."""

@@ -1,4 +1,4 @@
-"""The temperature that an annealed run passes to handlers, guides and programs."""
+"""The temperature that an annealed run gives to handlers, guides and programs."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -36,12 +36,12 @@ def at_temperature(temperature: Any) -> Iterator[None]:
 
 
 def temperature_in_force(explicit: Any) -> Any:
-    """The temperature of the handler, else that of the annealed run, else None."""
+    """The handler's own temperature, or that of the annealed run, or None."""
     return _temperature.get() if explicit is None else explicit
 
 
 def refuse_without_temperature(site: str) -> NoReturn:
-    """A draw or a score needs a temperature; discretize, which replaces the law, does not."""
+    """The error of a draw or score without a temperature; discretize needs none."""
     raise ValueError(
         f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI;"
         " after training use discretize(guide), which needs none"
@@ -72,7 +72,7 @@ def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn
 
 
 def refuse_before_first_run(takes_arguments: bool, first_run: str) -> None:
-    """A new guide of a program with arguments knows the latents only after its first run."""
+    """In a fresh process a guide finds the latents of a program with arguments by running it."""
     if takes_arguments:
         raise ValueError(
             "AutoGumbelSoftmax: the program takes arguments, and the guide has not run yet, so that"
@@ -81,20 +81,20 @@ def refuse_before_first_run(takes_arguments: bool, first_run: str) -> None:
 
 
 def takes(fn: Any, count: int) -> bool:
-    """Whether `fn` is a function, not a class, that takes `count` positional arguments."""
+    """Whether it is a function, not a class, that takes that many positional arguments."""
     if not callable(fn) or isinstance(fn, type):
         return False
     try:
         inspect.signature(fn).bind_partial(*[None] * count)
     except TypeError:
         return False
-    except ValueError:  # built in, without a signature
+    except ValueError:  # a built-in function without a signature
         return True
     return True
 
 
 def check_argument(argument: str, fits: bool, wanted: str, got: Any) -> None:
-    """Refuses an optimizer, loss or schedule that AnnealedSVI cannot use."""
+    """Refuses what cannot be the optimizer, loss or schedule of AnnealedSVI."""
     if not fits:
         shown = f"the class {got.__name__}" if isinstance(got, type) else repr(got)
         raise TypeError(f"AnnealedSVI: {argument} must be {wanted}, got {shown}")

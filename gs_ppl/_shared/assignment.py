@@ -1,11 +1,11 @@
-"""Checks of program and guide before new rows are assigned, for both backends."""
+"""What both sides check of a program and a guide before new rows are assigned."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from gs_ppl._shared.comparison import Program, Session, check_size
 
-FIT_DRAWS = 4  # draws of RLOO_ELBO in each step
+FIT_DRAWS = 4  # particles of RLOO_ELBO in a step
 
 
 def check_draws(num_samples: int) -> None:
@@ -38,7 +38,7 @@ def check_program(model: Program, plates: Mapping[str, tuple[int, int]]) -> None
 
 
 def _with_rows(model: Program) -> list[str]:
-    """The sites whose plates are those of the data: discrete latents and observations."""
+    """The sites in the plates of the data: discrete latents and observations."""
     return [
         name
         for name, site in model.sites.items()
@@ -49,7 +49,7 @@ def _with_rows(model: Program) -> list[str]:
 
 @contextmanager
 def on_new_rows() -> Iterator[None]:
-    """Says why a guide does not run on arguments other than those of its training."""
+    """The error of a guide that does not run on arguments other than those of its training."""
     try:
         yield
     except Exception as error:
@@ -78,7 +78,7 @@ def check_guide(model: Program, guide: Program) -> None:
 
 
 def fits(session: Session, max_entries: int, fit_steps: int) -> bool:
-    """Whether the latents are enumerated; if they are not, refuses fit_steps below 1."""
+    """Whether the latents are enumerated; if not, refuses zero steps."""
     try:
         check_size(session, "model", max_entries)
     except ValueError as error:

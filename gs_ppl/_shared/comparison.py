@@ -1,4 +1,4 @@
-"""How `compare` computes its numbers; report.py has the results and how they are shown."""
+"""How `compare` computes its numbers; report.py has the results, and shows them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gs_ppl.report import (
 
 ADAPTATION_RATE = 0.02  # learning rate of Adam for the state of an ELBO
 
-Gradients = dict[str, np.ndarray]  # by parameter, shape (draws, size)
+Gradients = dict[str, np.ndarray]  # of each parameter, shape (draws, size)
 
 
 def normalized(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ class Program:
 
     @cached_property
     def factors(self) -> list[Factor]:
-        """The score of each site."""
+        """The dependencies of each site's score."""
         upstream = self.upstream()
         return [
             Factor(
@@ -91,7 +91,7 @@ class Session:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the guide, then those that only the model has."""
+        """The guide's parameters, then those that only the model has."""
         return {**self.guide.parameters, **self.model.parameters, **self.guide.parameters}
 
     @cached_property
@@ -131,7 +131,7 @@ class Session:
     def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Log evidence, shape (draws,), and class probabilities by site.
 
-        For the "model" given its data, or for the "guide", which has no data.
+        Of the "model", given its data, or of the "guide", which has no data.
         """
         raise NotImplementedError
 
@@ -148,16 +148,16 @@ class Session:
     def discrete(
         self, elbo: Any, draws: int, adaptation_steps: int
     ) -> tuple[np.ndarray, Gradients]:
-        """ELBO of the discrete program, and its gradient as `elbo` estimates it.
+        """The same for the discrete program, by an ELBO that has a gradient for it.
 
-        If `elbo` keeps state in the guide, the state first adapts for `adaptation_steps` steps.
+        Before, the state that the ELBO keeps in the guide is trained for that many steps.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `compare`, the same for both backends."""
+    """The arguments of `compare`, the same on both sides."""
 
     families: Sequence[Family | Any]
     objectives: Sequence[str]
@@ -204,7 +204,7 @@ def list_rows(
 
 
 def run(session: Session, options: Options) -> Comparison:
-    """Enumerates where the tables fit, draws the estimates of each row, and compares them."""
+    """Enumerates what fits, relaxes once for each row of the table, and compares both."""
     draws, relabel = options.num_samples, options.relabel
     exact = _Exact(session, draws if session.stochastic else 1, options.max_entries)
     marginals = {
@@ -238,10 +238,9 @@ def run(session: Session, options: Options) -> Comparison:
 def relative_costs(
     labels: Sequence[str], seconds: Sequence[float], given: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:
-    """The family that is the unit, and by family the CPU time of one estimate relative to it.
+    """By family, the CPU time of one estimate over that of the unit; and the family of the unit.
 
-    Times are rounded to half an octave: finer differences change from run to run. Given costs are
-    not changed.
+    Rounded to half an octave: finer differences change from run to run. Given costs are kept.
     """
     if unknown := sorted(set(given) - set(labels)):
         raise ValueError(
@@ -258,7 +257,7 @@ def relative_costs(
 
 
 class Draws(NamedTuple):
-    """The draws of one row of the table; `seconds` is the CPU time of one draw."""
+    """One row of the table; seconds are those of one draw."""
 
     elbo: np.ndarray
     gradients: Gradients
@@ -281,7 +280,7 @@ def _draw(
 
 
 class _Exact:
-    """The enumerated numbers, as far as their tables fit."""
+    """The enumerated numbers whose tables fit."""
 
     def __init__(self, session: Session, draws: int, max_entries: int) -> None:
         self.evidence: Value | None = None
@@ -328,7 +327,7 @@ def check_size(session: Session, side: str, limit: int) -> None:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether this library raised the error: that is a bug; a limit of the PPL becomes a note."""
+    """Whether this library raised it: a limit of the PPL becomes a note, a fault here does not."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -346,7 +345,7 @@ def _estimate(
     family, objective, temperature = row
     elbo, gradients, _ = draw(*row)
     gap = None
-    if objective == "relaxed":  # with the same draws: only the KL differs
+    if objective == "relaxed":  # the same draws: only the KL differs
         gap = Value.of(draw(family, "categorical", temperature).elbo - elbo)
 
     def quality(groups: Mapping[str, Sequence[str]]) -> dict[str, Gradient]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def to_dataset(comparison: Comparison, all_kinds: Sequence[str]) -> Dataset:
-    """All numbers. The axis `kind` has all kinds of parameters, NaN for a kind without any."""
+    """All numbers; those by kind of parameter have all kinds, NaN for a missing one."""
     Dataset = require("xarray").Dataset
     rows, first = comparison.estimates, "estimate"
     names = list(dict.fromkeys(name for row in rows for name in row.gradients))

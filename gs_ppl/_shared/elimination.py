@@ -76,7 +76,7 @@ def largest_table(
 
 
 def _join(tables: list[Factor], name: str, plates: Mapping[str, frozenset[str]]) -> Factor:
-    """The table in which a latent is summed out, reduced along the plates that it is not in."""
+    """The table from which a latent is summed out, reduced along the plates that it is not in."""
     latents = frozenset({name}).union(*(t.latents for t in tables if name in t.latents))
     return Factor(name, latents, frozenset().union(*(plates.get(z, ()) for z in latents)))
 
@@ -84,7 +84,7 @@ def _join(tables: list[Factor], name: str, plates: Mapping[str, frozenset[str]])
 def _check_rows(
     table: Factor, latents: Mapping[str, Collection[str]], sizes: Mapping[str, int]
 ) -> None:
-    """Refuses a score that depends on all rows of a latent at once: PPLs may sum it wrongly."""
+    """Refuses a score of all rows of a latent together: the PPLs may sum it to a wrong number."""
     for name in sorted(table.latents):
         plates = frozenset(latents[name]) - table.plates
         if plates:
@@ -100,7 +100,7 @@ def _check_rows(
 
 
 def shown(entries: int) -> str:
-    """A size as text; it may be too large for a float."""
+    """A size in words; it may be larger than any float."""
     if entries < 10**7:
         return f"{entries:,}"
     power = len(str(entries)) - 1

@@ -35,7 +35,7 @@ def check_family(argument: str, family: Any) -> None:
 
 
 def family_label(family: Family | Any) -> str:
-    """The class with its options, as in code; an ELBO with its number of particles."""
+    """The class with its options, as in a program; an ELBO with its particles."""
     if isinstance(family, type):
         return family.__name__
     if not isinstance(family, partial):
@@ -48,8 +48,8 @@ def family_label(family: Family | Any) -> str:
 class Relaxation:
     """How discrete sites are relaxed: the options that relax and AutoGumbelSoftmax share.
 
-    If `family` is a dict by site name, the other sites use the default. Without a temperature the
-    law of a site is `without_temperature[event_dims]`; discretize can replace it.
+    Sites that a `family` by name leaves out get the default. Without a temperature the law
+    is one of `without_temperature`, by event dimensions; discretize can replace it.
     """
 
     temperature: Any
@@ -99,12 +99,12 @@ class Relaxation:
 
 
 def named(option: Any) -> set[str]:
-    """The sites that an option names, if it is a dict by site name."""
+    """The sites that an option by site name names."""
     return set(option) if isinstance(option, Mapping) else set()
 
 
 def counterpart(family: Family, event_dims: int, objective: str, site: str) -> Any:
-    """The class for a site: binary for a bit, and scored as the objective says.
+    """The class for a site: binary for a bit, scored as the objective says.
 
     It keeps the options of the family.
 
@@ -144,7 +144,7 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 
 
 def refuse_integer(site: str) -> None:
-    """A program inside of the context manager cannot compute with a soft index."""
+    """Refuses an integer site of a program that runs inside of a bare handler."""
     raise ValueError(
         f"site {site!r} draws an integer, which the context manager cannot relax: write"
         " relax(program) instead"
@@ -160,7 +160,7 @@ def refuse_support(site: str, law: str) -> None:
 
 
 def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
-    """Only a law of counts can be truncated, and only at a count."""
+    """Refuses truncation of a law that is no law of counts, or at what is no count."""
     if not isinstance(largest, int) or isinstance(largest, bool) or largest < 1:
         raise ValueError(
             f"site {site!r}: truncate wants the largest count, 1 or more, got {largest!r}"
@@ -200,7 +200,7 @@ def refuse_soft_value(site: str, what: str, cure: str) -> None:
 
 
 def refuse_reparameterization(site: str, got: str) -> None:
-    """GumbelSoftmaxReparam is only for latent sites with a soft relaxed law."""
+    """GumbelSoftmaxReparam takes only latent sites with a soft relaxed law."""
     raise ValueError(
         f"site {site!r}: GumbelSoftmaxReparam takes a latent site with a soft relaxed law"
         f" (GumbelSoftmax, ExpGumbelSoftmax, GumbelSigmoid), {got}"
@@ -227,7 +227,7 @@ def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> NoRe
 
 @contextmanager
 def at_site(site: str) -> Iterator[None]:
-    """Adds the name of the site to an error about its parameters."""
+    """Within it, errors about parameters name the site."""
     try:
         yield
     except ValueError as error:
@@ -237,7 +237,7 @@ def at_site(site: str) -> Iterator[None]:
 
 
 def refuse_sure_rows(site: str, plate: str) -> None:
-    """Rows that a subsampled plate has not shown yet may have other impossible classes."""
+    """Refuses rows with different impossible classes: rows that were not drawn may differ too."""
     raise ValueError(
         f"site {site!r}: the rows of the subsampled plate {plate!r} differ in their impossible"
         " classes: give init_logits for all rows, with -inf at these classes"
@@ -245,7 +245,7 @@ def refuse_sure_rows(site: str, plate: str) -> None:
 
 
 def refuse_straight_through(site: str, law: str) -> None:
-    """Pyro's own classes score the relaxed tensor of a hard sample, not its value."""
+    """Pyro's own classes score a relaxed tensor that is hidden behind the hard sample."""
     raise ValueError(
         f"site {site!r}: {law} is not scored at its value, so that the ELBO is wrong: use"
         " STGumbelSoftmax or STGumbelSigmoid"

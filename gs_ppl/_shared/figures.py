@@ -31,7 +31,7 @@ def to_figure(comparison: Comparison) -> Figure:
     of = "logits' gradient" if several else "gradient"
     _draw_gradients(curves[1], comparison, "bias", f"relative bias of the {of}")
     _draw_gradients(curves[2], comparison, "variance", f"variance of the {of}")
-    handles, labels = curves[0].get_legend_handles_labels()  # the same in all three panels
+    handles, labels = curves[0].get_legend_handles_labels()  # of all three panels
     options: dict[str, Any] = {"fontsize": 9, "frameon": False, "ncols": min(len(labels), 5) or 1}
     parts[0].legend(handles, labels, loc="outside lower center", **options)
     if sites:
@@ -58,7 +58,7 @@ def _label(family: str, objective: str) -> str:
 
 
 def _is_level(rows: list[Estimate]) -> bool:
-    """Whether the rows have no temperature: they become a horizontal line."""
+    """Whether the estimate has no temperature: it is a line across the axes."""
     return math.isnan(rows[0].temperature)
 
 
@@ -135,7 +135,7 @@ def _draw_marginal(ax: Axes, site: str, marginal: Marginal) -> None:
                 0.4,
                 label=label,
             )
-        top = min(1.0, 1.5 * max(np.nanmax(array) for _, array in sides))  # the legend has room
+        top = min(1.0, 1.5 * max(np.nanmax(array) for _, array in sides))  # room for the legend
         ax.set(xlabel="class", ylabel="probability", ylim=(0, top), xticks=np.arange(K))
     distance = np.nanmax(marginal.distance) if len(sides) == 2 else math.nan
     ax.set_title(f"{site}: largest distance {distance:.3f}" if len(sides) == 2 else site)

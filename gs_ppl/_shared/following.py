@@ -1,4 +1,4 @@
-"""Checks of sizes, rows and masks that automatic guides follow, for both backends."""
+"""Checks and errors of automatic guides of both sides: sizes, rows and masks."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def signature(value: Any) -> Any:
-    """The shapes of arguments, and integers and strings among them: sizes depend on these."""
+    """The shapes of arguments, and the integers and strings among them: sizes depend on these."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
     if isinstance(value, Mapping):
@@ -40,14 +40,14 @@ def check_full_size(plate: str, known: int, size: int) -> None:
 
 
 def refuse_order(plate: str) -> NoReturn:
-    """A plate selects rows of a parameter only if it has a part of them."""
+    """Refuses all rows in another order: a plate selects rows only if it has some of them."""
     raise ValueError(
         f"plate {plate!r} is given all its rows in another order, but the parameters of an"
         " automatic guide keep their order: give all rows in order, or some rows in any order"
     )
 
 
-# These guides compute a Hessian of the program that they are given, or Langevin steps on it.
+# They need a Hessian, or Langevin steps, of the program that they get.
 NEED_THE_WHOLE = {
     "AutoLaplaceApproximation",
     "AutoDAIS",
@@ -57,7 +57,7 @@ NEED_THE_WHOLE = {
 
 
 def check_continuous(part: Any) -> None:
-    """Refuses guides that need the whole program: a part does not see the discrete latents."""
+    """Refuses guides that would see only the prior: a part runs without the discrete latents."""
     for cls in type(part).__mro__:
         if cls.__name__ in NEED_THE_WHOLE:
             raise ValueError(
@@ -75,7 +75,7 @@ def refuse_mask_of_latent(site: str, latent: str) -> NoReturn:
 
 
 def check_same_sites(marked: Collection[str], now: Collection[str], known: Collection[str]) -> None:
-    """Refuses latents that only some runs have: the guide knows those of its first run."""
+    """Refuses latents that only some runs have: the first run decides which ones there are."""
     for site in sorted({*marked, *now} - ({*now} & {*known})):
         raise ValueError(_coming_and_going(site))
 

@@ -12,16 +12,16 @@ import numpy as np
 import gs_ppl
 from gs_ppl._extras import require
 
-Group = Mapping[str, np.ndarray]  # by site; the first axis is that of the draws
+Group = Mapping[str, np.ndarray]  # by site; the first axis is the draws
 
 
 @dataclass(frozen=True)
 class Site:
-    """A site of a model in one run."""
+    """A site of a model, as in one run."""
 
     kind: str  # "latent", "deterministic" or "observed"
     value: np.ndarray
-    plates: tuple[str | None, ...]  # for each batch axis; None: no plate
+    plates: tuple[str | None, ...]  # by batch axis; None for an axis without a plate
     event_dims: int | None = None  # 1 for a one-hot vector, 0 for a bit
 
     def indices(self, values: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ class Layout:
         return [name for name, site in self.sites.items() if site.kind == kind]
 
     def check(self, in_guide: Collection[str] | None, enumerated: Collection[str]) -> None:
-        """Refuses latents that are neither in the guide nor enumerated, or only in the guide."""
+        """Refuses a guide, or none, if a latent then has no law, or the guide has one more."""
         latents = {*self.named("latent")}
         missing = latents - {*(in_guide or ())} - {*enumerated}
         extra = {*(in_guide or ())} - latents
@@ -83,7 +83,7 @@ class Names:
         coords: Mapping[str, Sequence[Any]] | None,
         dims: Mapping[str, Sequence[str]] | None,
     ) -> Names:
-        """The names that the user gives, else those of the plates.
+        """Names and labels of the plates, unless the user gives others.
 
         Raises:
             ValueError: naming what is in coords or dims and not in the program.
@@ -118,7 +118,7 @@ class Names:
 
 
 def build(layout: Layout, names: Names, groups: Mapping[str, Group], attrs: dict[str, str]) -> Any:
-    """InferenceData or DataTree, whichever the installed ArviZ has."""
+    """InferenceData or DataTree, as the installed ArviZ has."""
     arviz = require("arviz")
     scores = ("log_likelihood", "sample_stats")
     shown = {

@@ -1,11 +1,11 @@
-"""Checks of the parameters of a law, and errors about its moments, for both backends."""
+"""Checks and errors of both sides: the parameters and the moments of a law."""
 
 import math
 from typing import Any, NoReturn
 
 
 def pick(name: str, probs: Any, logits: Any) -> tuple[str, Any]:
-    """Which of probs and logits was given, and its value."""
+    """The name of the argument that was given, probs or logits, and its value."""
     if (probs is None) == (logits is None):
         got = "both" if probs is not None else "neither"
         raise ValueError(f"{name}: exactly one of probs and logits is wanted, got {got}")
@@ -67,5 +67,5 @@ def refuse_form(law: Any, what: str) -> NoReturn:
 
 
 def refuse_undefined(thing: Any, method: str) -> NoReturn:
-    """For a method that each subclass must define."""
+    """Refuses a subclass that does not define a method of its own."""
     raise NotImplementedError(f"{type(thing).__name__} must define {method}")

@@ -9,17 +9,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PairedSite:
-    """What a check needs to know of a latent site.
+    """What a check needs to know about a latent site.
 
     Attributes:
-        law: the innermost one.
+        law: the law inside of to_event, mask and expand.
         kind: "density", "mass", "integer", or None for any other law.
-        log_space: whether its values are logs of the simplex.
-        masked: whether a mask is on it; `unscored`: whether one is all False.
+        log_space: whether its values are logs of points on the simplex.
+        masked: whether it has a mask; `unscored`: whether a mask is False everywhere.
         enumerated: whether the program marks it for enumeration.
         plates: (name, size, full size) by axis.
         loose: axes of the batch shape that lie in no plate.
-        scale: that of its score; None where it is traced.
+        scale: the factor of its score; None if it is traced.
     """
 
     law: Any
@@ -38,7 +38,7 @@ class PairedSite:
 
     @property
     def is_hard(self) -> bool:
-        return getattr(self.law, "is_hard", True)  # the PPLs' own discrete laws are
+        return getattr(self.law, "is_hard", True)  # as the PPLs' own discrete laws are
 
     @property
     def is_relaxed(self) -> bool:
@@ -54,28 +54,32 @@ class PairedSite:
 
 
 def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
-    """Refuses what would give a finite but wrong loss, naming the site and the cure."""
+    """Refuses pairs that would give a finite but wrong loss; names the site and the cure."""
     pair = f"site {site!r}: {guide.name} in the guide over {model.name} in the model"
     if {guide.kind, model.kind} == {"density", "mass"}:
         raise ValueError(
-            f"{pair} mixes a density with a mass, which have no common measure: relax model and"
-            " guide alike, with one family and objective"
+            f"{pair} mixes a density with a mass: their difference has no meaning. Relax model and"
+            " guide with the same family= and objective="
         )
     if guide.kind == model.kind == "density" and guide.log_space != model.log_space:
-        raise ValueError(f"{pair} mixes log-space with the simplex: use one class on both sides")
+        raise ValueError(
+            f"{pair} mixes log-space with the simplex: use the same class in guide and model"
+        )
     if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
         raise ValueError(
-            f"{pair} mixes class indices with vectors: relax both, as in relax(guide), with the"
-            " same sites=, or take AutoGumbelSoftmax as the guide; write both as"
-            " OneHotCategorical; or config_enumerate both"
+            f"{pair} mixes class indices with vectors. Relax both, as in relax(guide), with the"
+            " same sites=, or use AutoGumbelSoftmax as the guide; or write both as"
+            " OneHotCategorical; or apply config_enumerate to both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
-        raise ValueError(f"{pair} scores soft values by a law of hard ones: relax the model too")
+        raise ValueError(
+            f"{pair} gives soft values to a law that is only for hard ones: relax the model too"
+        )
     if guide.masked != model.masked and guide.kind is not None:
         side, other = ("guide", "model") if guide.masked else ("model", "guide")
         raise ValueError(
-            f"{pair} is masked in the {side} alone: apply the same mask to the {other}, or its"
-            " terms stay in the loss unpaired"
+            f"{pair} is masked only in the {side}: apply the same mask to the {other}; without it,"
+            f" the loss has the term of the {other} but not that of the {side}"
         )
     if not guide.is_certain:
         _check_plates(site, pair, guide, model)
@@ -90,15 +94,16 @@ def _check_plates(site: str, pair: str, guide: PairedSite, model: PairedSite) ->
             if rows != wanted and (ours or name == other):
                 raise ValueError(
                     f"{pair}: plate {name!r} of the guide has {_rows(*rows)}, plate {other!r} of"
-                    f" the model {_rows(*wanted)}: give both the same; an automatic guide keeps the"
-                    " plates of its first call unless it has create_plates"
+                    f" the model has {_rows(*wanted)}: use the same number of rows in both. An"
+                    " automatic guide keeps the plates of its first call unless it has"
+                    " create_plates"
                 )
             continue
         side, other = ("guide", "model") if dim in guide.plates else ("model", "guide")
         name, _, full_size = (guide if side == "guide" else model).plates[dim]
         if ours and full_size > 1:
             raise ValueError(
-                f"{pair} is in plate {name!r} in the {side} alone: put it into the same plate in"
+                f"{pair} is in plate {name!r} only in the {side}: put it into the same plate in"
                 f" the {other}"
             )
     for side, paired in (("guide", guide), ("model", model)):
@@ -106,13 +111,13 @@ def _check_plates(site: str, pair: str, guide: PairedSite, model: PairedSite) ->
 
 
 def check_axes(site: str, side: str, paired: PairedSite) -> None:
-    """Refuses a batch of variables outside of plates, such as a temperature by row makes of one."""
+    """Refuses a batch of variables outside of plates; a temperature for each row can make one."""
     if paired.kind is not None and paired.loose:
         axes = ", ".join(map(str, paired.loose))
         raise ValueError(
             f"site {site!r}: axis {axes} of the batch shape of {paired.name} in the {side} lies in"
-            " no plate: give the site's parameters and temperature the shape of its plates, put it"
-            " into a plate, or join the axis to the event by to_event"
+            " no plate: put the site into a plate, make the axis a part of the event by to_event,"
+            " or give the site's parameters and temperature the shape of its plates"
         )
 
 
@@ -131,13 +136,13 @@ def _check_scale(pair: str, guide: PairedSite, model: PairedSite) -> None:
     if not agree:
         of = [f"{x}" if x.ndim == 0 else f"an array of shape {x.shape}" for x in (a, b)]
         raise ValueError(
-            f"{pair} is scaled by {of[0]} in the guide and by {of[1]} in the model: apply scale,"
-            " and subsample plates, alike on both sides"
+            f"{pair} is scaled by {of[0]} in the guide but by {of[1]} in the model: use the same"
+            " scale, and the same subsampling of plates, in both"
         )
 
 
 def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
-    """Refuses a truncation that leaves out more than it may; `tail` is that of the worst row."""
+    """Refuses a truncation that leaves out too much mass; `tail` is that of the worst row."""
     limit = getattr(paired.law, "max_tail", None)
     if limit is not None and tail is not None and not tail <= limit:
         raise ValueError(
@@ -147,22 +152,22 @@ def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
 
 
 def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:
-    """Refuses a guide that draws the rows of a plate which the program is given."""
+    """Refuses a guide that draws other rows of a plate than the model is given."""
     if guide.shape != model.shape or (guide != model).any():
         raise ValueError(
-            f"plate {plate!r}: the model is given its rows, and the guide has others: give the"
-            " guide the same, as by subsample=rows in Pyro's plate, or by substitute in NumPyro"
+            f"plate {plate!r}: the model is given its rows, but the guide has other rows: give the"
+            " guide the same rows, by subsample=rows in Pyro's plate or by substitute in NumPyro"
         )
 
 
 def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> None:
-    """Refuses a latent that neither the guide nor enumeration takes care of."""
+    """Refuses a latent that is neither in the guide nor enumerated."""
     if model.is_certain or model.unscored or (model.enumerated and loss_enumerates):
         return
     if model.kind is not None or getattr(model.law, "has_enumerate_support", False):
         cure = "Add it to the guide, or config_enumerate the model and use TraceEnum_ELBO"
     else:
-        cure = "Add it to the guide; AutoGuideList joins automatic ones"
+        cure = "Add it to the guide; AutoGuideList joins automatic guides"
     raise ValueError(
         f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it would"
         f" be drawn from the prior. {cure}"
@@ -170,7 +175,7 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
 
 
 def divergence(known: Callable, guide: Any, model: Any) -> Any:
-    """That of the registry of divergences; None where it has none of these laws."""
+    """The divergence in the registry; None if it has none of these laws."""
     try:
         return known(guide, model)
     except NotImplementedError:
@@ -180,9 +185,9 @@ def divergence(known: Callable, guide: Any, model: Any) -> Any:
 def to_probe(
     side: str, in_guide: Mapping[str, PairedSite], in_model: Mapping[str, PairedSite]
 ) -> list[list[str]]:
-    """Masses and densities on a side, where the guide hands a gradient to the value."""
+    """Relaxed sites of one side that the probe moves: masses, and densities."""
     sites = in_model if side == "model" else in_guide
-    if side == "guide" and len(sites) == 1:  # which has no reader
+    if side == "guide" and len(sites) == 1:  # no other site reads it
         return [[], []]
     relaxed = [n for n, site in in_guide.items() if site.is_relaxed and n in in_model]
     return [[n for n in relaxed if sites[n].kind == kind] for kind in ("mass", "density")]
@@ -191,76 +196,76 @@ def to_probe(
 def check_divergence(
     site: str, guide: PairedSite, elbo: str, *, analytic: bool, infinite: bool = False
 ) -> None:
-    """Refuses a soft mass where log q - log p stands in the loss, whose optimum is not q = p.
+    """Refuses a soft mass if the loss has log q - log p: its optimum is not q = p.
 
-    And one that gives weight to what the model excludes: no gradient leads away from there.
+    Also one that gives weight to what the model excludes: no gradient leads away from there.
     """
     if infinite:
         raise ValueError(
             f"site {site!r}: {guide.name} in the guide gives weight to a value that is impossible"
-            " in the model, so that their divergence is infinite: give init_logits that exclude it"
-            " (-inf, or inf for a bit that is 1), keep the model's probabilities off 0 and 1, or"
-            " mask the site there"
+            " in the model, so that their divergence is infinite. Exclude the value by init_logits"
+            " (-inf, or inf for a bit that is always 1), keep the model's probabilities away from 0"
+            " and 1, or mask the site there"
         )
     if guide.is_soft_mass and not analytic:
         raise ValueError(
-            f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide, whose"
-            " soft values are scored by a mass: its optimum without data is not the prior. Use"
-            " TraceMeanField_ELBO (or gs_ppl's TraceEnum_ELBO beside enumerated sites) with the"
-            " same event dimensions on both sides, a straight-through family such as"
-            " STGumbelSoftmax, or objective='relaxed'"
+            f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide."
+            " Its soft values are scored by a mass, so that without data the optimum of this ELBO"
+            " is not the prior. Use TraceMeanField_ELBO (with enumerated sites, gs_ppl's"
+            " TraceEnum_ELBO) and the same event dimensions in guide and model; or a"
+            " straight-through family such as STGumbelSoftmax; or objective='relaxed'"
         )
 
 
 def refuse_mixed(p: Any, q: Any) -> NoReturn:
-    """A divergence of a density and a mass."""
+    """Refuses a divergence of a density and a mass."""
     raise ValueError(
-        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, which have no"
-        " common measure: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on"
-        " both (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
+        f"KL({type(p).__name__} || {type(q).__name__}) mixes a density with a mass, and has no"
+        " meaning: use a density on both sides (GumbelSoftmax, GumbelSigmoid) or a mass on both"
+        " (SoftOneHotCategorical, STGumbelSoftmax, SoftBernoulli, STGumbelSigmoid)"
     )
 
 
 def refuse_spaces(p: Any, q: Any) -> NoReturn:
-    """A divergence of two densities on different spaces."""
+    """Refuses a divergence of two densities on different spaces."""
     raise ValueError(
         f"KL({type(p).__name__} || {type(q).__name__}) mixes the log-simplex with the simplex: use"
-        " one of the two classes on both sides"
+        " the same class on both sides"
     )
 
 
 def refuse_temperatures(p: Any, q: Any) -> NoReturn:
     """The quadrature holds at one temperature; elsewhere the ELBOs fall back to Monte Carlo."""
     raise NotImplementedError(
-        f"KL({type(p).__name__} || {type(q).__name__}) is known at equal temperatures alone: pass"
-        " both the same object, or equal numbers"
+        f"KL({type(p).__name__} || {type(q).__name__}) is known only at equal temperatures: give"
+        " both laws the same temperature object, or equal numbers"
     )
 
 
 def check_order(
     parents: Mapping[str, set[str]], guide_parents: Mapping[str, set[str]], elbo: str
 ) -> None:
-    """Refuses a guide that draws a site before those that the model has as its parents.
+    """Refuses a guide that draws a site before its parents in the model.
 
-    The analytic divergence of z is taken at one draw of z's parents in the model; it is wrong
-    where the guide has drawn these from z.
+    The analytic divergence of z is computed at one draw of the parents that z has in the model.
+    It is wrong if the guide has drawn these parents given z.
     """
     descendants: dict[str, set[str]] = {name: set() for name in guide_parents}
-    for name in reversed([*guide_parents]):  # the last first, so that those below are complete
+    for name in reversed([*guide_parents]):  # the last first: later sites are complete
         for parent in guide_parents[name]:
             descendants[parent] |= {name} | descendants[name]
     for name in parents:
         wrong = sorted(parents[name] & descendants.get(name, set()))
         if wrong:
             raise ValueError(
-                f"site {name!r}: the model draws it given {wrong[0]!r}, and the guide draws"
-                f" {wrong[0]!r} given it, for which {elbo} is wrong: draw them in the guide in the"
-                " model's order, or use another ELBO"
+                f"site {name!r}: the model draws it given {wrong[0]!r}, but the guide draws"
+                f" {wrong[0]!r} given it, and {elbo} is wrong for this: draw them in the guide in"
+                " the order of the model, or use another ELBO"
             )
 
 
 def shapes(value: Any) -> Any:
-    """The shapes of all arrays in arguments, hashable; other values do not count."""
+    """The shapes of all arrays in arguments, hashable; other values are ignored."""
     if hasattr(value, "shape"):
         return tuple(value.shape)
     if isinstance(value, Mapping):

@@ -1,9 +1,10 @@
-"""Whether a program's terms follow a relaxed value as their gradient says: a probe along edges.
+"""Whether a program's terms change with a relaxed value as their gradient predicts.
 
-A program that reads a relaxed value as a class (by long(), argmax, ==, if) has a finite loss, whose
-gradient lacks what the value does. Along an edge between two vertices of the simplex, the change of
-the program's terms must be the integral of their derivative. A jump and a change without gradient
-are not; a term that does not change at all is right.
+A program that uses a relaxed value as a class (by long(), argmax, ==, if) has a finite loss, but
+the gradient lacks the effect of the value. The probe moves the value along an edge between two
+vertices of the simplex. There the change of the program's terms must equal the integral of their
+derivative. It differs if a term jumps, or changes without gradient. A term that does not change at
+all passes.
 """
 
 import heapq
@@ -15,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TOLERANCE = 0.02  # of the variation along an edge
+TOLERANCE = 0.02  # relative to the variation along an edge
 MAX_SPLITS = 120
-MIDDLE = 0.46  # of no symmetry, which could hide two jumps
-ENDS = 1e-2  # where terms are infinite at the vertices, such as log(z)
-STEEP = 4  # ratio of the ends of an interval, from which on its scale is logarithmic
-SMALLEST = 1e-300  # of distances from an end, as far as the log of a clipped probability goes
-GAUSS = (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5)  # two nodes
+MIDDLE = 0.46  # not 1/2: by symmetry two jumps could cancel
+ENDS = 1e-2  # distance from the vertices, if a term such as log(z) is infinite there
+STEEP = 4  # an interval with a larger ratio of its ends has a logarithmic scale
+SMALLEST = 1e-300  # smallest distance from an end: logs of clipped probabilities change until there
+GAUSS = (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5)  # the two nodes of the rule
 
 
 class Reading(NamedTuple):
@@ -33,18 +34,19 @@ class Reading(NamedTuple):
 
 
 class SitesChange(Exception):
-    """The program has other sites at another value."""
+    """The program has different sites at different values."""
 
 
 class NoDerivative(Exception):
-    """The backend has no derivative of what the program computes, and says of which function."""
+    """The backend cannot differentiate a function in the program; the message names it."""
 
 
 @dataclass(order=True)
 class Interval:
     """A part of an edge, with the change of the terms and the integral of their derivative.
 
-    It goes by the distance from the end of the edge on its side: 1 - t knows no t below 1e-16.
+    `start` and `end` are distances from the end of the edge on its side: near t = 1, floats are too
+    coarse for t itself.
     """
 
     priority: float
@@ -60,11 +62,12 @@ class Interval:
 
 
 class Edge:
-    """The terms along one edge, read at t in [0, 1], and back from its end, at distance 1 - t.
+    """The terms along one edge, read at t in [0, 1] from its start, or at 1 - t from its end.
 
-    Intervals are split where they mismatch: at a kink, or where the terms are steep, what is left
-    becomes small; at a jump, and at a change without gradient, it stays. Towards an end they
-    shrink by orders, and the integral is one by log t: that of a log is exact.
+    An interval is split if change and integral differ. At a kink, or where the terms are steep, the
+    difference becomes small; at a jump, or without a gradient, it remains. Towards an end of the
+    edge, intervals shrink by orders of magnitude and the integral is over log t: it is exact for a
+    log.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class Edge:
         a, b = self.read(side, start).terms, self.read(side, end).terms
         if a.shape != b.shape:
             raise SitesChange
-        with np.errstate(invalid="ignore"):  # infinite at both: nothing can be known
+        with np.errstate(invalid="ignore"):  # infinite at both ends: the change is unknown
             change = float((b - a).sum())
         if _is_steep(start, end):
             points, size = [start * (end / start) ** node for node in GAUSS], log(end / start)
@@ -97,7 +100,7 @@ class Edge:
         return Interval(-abs(change - integral), side, start, end, change, integral)
 
     def mismatch(self) -> tuple[float, float] | None:
-        """Change and integral, where they differ; None where they agree or cannot be known."""
+        """Change and integral if they differ; None if they agree or are unknown."""
         end = 0.0
         if not all(np.isfinite(self.read(side, end).terms).all() for side in (0, 1)):
             end = ENDS
@@ -106,7 +109,7 @@ class Edge:
         intervals = [self.interval(0, end, cut), self.interval(1, end, 1 - cut)]
         heapq.heapify(intervals)
         scale = max(np.abs(self.read(side, end).terms).sum() for side in (0, 1))
-        rounding = 64 * np.finfo(np.float32).eps * scale  # of each interval
+        rounding = 64 * np.finfo(np.float32).eps * scale  # in each interval
         for _ in range(MAX_SPLITS):
             used = [self._seen[x.side, t] for x in intervals for t in (x.start, x.end)]
             if not all(np.isfinite(x.terms).all() for x in used):
@@ -140,9 +143,9 @@ def _middle(start: float, end: float) -> float:
 
 
 def groups(names: Sequence[str]) -> list[list[str]]:
-    """Sites that move together, so that each once moves while each other one is at rest.
+    """Groups of sites that move together; for any two sites, each is in a group without the other.
 
-    As subsets of equal size do: few groups for many sites.
+    The sites are in different subsets of the groups, all of equal size: few groups for many sites.
     """
     size = next(n for n in count(1) if comb(n, n // 2 or 1) >= len(names))
     codes = islice(combinations(range(size), size // 2 or 1), len(names))
@@ -154,9 +157,9 @@ def groups(names: Sequence[str]) -> list[list[str]]:
 
 
 def vertices(finite: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Corners of the simplex for each row, two or three, at random among the possible classes.
+    """Two or three vertices of the simplex for each row, at random among the possible classes.
 
-    A row of two classes has the third corner at the first, and a row of one class does not move.
+    In a row of two classes the third vertex is the first one; a row of one class does not move.
     """
     rank = np.where(finite, rng.random(finite.shape), -1.0).argsort(-1)[..., ::-1]
     classes = finite.sum(-1)
@@ -167,7 +170,7 @@ def vertices(finite: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarra
 
 
 def weights(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """Of the terms, at random, so that the jumps of rows do not cancel in their sum."""
+    """Random weights of the terms, so that the jumps of several rows do not cancel in the sum."""
     rng = np.random.default_rng(0)
     return [rng.uniform(0.5, 1.5, shape) for shape in shapes]
 
@@ -179,14 +182,15 @@ def probe(
     corners: Callable[[str], list[Any]],
     read: Callable[[dict[str, tuple[Any, Any]], float], Reading],
 ) -> None:
-    """Moves relaxed values along edges, and refuses terms that do not follow their gradient.
+    """Moves relaxed values along edges; refuses terms that change other than their gradient says.
 
     Args:
         side: "model" or "guide", for the message.
-        masses: the relaxed sites whose own score is read too, at any value: they move at once.
-        densities: those whose own score is not, since it ends at the edges.
+        masses: relaxed sites scored by a mass. Their own score is read too, and all move together.
+        densities: relaxed sites scored by a density. Their own score is not read: it is not finite
+            on the edges.
         corners: the values of a site at successive corners of a path of edges.
-        read: the other terms where sites are at t between two of their values.
+        read: the other terms, with sites at t between two of their values.
 
     Raises:
         ValueError: naming the site and the cure.
@@ -223,14 +227,14 @@ def _mismatch(
         back = {name: (end, start) for name, (start, end) in moved.items()}
         found = Edge(lambda t: read(moved, t), lambda t: read(back, t)).mismatch()
     except SitesChange:
-        return "the program has other sites at one class than at another"
+        return "the program has other sites in one class than in another"
     except NoDerivative as error:
         return str(error).rstrip(".")
     if found is None:
         return None
     change, integral = found
     return (
-        f"between two classes the other terms vary by {change:.3g}, of which the gradient knows"
+        f"between two classes the other terms change by {change:.3g}, but their gradient predicts"
         f" {integral:.3g}"
     )
 
@@ -238,7 +242,7 @@ def _mismatch(
 def _refuse(side: str, name: str, found: str) -> None:
     raise ValueError(
         f"site {name!r}: the {side} reads its relaxed value in a way that has no gradient, such as"
-        f" long(), argmax, ==, bool, round or if: {found}. Use the value by its weights, as"
-        " select(table, z) or (1 - z) * a + z * b for a bit; or config_enumerate the program and"
-        " use TraceEnum_ELBO"
+        f" long(), argmax, ==, bool, round or if: {found}. Multiply by the weights instead, as in"
+        " select(table, z), or in (1 - z) * a + z * b for a bit; or apply config_enumerate to the"
+        " program and use TraceEnum_ELBO"
     )

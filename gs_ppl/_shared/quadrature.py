@@ -1,4 +1,4 @@
-"""Nodes of the one-dimensional integral in the relaxed KL; NumPy alone, for both backends."""
+"""Nodes of the one-dimensional integral in the relaxed KL; only NumPy, for both backends."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""How objects are shown in a REPL: as the call that makes them, in a line."""
+"""How objects are shown in a REPL: as the call that makes them, in one line."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def call(name: str, *args: str, **options: Any) -> str:
-    """name(args, option=value), values in short."""
+    """The text name(args, option=value), with short values."""
     shown = [*args, *(f"{option}={short(value)}" for option, value in options.items())]
     return f"{name}({', '.join(shown)})"
 
@@ -31,7 +31,7 @@ def short(value: Any) -> str:
 
 
 def program_name(fn: Any) -> str:
-    """That of the function, inside of handlers and partials too; else of the class."""
+    """The name of the function inside of handlers and partials; otherwise that of the class."""
     if isinstance(fn, partial) and not hasattr(fn, "__name__"):
         in_pyros_handler = getattr(fn.func, "__name__", "") == "_context_wrap"
         return program_name(fn.args[1] if in_pyros_handler else fn.func)
@@ -39,12 +39,12 @@ def program_name(fn: Any) -> str:
 
 
 def handled(name: str, fn: Callable | None, **options: Any) -> str:
-    """A handler with its program, where it has one."""
+    """A handler with its program, if it has one."""
     return call(name, *([] if fn is None else [program_name(fn)]), **options)
 
 
 class ShownELBO:
-    """Shows particles, and the options that are not the defaults."""
+    """Shows the number of particles, and options that differ from the defaults."""
 
     def __repr__(self) -> str:
         options = {"num_particles": getattr(self, "num_particles", 1)}

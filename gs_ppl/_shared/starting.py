@@ -1,4 +1,4 @@
-"""What both sides ask of a start: rows for a site, several tries, components that differ."""
+"""Checks of a start, for both sides: rows for a site, several starts, different components."""
 
 import math
 import warnings
@@ -9,15 +9,15 @@ import numpy as np
 
 
 def check_rows_for(site: str, shape: Sequence[int], rows: Sequence[int]) -> None:
-    """Refuses rows that a site of this shape cannot start from: its first axis is filled by them.
+    """Refuses rows that do not fit a site: each entry of its first axis starts at one row.
 
-    `rows` is the shape of the data.
+    `shape` is that of the site, `rows` is that of the data.
     """
     if not rows or not shape or tuple(rows[1:]) != tuple(shape[1:]) or rows[0] < shape[0]:
-        wanted = ("at least as many rows", *shape[1:]) if shape else "a first axis of components"
+        fits = f"at least {shape[0]} rows of shape {tuple(shape[1:])}" if shape else "a first axis"
         raise ValueError(
-            f"init_to_rows: site {site!r} of shape {tuple(shape)} starts from rows of shape"
-            f" {tuple(rows)}: wanted {wanted}; give such rows, or leave the site to fallback="
+            f"init_to_rows: site {site!r} of shape {tuple(shape)} needs {fits}, got data of shape"
+            f" {tuple(rows)}: give such rows, or leave the site to fallback="
         )
 
 
@@ -28,7 +28,7 @@ def check_tries(num_starts: int, num_steps: int) -> None:
 
 
 def check_scores(scores: Sequence[float], num_steps: int) -> None:
-    """Refuses starts none of which has a finite loss."""
+    """Raises an error if no start has a finite loss."""
     if not any(map(math.isfinite, scores)):
         raise ValueError(
             f"best_start: after {num_steps} steps the loss of all {len(scores)} starts is NaN or"
@@ -37,17 +37,17 @@ def check_scores(scores: Sequence[float], num_steps: int) -> None:
 
 
 def are_equal(value: Any) -> bool:
-    """Whether several components are one and the same."""
+    """Whether there are several components, and all are equal."""
     return value.size > 1 and bool((value == value.flat[0]).all())
 
 
 def warn_of_equal(
     site: str, components: Collection[str], terms: Callable[[bool, int], list[np.ndarray]]
 ) -> None:
-    """Warns where all classes of a relaxed site are alike because components are.
+    """Warns if all classes of a relaxed site are equal because the components are.
 
-    `terms(moved, i)` are the terms of all other sites with the relaxed one at class i of two, and
-    the components where they start or apart.
+    `terms(moved, i)` are the terms of all other sites, with the relaxed site at class i of two, and
+    the components at their initial values, or at different ones if `moved`.
     """
 
     def alike(moved: bool) -> bool:
@@ -57,9 +57,9 @@ def warn_of_equal(
     if alike(False) and not alike(True):
         names = ", ".join(map(repr, components))
         warnings.warn(
-            f"site {site!r}: all its classes are equal where {names} start, and get the same"
-            " gradient: everything may end in one class. Start apart, as by"
-            " init_loc_fn=init_to_rows(rows=...) or init_to_sample, or try several starts by"
-            " best_start",
+            f"site {site!r}: all its classes are equal at the initial values of {names}, and get"
+            " the same gradient: all data may end in one class. Use different initial values, for"
+            " example by init_loc_fn=init_to_rows(rows=...) or init_to_sample, or try several"
+            " starts by best_start",
             stacklevel=2,
         )

@@ -28,7 +28,7 @@ def find_parents(
     plates: Mapping[str, Collection[str]],
     upstream: Callable[[], Mapping[str, Collection[str]]],
 ) -> dict[str, tuple[str, ...]]:
-    """By latent, in the order of the program; `plates` are those around each latent.
+    """The parents of each latent, in the order of the program; `plates` are those around it.
 
     Raises:
         ValueError: naming site and parent, for a parent that comes later or is in another plate.
@@ -48,7 +48,7 @@ def find_parents(
                 raise ValueError(
                     f"site {site!r}: a parent must come earlier in the program, and {parent!r}"
                     f" {'is the site itself' if parent == site else 'comes later'}: reverse the"
-                    " edge, or leave it out"
+                    " dependence, or leave the parent out"
                 )
             outside = sorted({*plates[parent]} - {*plates[site]})
             if outside:
@@ -63,13 +63,13 @@ def find_parents(
 def refuse_joined(site: str, parent: str) -> NoReturn:
     """A table has one axis for each parent."""
     raise ValueError(
-        f"site {site!r}: a parent must be one discrete variable, and to_event joins several in"
-        f" {parent!r}: use a plate in place of to_event, or leave the parent out"
+        f"site {site!r}: a parent must be one discrete variable, but to_event joins several in"
+        f" {parent!r}: use a plate instead of to_event, or leave the parent out"
     )
 
 
 def refuse_in_scan(site: str) -> NoReturn:
-    """The latents of all steps are one site, whose steps an automatic guide draws at once."""
+    """The latents of all steps are one site: an automatic guide draws all steps at once."""
     raise NotImplementedError(
         f"site {site!r} is drawn inside of scan or cond, where a guide cannot give it parents:"
         " write the steps as a Python loop with markov, or leave parents out"
@@ -85,7 +85,7 @@ class Law(NamedTuple):
     is_bit: bool
 
     def log_probs(self) -> np.ndarray:
-        """With the classes last, of a bit too."""
+        """Log-probabilities with the classes on the last axis, also for a bit."""
         a = self.logits.astype(np.float64)
         if self.is_bit:
             return np.stack([-np.logaddexp(0, a), -np.logaddexp(0, -a)], -1)
@@ -93,21 +93,21 @@ class Law(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the site without the axis of the classes."""
+        """The shape of the site, without the axis of the classes."""
         batch = self.logits.ndim - self.event_dim - len(self.parents)
         event = self.logits.shape[batch + len(self.parents) :]
         return (*self.logits.shape[:batch], *(event if self.is_bit else event[:-1]))
 
 
 class Table(NamedTuple):
-    """Logs, with a label for each axis: a site's name, or an axis along which rows are alike."""
+    """Logs with a label for each axis: a site's name for its classes, another label for rows."""
 
     axes: tuple[Hashable, ...]
     logs: np.ndarray
 
     @staticmethod
     def of(site: str, law: Law) -> "Table":
-        """An axis of the batch is called by its negative number; one of to_event is the site's."""
+        """The label of a batch axis is its negative number; an axis of to_event has (site, i)."""
         joined = law.event_dim - (0 if law.is_bit else 1)
         batch = law.logits.ndim - law.event_dim - len(law.parents)
         own = [(site, i) for i in range(joined)]
@@ -119,7 +119,7 @@ class Table(NamedTuple):
         )
 
     def along(self, axes: Iterable[Hashable]) -> np.ndarray:
-        """The array with these axes, of size 1 where it has none."""
+        """The array with these axes; an axis that it lacks has size 1."""
         order = [self.axes.index(x) for x in axes if x in self.axes]
         index = tuple(slice(None) if x in self.axes else None for x in axes)
         return self.logs.transpose(order)[index]
@@ -146,7 +146,7 @@ def join(tables: Collection[Table]) -> Table:
 
 
 def sum_out(tables: list[Table], latents: Collection[str]) -> list[Table]:
-    """Latents summed out one by one, that of the smallest table first."""
+    """Sums out latents one by one; the latent whose table has the fewest axes is the first."""
     latents = {*latents}
     while latents:
         joints = {z: [t for t in tables if z in t.axes] for z in sorted(latents)}
@@ -159,7 +159,7 @@ def sum_out(tables: list[Table], latents: Collection[str]) -> list[Table]:
 
 
 def marginals(laws: Mapping[str, Law]) -> dict[str, np.ndarray]:
-    """Probabilities of each site's classes, by elimination of what comes before it."""
+    """Probabilities of each site's classes, by elimination of the latents that it depends on."""
     found: dict[str, Table] = {}
     for site, law in laws.items():
         tables, before = [Table.of(site, law)], {*law.parents}
@@ -177,7 +177,7 @@ def marginals(laws: Mapping[str, Law]) -> dict[str, np.ndarray]:
 
 
 def _as_site(table: Table, site: str, law: Law) -> np.ndarray:
-    """The array of a site's rows and classes, as the site has them."""
+    """The array of a site's rows and classes, in the shape of the site."""
     shape = law.shape
     joined = law.event_dim - (0 if law.is_bit else 1)
     axes = [*range(joined - len(shape), 0), *((site, i) for i in range(joined))]
@@ -190,7 +190,7 @@ def maximum(laws: Mapping[str, Law]) -> dict[str, np.ndarray]:
     """The class of each site in the joint maximum, by elimination, the innermost rows first.
 
     Raises:
-        ValueError: naming the latents, where rows of crossed plates depend on each other.
+        ValueError: naming the latents, if rows of crossed plates depend on each other.
     """
     tables = [Table.of(site, law) for site, law in laws.items()]
     rows = {site: table.rows for site, table in zip(laws, tables, strict=True)}
@@ -203,14 +203,14 @@ def maximum(laws: Mapping[str, Law]) -> dict[str, np.ndarray]:
         if joint.rows - rows[z]:
             latents = ", ".join(repr(x) for x in joint.axes if isinstance(x, str))
             raise ValueError(
-                f"latents {latents} depend on each other across plates of which none is within the"
-                " other: mode cannot be computed; probs and sample_posterior can"
+                f"latents {latents} depend on each other across plates, and neither plate is inside"
+                " the other: mode cannot be computed; use probs or sample_posterior"
             )
         axis = joint.axes.index(z)
         trail.append((z, joint.without(z, joint.logs.argmax(axis))))
         message = joint.without(z, joint.logs.max(axis))
         around = frozenset().union(*(rows[x] for x in message.axes if isinstance(x, str)))
-        for row in message.rows - around:  # what is left within a plate is added up along it
+        for row in message.rows - around:  # rows of a plate that no latent of the message is in
             message = message.without(row, message.logs.sum(message.axes.index(row)))
         tables = [*(t for t in tables if z not in t.axes), message]
         left.remove(z)

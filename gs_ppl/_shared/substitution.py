@@ -1,4 +1,4 @@
-"""Runs of a program at chosen values of its discrete sites: what they are, without a framework."""
+"""Runs of a program at chosen values of its discrete sites; this module imports no framework."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 @dataclass(frozen=True)
 class DiscreteSite:
-    """A discrete site of the guide: its logits in the shape of the value, and its place."""
+    """A discrete site of the guide: its logits in the shape of the value, its event and plates."""
 
     name: str
     kind: Any  # OneHot or Bit
@@ -16,15 +16,15 @@ class DiscreteSite:
     frames: Sequence[Any]
 
     def inner(self, x: Any) -> Any:
-        """Sum over the axes of the event, which stay."""
+        """Sum over the axes of the event, which are kept with size 1."""
         axes = tuple(range(-self.event_dim, 0))
         return x.sum(axes, keepdims=True) if axes else x
 
 
 class Run:
-    """What one run gave: the sites and their values, r, and log p and log q in sum."""
+    """The result of one run: the sites and their values, r, and the sums of log p and log q."""
 
-    params: Mapping[str, Any] = {}  # of the guide, where its trace has them
+    params: Mapping[str, Any] = {}  # parameters of the guide, if its trace has them
 
     def __init__(self, at: Any, costs: Any, *traces: Iterable[Any]) -> None:
         self.sites: dict[str, DiscreteSite] = at.sites
@@ -37,29 +37,29 @@ class Run:
         return self.log_p - self.log_q
 
     def r(self, site: DiscreteSite) -> Any:
-        """Its r, against which the axes of the event broadcast."""
+        """r of a site, with an axis of size 1 for each axis of the event."""
         r = self.costs.sum_to(site.frames)
         return r.reshape(r.shape + (1,) * site.event_dim)
 
 
 def check_law(site: str, law: Any, estimator: str, *, relaxed: bool, discrete: bool) -> None:
-    """Refuses what is no discrete law."""
+    """Refuses a law that is not discrete."""
     name = type(law).__name__
     if relaxed:
         raise ValueError(
-            f"site {site!r}: {estimator} takes the discrete program, but {name} is relaxed: give it"
+            f"site {site!r}: {estimator} takes discrete programs, but {name} is relaxed: use"
             " discretize(model) and discretize(guide)"
         )
     if not discrete:
         raise ValueError(
-            f"site {site!r}: {estimator} takes guides of discrete sites with a fixed finite"
-            f" support, not {name}: use RLOO_ELBO, which takes any"
+            f"site {site!r}: {estimator} takes only discrete sites with a fixed finite support in"
+            f" the guide, got {name}: use RLOO_ELBO, which takes any site"
         )
 
 
 def refuse_one_hot(site: str) -> NoReturn:
-    """DisARM is about bits."""
+    """DisARM is defined only for bits."""
     raise ValueError(
-        f"site {site!r}: DisARM_ELBO takes bits, and this is a one-hot vector: use REBAR_ELBO or"
-        " RLOO_ELBO"
+        f"site {site!r}: DisARM_ELBO takes only bits, but this is a one-hot vector: use REBAR_ELBO"
+        " or RLOO_ELBO"
     )

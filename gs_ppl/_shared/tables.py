@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sheet(NamedTuple):
-    """A table, however it is shown; `words` are the columns that hold text."""
+    """A table, for a terminal or a notebook; `words` are the columns with text."""
 
     title: str
     columns: list[str]
@@ -31,7 +31,7 @@ def to_sheets(comparison: Comparison) -> list[Sheet]:
 
 def to_text(comparison: Comparison) -> str:
     """The tables as plain text."""
-    from rich.console import Console  # within: its import draws from the random state
+    from rich.console import Console  # here, since the import draws from the random state
 
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
@@ -40,7 +40,7 @@ def to_text(comparison: Comparison) -> str:
 
 
 def to_table(comparison: Comparison) -> Any:
-    """What rich prints."""
+    """The tables as an object that rich prints."""
     from rich.console import Group
     from rich.table import Table
 
@@ -103,7 +103,7 @@ def _elbos(comparison: Comparison) -> Sheet:
 
 
 def _gradients(comparison: Comparison) -> Sheet:
-    """A line for each kind of parameter; what it costs, and the squared error, by the logits."""
+    """A line for each kind of parameter; cost and squared error are in the line of the logits."""
     rows = []
     for row in comparison.estimates:
         names = _named(row)
@@ -140,7 +140,7 @@ def _named(row: Estimate) -> list[str]:
 
 
 def _number(x: float, how: str) -> str:
-    """Nothing, where it is not known."""
+    """An empty text if the number is not known."""
     return "" if math.isnan(x) else format(x, how)
 
 
@@ -149,7 +149,7 @@ def _show(value: Value | None) -> str:
 
 
 def to_verdict(comparison: Comparison) -> str:
-    """Which family and temperature the program does best with."""
+    """A sentence that names the best family and temperature for the program."""
     if not comparison.estimates:
         return ""
     if not any(row.logits for row in comparison.estimates):

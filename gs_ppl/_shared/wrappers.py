@@ -1,10 +1,10 @@
-"""The law inside of its wrappers: to_event, mask, expand. All that has a base else is its own."""
+"""The law inside of its wrappers: to_event, mask, expand. No other law with a base is a wrapper."""
 
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-# by name, which torch, Pyro and NumPyro share; ZeroInflatedDistribution has a base and is a law
+# names in torch, Pyro and NumPyro; ZeroInflatedDistribution has a base too, but is a law itself
 WRAPPERS = {"Independent", "MaskedDistribution", "ExpandedDistribution"}
 
 
@@ -27,7 +27,7 @@ def innermost(fn: Any) -> Any:
 
 
 def rewrap(fn: Any, make: Callable[[Any], Any]) -> Any:
-    """`fn` with `make` applied to the law inside; `fn` itself where that changes nothing."""
+    """`fn` with `make` applied to the law inside; `fn` itself if that changes nothing."""
     if not is_wrapper(fn):
         return make(fn)
     inner = rewrap(fn.base_dist, make)
@@ -44,7 +44,7 @@ def unmasked(fn: Any) -> Any:
         return fn
     inner = unmasked(fn.base_dist)
     if hasattr(fn, "_mask"):
-        return inner  # which has the batch shape of the mask
+        return inner  # it has the batch shape of the mask
     if inner is fn.base_dist:
         return fn
     if hasattr(fn, "reinterpreted_batch_ndims"):
@@ -53,7 +53,7 @@ def unmasked(fn: Any) -> Any:
 
 
 def masks(fn: Any) -> list[Any]:
-    """Those that stand around the law."""
+    """The masks around the law."""
     found = []
     while is_wrapper(fn):
         found += [fn._mask] if hasattr(fn, "_mask") else []
@@ -62,12 +62,12 @@ def masks(fn: Any) -> list[Any]:
 
 
 def is_masked(fn: Any) -> bool:
-    """Whether a mask stands anywhere around the law."""
+    """Whether there is a mask around the law."""
     return any(mask is not True for mask in masks(fn))
 
 
 def refuse_composed(site: str, law: Any, is_discrete: Callable[[Any], bool]) -> None:
-    """Refuses a law of its own that is made of a discrete one, such as ZeroInflatedDistribution."""
+    """Refuses a law that is made from a discrete law, such as ZeroInflatedDistribution."""
     base = None if is_discrete(law) else getattr(law, "base_dist", None)
     while base is not None and not is_discrete(base):
         base = getattr(base, "base_dist", None)

@@ -52,7 +52,7 @@ def _dtype_or_type(x: object) -> str:
 
 
 def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dims: int) -> Array:
-    """Logits from whichever of probs and logits was given; types and shapes are always checked."""
+    """Logits, from probs or logits, whichever was given; types and shapes are always checked."""
     what, given = pick(name, probs, logits)
     if not _is_floating(given):
         got = _dtype_or_type(given)
@@ -63,7 +63,7 @@ def parse_logits(name: str, probs: Array | None, logits: Array | None, event_dim
     if logits is not None:
         return given
     if not event_dims:
-        sure = (given == 0) | (given == 1)  # replaced by 0.5, which has no gradient
+        sure = (given == 0) | (given == 1)  # its gradient is 0
         p = jnp.where(sure, 0.5, given)
         return jnp.where(sure, jnp.where(given == 1, jnp.inf, -jnp.inf), jnp.log(p) - jnp.log1p(-p))
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
@@ -105,8 +105,8 @@ def check_temperature(
 class LogitsTree(Distribution):
     """The pytree: its leaves are the logits, and the temperature if it is an array.
 
-    A temperature that is a number is static: it stays a number in jit and vmap. The batch shape
-    follows the logits; vmap adds axes to them and removes axes.
+    A number is static: it stays the same number in jit and vmap. The batch shape follows
+    the logits, to which vmap adds axes, and whose axes it removes.
     """
 
     pytree_data_fields = ("logits", "temperature")
@@ -114,13 +114,13 @@ class LogitsTree(Distribution):
     event_dims: ClassVar[int] = 1
     temperature: Any  # a Temperature, or None
     logits: Array
-    _temperature_is_leaf = False  # if a placeholder, such as an axis, replaces the array
+    _temperature_is_leaf = False  # a placeholder, such as an axis, may replace the array
     _batch_shape: tuple[int, ...]
     _validate_args: bool
 
     @classmethod
     def gather_pytree_data_fields(cls) -> tuple[str, ...]:
-        return LogitsTree.pytree_data_fields  # without the fields that are computed from them
+        return LogitsTree.pytree_data_fields  # and not the values computed from them
 
     def tree_flatten(self) -> tuple[tuple, tuple]:
         data, aux = map(list, super().tree_flatten())
@@ -141,7 +141,7 @@ class LogitsTree(Distribution):
         return new
 
     def _rebatch(self, batch_shape: tuple[int, ...]) -> None:
-        """Sets the batch shape of the logits; new axes of the temperature stay in front."""
+        """Takes the batch shape of the logits; new axes of the temperature stay the first."""
         added, tau = len(batch_shape) - len(self._batch_shape), self.temperature
         if added > 0 and is_array(tau) and tau.ndim >= added:
             ones = (1,) * (len(batch_shape) - tau.ndim)
@@ -183,7 +183,7 @@ class Parameters(LogitsTree):
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         if validate:
             what, given = ("probs", probs) if logits is None else ("logits", logits)
-            assert given is not None  # parse_logits refuses None
+            assert given is not None  # parse_logits refuses any other case
             check_logits(name, what, given, self.event_dims)
         self.temperature = temperature
         batch_shape = self.logits.shape[: self.logits.ndim - self.event_dims]
@@ -195,12 +195,12 @@ class Parameters(LogitsTree):
     def _expand(self, batch_shape: tuple[int, ...]) -> None:
         event_shape = self.logits.shape[self.logits.ndim - self.event_dims :]
         self.logits = jnp.broadcast_to(self.logits, batch_shape + event_shape)
-        # not the __init__ of TransformedDistribution, from which some classes inherit too
+        # not TransformedDistribution.__init__, though some of the classes have that base as well
         Distribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     @classmethod
     def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Batch and event shape, from the shapes of the arguments of the class."""
+        """Batch and event shape, from the shapes of the parameters."""
         names = ("temperature", "probs", "logits")[not cls.has_temperature :]
         shapes = {**dict(zip(names, args, strict=False)), **kwargs}
         given = [shapes[n] for n in ("probs", "logits") if shapes.get(n) is not None]
@@ -241,7 +241,7 @@ class Parameters(LogitsTree):
 
 
 class KeepsIntermediates:
-    """Makes wrappers that keep intermediates; NumPyro's own MaskedDistribution does not keep them.
+    """Wraps so that a sample keeps how it was drawn; NumPyro's MaskedDistribution does not.
 
     The intermediates are a list of one OwnSample: how a sample was drawn.
     """
@@ -261,7 +261,7 @@ class KeepsIntermediates:
 
 
 class OwnIndependent(KeepsIntermediates, Independent):
-    """NumPyro's Independent; it refuses NumPyro's enumeration with an error that names the law."""
+    """NumPyro's Independent, which refuses NumPyro's enumeration with an error that explains it."""
 
     def enumerate_support(self, expand: bool = True) -> Array:
         if not expand:
@@ -294,7 +294,7 @@ class OwnMasked(KeepsIntermediates, MaskedDistribution):
 
 
 class LogitsDistribution(KeepsIntermediates, Parameters):
-    """What all classes have: their properties, and their parameters as the formulas use them.
+    """What all classes have: their kind, and their parameters in the form of the formulas.
 
     `a` are the logits in at least float32. `tau` is the temperature; an array is cast to the dtype
     of `a`.
@@ -346,9 +346,8 @@ class LogitsDistribution(KeepsIntermediates, Parameters):
 
 
 class WithoutTemperature(LogitsDistribution):
-    """The law of a site that is relaxed without a temperature: it can be neither drawn nor scored.
-
-    discretize and config_enumerate replace it by another law.
+    """The law at a site to be relaxed that has no temperature yet: discretize and
+    config_enumerate put another law in its place; it is neither drawn nor scored.
     """
 
     has_temperature = False
@@ -385,8 +384,8 @@ class BitWithoutTemperature(WithoutTemperature):
 
 
 class OwnSample(NamedTuple):
-    """How a relaxed sample was drawn; for a sample of another distribution only the log."""
+    """How a relaxed sample was drawn; for a sample of another distribution, its log alone."""
 
     log_value: Array  # l, or the logit of a relaxed bit
-    residue: Array | None = None  # the part of the score from the noise; for a bit, its noise
-    log_product: Array | None = None  # sum l, for a vector
+    residue: Array | None = None  # the noise's part of the score; for a bit, its noise
+    log_product: Array | None = None  # sum l, of a vector

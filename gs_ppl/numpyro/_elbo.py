@@ -30,7 +30,7 @@ def costs_by_plates(model_trace: dict[str, Any], guide_trace: dict[str, Any]) ->
 
 
 def check_plates(trace: dict[str, Any]) -> None:
-    """Refuses axes that no plate declares: they would be summed at the wrong place."""
+    """Refuses axes that no plate declares: they would be summed in the wrong places."""
     for name, site in trace.items():
         if site["type"] != "sample":
             continue
@@ -63,7 +63,7 @@ class _Registers(Messenger):
 
 
 def with_state(guide: Callable, register: Callable[[str], Any]) -> Callable:
-    """The guide with the state of an estimator: register(name) is called for each discrete site."""
+    """The guide, and the estimator's own state."""
 
     @wraps(guide, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:

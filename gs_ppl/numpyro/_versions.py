@@ -1,4 +1,4 @@
-"""The names of JAX that have moved, for the trace that computes with soft indices."""
+"""Names of JAX that differ by version, for the trace of soft indices."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def bind_custom(primitive: Any, funs: tuple, args: Any, kw: dict[str, Any]) -> A
 
 
 def scan_parts(params: dict[str, Any], args: Any) -> list[list]:
-    """Constants, carry and slices of a scan; from 0.12 on they are a tree."""
+    """Constants, carry and slices; from 0.12 on they are a tree."""
     n, m = params.get("num_consts", 0), params.get("num_carry", 0)
     parts = args[:n], args[n : n + m], args[n + m :]
     return list(map(list, params["ft_in"].update(args).unpack() if "ft_in" in params else parts))

@@ -105,10 +105,10 @@ def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
         guide._setup_prototype(*args, **kwargs)
     sizes = dict(guide._prototype_frame_full_sizes)
     for part in _parts(guide):
-        if isinstance(part, AutoGuide):  # a part may not see the plates
+        if isinstance(part, AutoGuide):  # the part may not see the plates
             part._prototype_frame_full_sizes = sizes | part._prototype_frame_full_sizes
         part(*args, **kwargs)
-    if fresh:  # a later run may have other rows
+    if fresh:  # the next run has other rows
         guide.prototype_trace, guide._prototype_frames = None, {}
         guide._prototype_frame_full_sizes = {}
 
@@ -123,11 +123,11 @@ def _parts(guide: Any) -> Iterator[Any]:
 
 
 def _median(session: Session, guide: Callable, num_samples: int) -> dict[str, Array]:
-    """The median that the guide gives, else that of draws, in unconstrained space."""
+    """The median of the guide, or else of its draws, in unconstrained space."""
     found: dict[str, Array] = {}
     for part in _parts(guide):
         if isinstance(part, AutoGuide):
-            with suppress(NotImplementedError):  # a guide without a median: draws below
+            with suppress(NotImplementedError):  # the guide has no median: the draws below are used
                 found |= part.median(session.values)
     names = [name for name in session.model.continuous if name not in found]
 
@@ -150,7 +150,7 @@ def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
     from numpyro.contrib.funsor import infer_discrete
 
     model, sites = session.model, session.model.sites
-    alone = [name for name in model.discrete if model.classes(name) == 1]  # funsor has no table
+    alone = [name for name in model.discrete if model.classes(name) == 1]  # they get no table
     given = latents | {name: sites[name]["value"] for name in alone}
     fixed = handlers.condition(handlers.substitute(model, data=session.values), data=given)
 
@@ -167,7 +167,7 @@ def _maximum(session: Session, latents: dict[str, Array]) -> dict[str, Array]:
 def _fit(
     session: Session, latents: dict[str, Array], steps: int
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Fits a new guide; parameters that were trained before do not change."""
+    """By fitting a new guide; what was trained before does not change."""
     fixed = handlers.condition(handlers.substitute(session.model, data=session.values), latents)
     model = handlers.block(fixed, hide_fn=lambda site: site["type"] == "param")
     guide = AutoGumbelSoftmax(model)

@@ -144,7 +144,7 @@ class AutoGumbelSoftmax(ReadLogits):
                 seen = stack.enter_context(handlers.trace()) if name in is_parent else None
                 with carry_log_values():
                     result[name] = numpyro.sample(name, fn)
-            if seen is not None:  # after the outer handlers, which may make it discrete
+            if seen is not None:  # after the outer handlers, which may make the site discrete
                 drawn = innermost(seen[name]["fn"])
                 weights[name] = weights_of(drawn, result[name], values)
         return result
@@ -171,7 +171,7 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
         plates, result = self._create_plates(*args, **kwargs), {}
         with SameRows(None, rows_of(plates)):
             for part in self._guides:
-                if isinstance(part, autoguide.AutoGuide):  # a part may not see the plates
+                if isinstance(part, autoguide.AutoGuide):  # the part may not see the plates
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         return result
@@ -255,7 +255,7 @@ def auto_relaxed(
 
 def _is_discrete(msg: dict[str, Any]) -> bool:
     if msg["type"] == "deterministic":
-        return True  # computed from all parts together: no single part may have it
+        return True  # it belongs to all parts together: no single part may have it
     if not is_latent(msg):
         return False
     law = innermost(msg["fn"])
@@ -263,7 +263,7 @@ def _is_discrete(msg: dict[str, Any]) -> bool:
 
 
 def _is_not_continuous(msg: dict[str, Any]) -> bool:
-    """Data too: at random classes their density may be 0, and NumPyro could not start there."""
+    """Also of data: NumPyro starts where the density is finite; at random classes it may be 0."""
     return _is_discrete(msg) or (msg["type"] == "sample" and msg["is_observed"])
 
 

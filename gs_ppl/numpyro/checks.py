@@ -108,7 +108,7 @@ def _subsampled(trace: dict[str, Any]) -> set[str]:
 
 
 class _GivenRows(Messenger):
-    """Sees the rows that the program is given, as by substitute, before replay does."""
+    """Reads the rows that the program is given, for example by substitute, before replay does."""
 
     def __init__(self, fn: Callable) -> None:
         super().__init__(fn)
@@ -120,7 +120,7 @@ class _GivenRows(Messenger):
 
 
 class _TakenApart(Messenger):
-    """Sees the scans that TraceEnum_ELBO takes apart."""
+    """Reads the scans that TraceEnum_ELBO takes apart."""
 
     found = False
 
@@ -158,14 +158,14 @@ def _parents(
 
 
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-    """Refuses truncations that leave out too much."""
+    """Refuses truncations that leave out too much mass."""
     for trace in _run(model, guide, args, kwargs)[:2]:
         for name, site in _latents(trace).items():
             check_tail(name, site, tail(site.law))
 
 
 def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any, Any]:
-    """Traces of both, and the rows that the model is given."""
+    """Traces of guide and model, and the rows that the model is given."""
     with handlers.block():
         seeded = handlers.seed(guide, jax.random.key(0))
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
@@ -175,10 +175,10 @@ def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[A
 
 
 def _centre(guide_trace: dict[str, Any], name: str) -> Array:
-    """Where the guide has the middle of a continuous latent."""
+    """The location that the guide gives a continuous latent."""
     law = innermost(guide_trace[name]["fn"])
     transforms: list[Any] = []
-    while isinstance(law, TransformedDistribution):  # of AutoNormal
+    while isinstance(law, TransformedDistribution):  # as in AutoNormal
         transforms[:0] = law.transforms
         law = innermost(law.base_dist)
     value = law.mean if transforms or isinstance(law, Normal) else guide_trace[name]["value"]
@@ -195,7 +195,7 @@ def _warn_of_equal(
     args: tuple,
     kwargs: dict,
 ) -> None:
-    """Where components are equal, and with them the classes of a relaxed site."""
+    """Warns if all components are equal, and therefore all classes of a relaxed site."""
     continuous = [
         name
         for name, site in _latents(model_trace).items()
@@ -272,8 +272,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     if isinstance(loss, TraceEnum_ELBO) and not isinstance(loss, trace_enum.TraceEnum_ELBO):
         for plate in _subsampled(guide_trace) & _subsampled(model_trace) - given.keys():
             raise ValueError(
-                f"plate {plate!r}: NumPyro's TraceEnum_ELBO draws rows for the model that are not"
-                " the guide's: use gs_ppl.numpyro.TraceEnum_ELBO, or give both their rows by"
+                f"plate {plate!r}: NumPyro's TraceEnum_ELBO draws other rows for the model than for"
+                " the guide: use gs_ppl.numpyro.TraceEnum_ELBO, or give both the same rows by"
                 " substitute"
             )
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
@@ -285,8 +285,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         check_tail(name, site, tail(site.law))
         if site.enumerated and isinstance(site.law, LogitsDistribution):
             raise ValueError(
-                f"site {name!r}: NumPyro does not sum out {site.name} by its infer flag alone: use"
-                " config_enumerate"
+                f"site {name!r}: infer={{'enumerate': ...}} is not enough for NumPyro to sum out"
+                f" {site.name}: use gs_ppl.numpyro.config_enumerate"
             )
     for name, site in in_model.items():
         if name not in in_guide:
@@ -311,8 +311,8 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
         if drawn and kl is not None:
             raise ValueError(
-                f"site {name!r}: {type(loss).__name__} counts the divergence of one of the"
-                f" variables of sample_shape={drawn} in the guide: use a plate instead"
+                f"site {name!r}: {type(loss).__name__} counts the divergence of one variable only,"
+                f" but sample_shape={drawn} in the guide draws several: use a plate instead"
             )
     sites = [*guide_trace.values(), *model_trace.values()]
     if any(isinstance(site["value"], jax.core.Tracer) for site in sites):
@@ -334,5 +334,5 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         s.is_soft_mass for s in in_guide.values()
     ):
         params = {s["name"]: s["value"] for s in sites if s["type"] == "param"}
-        with handlers.block():  # it refuses soft sites below summed ones
+        with handlers.block():  # the loss refuses soft children of summed sites
             loss.loss(jax.random.key(0), params, model, guide, *args, **kwargs)

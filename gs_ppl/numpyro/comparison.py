@@ -133,7 +133,7 @@ def compare(
 
 
 class SeedBySite(Messenger):
-    """Seeds each site by its name and the draw, so that its noise does not depend on other sites.
+    """Seeds each site by its name and the draw: its noise does not depend on what else is drawn.
 
     Scan and prng_key have no names: the outer seed handler seeds them.
     """
@@ -161,9 +161,9 @@ class Tilt(Messenger):
         reach_into_bodies(self, msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample" or msg.get("_control_flow_done"):  # tilted inside of the body
+        if msg["type"] != "sample" or msg.get("_control_flow_done"):  # done in the body
             return
-        name = msg["name"].replace("_PREV_", "")  # scan adds this prefix at its first steps
+        name = msg["name"].replace("_PREV_", "")  # scan puts it before its first steps
         if name in self.tilts:
             law, value = innermost(msg["fn"]), msg["value"]
             if is_integer(law) and not isinstance(law, OneHotIndex):
@@ -175,7 +175,7 @@ class Tilt(Messenger):
 
 
 class Plates(Messenger):
-    """Records the size of each plate, and how many rows a draw sees, also inside of scan."""
+    """Records the size of each plate, and of the part that a draw uses, inside of scan too."""
 
     def __init__(self, fn: Callable) -> None:
         super().__init__(fn)
@@ -200,14 +200,14 @@ class Program(comparison.Program):
         self._args, self._kwargs = args, kwargs
 
     def at(self, temperature: Any) -> None:
-        """Runs the program; only a program with an argument `temperature` uses the temperature."""
+        """Runs it; the temperature is passed to a program that declares the argument."""
         return self._fn(temperature, *self._args, **self._kwargs)
 
     def __call__(self) -> None:
         return self.at(1.0)
 
     def run(self, params: Mapping[str, Any], key: Array, guide_trace: Any = None) -> None:
-        """Keeps the trace, and sorts its latent sites."""
+        """Keeps the trace, and its latent sites by kind."""
         plates = Plates(SeedBySite(self, key))
         program = handlers.seed(plates, key)
         if guide_trace is not None:
@@ -256,7 +256,7 @@ class Program(comparison.Program):
         return get_dependencies(hidden)["prior_dependencies"]
 
 
-BATCH = 2**22  # entries in the tables of all draws that are computed at once
+BATCH = 2**22  # entries in the tables of the draws that are made together
 
 
 class Session(comparison.Session):
@@ -352,7 +352,7 @@ class Session(comparison.Session):
             ]
 
         def elbo(parameters: dict[str, Any], key: Array, temperature: Array) -> Array:
-            # several particles use the keys that the loss gives them
+            # the loss gives each particle its key
             alone = self.loss.num_particles == 1
             pair = programs(temperature, (lambda fn: SeedBySite(fn, key)) if alone else _as_is)
             return -self.loss.loss(key, self._constrained(parameters), *pair)
@@ -380,7 +380,7 @@ class Session(comparison.Session):
         return self._timed(compiled, draws, self.parameters)
 
     def _adapt(self, elbo: ELBO, steps: int) -> dict[str, Any]:
-        """The state that the guide keeps for an ELBO, after steps that train only this state."""
+        """The state that the guide keeps for an ELBO, after steps that train it alone."""
         model, guide = (
             handlers.block(handlers.substitute(p, data=self.values), hide_fn=_is_parameter)
             for p in (self.model, self.guide)
@@ -395,7 +395,7 @@ class Session(comparison.Session):
         return {**self.values, **transform_fn(transforms, parameters)}
 
     def _map(self, score: Callable, draws: int, entries: int) -> Callable:
-        """Score and its gradient with respect to the first argument, in batches that fit."""
+        """Score and its gradient in the first argument, draw by draw, as many together as fit."""
         batches = -(-draws // max(1, min(draws, BATCH // max(1, entries))))
         size = -(-draws // batches)
 

@@ -29,7 +29,7 @@ def _wide(x: Array) -> tuple[ModuleType, Array]:
 
 
 def _tolerance(value: Array, factor: int) -> float:
-    """A few rounding errors in the dtype of the value; exp(l) has eps (1 + sum y |log y|)."""
+    """A few roundings in the dtype of the value; the error of exp(l) is eps (1 + sum y |log y|)."""
     dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.float32
     return factor * float(jnp.finfo(dtype).eps) * (1 + math.log(value.shape[-1]))
 

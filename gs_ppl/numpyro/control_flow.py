@@ -1,4 +1,4 @@
-"""The bodies of NumPyro's scan and cond: a handler would see their sites too late."""
+"""The bodies of NumPyro's scan and cond: a handler outside would see their sites too late."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +10,7 @@ __all__: list[str] = []
 
 
 class Within(Messenger):
-    """Applies another handler to a body; outside it would see the sites only after their draws."""
+    """Applies another handler to a body: outside, it would see the sites after they are drawn."""
 
     def __init__(self, outer: Messenger, body: Callable) -> None:
         super().__init__(body)
@@ -51,7 +51,7 @@ def _replaying(run: Callable, *args: Any, substitute_stack: list, **kwargs: Any)
 
 
 def latent_values(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the latents of a trace."""
+    """The values that a trace has drawn."""
     return {
         name: site["value"]
         for name, site in trace.items()

@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; it draws a relaxed sample, and the terms that its score needs."""
+    """A law with a temperature; draws a relaxed sample and the input of its score."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Relaxed(LogitsDistribution):
         super().__init__(temperature, probs, logits, validate_args)
 
     def _draw(self, key: Array, sample_shape: Shape) -> tuple[Array, list[OwnSample]]:
-        """Sample, and the terms that its score needs."""
+        """Sample, and the input of its score."""
         refuse_draw(type(self).__name__)
         shape, dtype = self.shape(tuple(sample_shape)), self.logits.dtype
         a, tau = self.a, self.tau
@@ -72,7 +72,7 @@ class Soft(Relaxed):
 
 
 def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Array:
-    """The K vertices, shape (K,) + batch + (K,), batch all ones unless `expand`."""
+    """The K vertices, shape (K,) + batch + (K,); without `expand` all batch sizes are 1."""
     K, batch_shape = distribution.logits.shape[-1], distribution.batch_shape
     values = jnp.eye(K, dtype=distribution.logits.dtype)
     values = values.reshape(K, *(1,) * len(batch_shape), K)
@@ -80,7 +80,7 @@ def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Array:
 
 
 def bit_support(distribution: LogitsDistribution, expand: bool) -> Array:
-    """0 and 1, shape (2,) + batch, batch all ones unless `expand`."""
+    """0 and 1, shape (2,) + batch; without `expand` all batch sizes are 1."""
     batch_shape = distribution.batch_shape
     values = jnp.arange(2, dtype=distribution.logits.dtype).reshape(2, *(1,) * len(batch_shape))
     return jnp.broadcast_to(values, (2, *batch_shape)) if expand else values
@@ -246,7 +246,7 @@ class DensityScored(Soft):
     """
 
     scored_as = "density"
-    has_enumerate_support = False  # with True, NUTS would drop the site silently
+    has_enumerate_support = False  # with True, NUTS would leave out the site without a word
 
     def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         return self.sample_with_intermediates(key, sample_shape)[0]

@@ -88,7 +88,7 @@ def _lowered(site: str, law: Any) -> Any:
 
 
 def has_one_class(fn: Any) -> bool:
-    """Whether there is only one class: nothing is summed, and funsor makes no table."""
+    """Whether there is nothing to sum: funsor makes no table of one class."""
     law = innermost(fn)
     return isinstance(law, CategoricalLogits | CategoricalProbs) and law.probs.shape[-1] == 1
 
@@ -146,7 +146,7 @@ class config_enumerate(Messenger):
             msg["infer"] = {"enumerate": "parallel", **msg["infer"]}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # after an outer trace has recorded the integer, and the same infer dict
+        # here an outer trace has recorded the integer already, and the same infer dict
         if msg["type"] != "sample":
             return
         law, value = innermost(msg["fn"]), msg["value"]
@@ -162,7 +162,7 @@ class config_enumerate(Messenger):
             return
         is_vector = jnp.issubdtype(value.dtype, jnp.floating)
         if msg["is_observed"]:
-            msg["infer"].pop("enumerate", None)  # an outer condition has fixed the value
+            msg["infer"].pop("enumerate", None)  # an outer condition has fixed it in the meantime
             if is_vector and msg["cond_indep_stack"]:
                 raise ValueError(
                     f"site {msg['name']!r}: inside of a plate, a handler around config_enumerate"
@@ -206,7 +206,7 @@ def _run_apart(body: Callable, *args: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _cond(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
-    """A branch is chosen, not summed over; lax.cond fails if enumerated sites are its predicate."""
+    """Refuses enumerated sites inside of cond: a branch is chosen, not summed over."""
     if kwargs.get("enum"):
         _, *branches, operand = args
         sites = (_run_apart(branch, operand)[0] for branch in branches)
@@ -233,7 +233,7 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     has_drawn = any(isinstance(data, Mapping) and any("@" in k for k in data) for _, data in stack)
     if not (guides or kwargs.get("enum") or has_drawn):
         return run(*args, **kwargs)
-    first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})  # for compare
+    first = handlers.infer_config(body, lambda _: {"_scan_current_index": 0})  # read by compare
     sites, (carry, ys) = _run_apart(first, init, jax.tree.map(lambda x: x[0], xs))
     stack[:] = [(kind, _joined(data, sites)) for kind, data in stack]
     if not (guides or kwargs.get("enum")):
@@ -241,7 +241,7 @@ def _scan(msg: dict[str, Any], run: Callable, *args: Any, **kwargs: Any) -> Any:
     drawn = {name: site for trace in guides for name, site in trace.items() if name in sites}
     names = [n for n in _enumerated(sites) if not _is_conditioned(sites[n], stack)]
     for name in sites:
-        if any(f"_PREV_{name}" in trace for trace in guides):  # NumPyro has split its scan
+        if any(f"_PREV_{name}" in trace for trace in guides):  # NumPyro's own name in a scan
             refuse_taken_apart(name)
     for name in names:
         if name in drawn and drawn[name]["infer"].get("enumerate") == "parallel":
@@ -277,8 +277,8 @@ def _refuse_in_scan(site: str, why: str) -> NoReturn:
 
 
 def refuse_taken_apart(site: str) -> NoReturn:
-    """TraceEnum_ELBO splits the scan of a guide into sites that the model does not have."""
-    cure = "give scan history=0 and use config_enumerate(guide), or"
+    """Leaves out what TraceEnum_ELBO makes of a guide's scan: these are no sites of the model."""
+    cure = "give scan history=0 and take config_enumerate(guide), or"
     _refuse_in_scan(site, f" are taken apart in a guide, by TraceEnum_ELBO: {cure}")
 
 
@@ -289,7 +289,7 @@ def runs_whole(msg: dict[str, Any]) -> bool:
 
 
 def _without_confusion(output: tuple) -> tuple:
-    """Refuses sites whose time axis has the place of another axis: NumPyro would confuse them."""
+    """Refuses sites whose time axis NumPyro would confuse with another axis in the same place."""
     from numpyro.contrib.funsor.enum_messenger import _DIM_STACK
 
     taken = _DIM_STACK.global_frame.dim_to_name
@@ -301,14 +301,14 @@ def _without_confusion(output: tuple) -> tuple:
 
 
 def _is_lazy() -> bool:
-    """Whether NumPyro's infer_discrete runs the program: only it uses lazy funsors."""
+    """Whether NumPyro's infer_discrete runs the program: only it does so lazily."""
     import funsor  # imported here: it sets its backend, for Pyro too
 
     return funsor.interpreter.get_interpretation() is funsor.interpretations.lazy
 
 
 class _Step(Messenger):
-    """Adds the step to the names of sites, and removes masks from summed sites, as _AsMeasure."""
+    """Names the sites of a step, and removes masks from what is drawn and from what is summed."""
 
     def __init__(self, step: int, summed: list[str], body: Callable) -> None:
         super().__init__(body)
@@ -322,7 +322,7 @@ class _Step(Messenger):
 
 
 def _unroll(names: list[str], sites: Mapping[str, Any], args: tuple, kwargs: dict) -> None:
-    """Runs scan as a loop, so that infer_discrete draws each step by its name."""
+    """A loop instead of scan, so that infer_discrete draws each step by its name."""
     from numpyro.contrib.control_flow.scan import _subs_wrapper
     from numpyro.contrib.funsor import markov
 
@@ -336,13 +336,13 @@ def _unroll(names: list[str], sites: Mapping[str, Any], args: tuple, kwargs: dic
             given = partial(_subs_wrapper, data, i, length)
             step = getattr(handlers, kind)(step, **{f"{kind}_fn": given})
         carry, _ = _Step(i, names, step)(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-    for name in sites:  # for readers of the trace; the second run has the draws
+    for name in sites:  # for readers of the trace; the draws come with the second run
         if sites[name]["type"] in ("sample", "deterministic"):
             numpyro.deterministic(name, SummedOut(names[0]))
 
 
 def _joined(data: Any, sites: Mapping[str, Any]) -> Any:
-    """The draws from a scan that ran as a loop, stacked along time again."""
+    """The draws of a scan that ran as a loop, joined along time again."""
     if not isinstance(data, Mapping):
         return data
     joined = dict(data)
@@ -354,10 +354,7 @@ def _joined(data: Any, sites: Mapping[str, Any]) -> Any:
 
 
 def unpacked(value: Array, shape: tuple[int, ...]) -> Array:
-    """A draw of enumeration in the shape of its site.
-
-    Enumeration drops and adds axes of size 1, and does not repeat a single class along rows.
-    """
+    """What enumeration drew, in its full shape: enumeration drops and adds axes of size 1."""
     if value.size == math.prod(shape):
         return value.reshape(shape)
     return jnp.broadcast_to(value.reshape(value.shape[value.ndim - len(shape) :]), shape)
@@ -369,7 +366,7 @@ def _is_conditioned(site: dict[str, Any], stack: list[tuple[str, Any]]) -> bool:
 
 
 class SummedOut:
-    """The result of a scan whose sites are summed out: nothing can be computed from it."""
+    """What scan returns if its sites are summed out: nothing can be computed from it."""
 
     def __init__(self, site: str) -> None:
         self._site = site
@@ -407,7 +404,7 @@ class Weight(Distribution):
 
 
 class _FactorsAsLaws(Messenger):
-    """Replaces the law of factors inside of scan by Weight, whose value can have a time axis."""
+    """Gives factors inside of scan a value of their batch shape, in which scan looks for time."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and isinstance(unit := innermost(msg["fn"]), Unit):
@@ -436,7 +433,7 @@ class _AsMeasure(Messenger):
 
 
 def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Replaces the sites of a scan by its log evidence, for each row of their common plates."""
+    """Replaces the sites of a scan by its log evidence, a factor by row of their common plates."""
     # imported here: they set the backend of funsor, for Pyro too
     import funsor
     from numpyro.contrib.funsor import enum
@@ -462,11 +459,11 @@ def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) 
         lazy, *_ = _enum_log_density(program, (), {}, {}, *operations, apply_optimizer=False)
         evidence = funsor.optimizer.apply_optimizer(lazy)
     dims = {frame.name: frame.dim for frame in frames}
-    dims |= {f"_pyro_dim_{i}": -i for i in range(1, -free)}  # of sites enumerated before
+    dims |= {f"_pyro_dim_{i}": -i for i in range(1, -free)}  # of sites enumerated earlier
     if left := [name for name in evidence.inputs if name not in dims]:
         _refuse_in_scan(names[0], f" depend on {left[0]!r} in a way that is not summed out here:")
     evidence = funsor.to_data(evidence, name_to_dim={n: dims[n] for n in evidence.inputs})
-    with handlers.block():  # the program has them already
+    with handlers.block():  # the program has these axes already
         plates = [numpyro.plate(frame.name, frame.size, dim=frame.dim) for frame in frames]
     with ExitStack() as context:
         for plate in plates:
@@ -476,7 +473,7 @@ def _factor(names: list[str], sites: dict, args: tuple, kwargs: dict[str, Any]) 
 
 
 def _used_dims() -> int:
-    """The number of axes that outer plates and enumerated sites use."""
+    """The axes of plates and enumerated sites outside of the scan."""
     from numpyro.contrib.funsor.enum_messenger import _DIM_STACK
 
     return -min(_DIM_STACK.global_frame.dim_to_name, default=0)

@@ -30,7 +30,7 @@ __all__: list[str] = []
 
 
 class SameRows(Messenger):
-    """Gives a program these rows of plates; records sizes, and rows that the program is given."""
+    """Gives a program the rows of these plates; records sizes, and the rows that it is given."""
 
     def __init__(self, fn: Callable | None, rows: Mapping[str, Array]) -> None:
         super().__init__(fn)
@@ -64,18 +64,18 @@ class Reading(NamedTuple):
     """One run of a model."""
 
     sites: dict[str, Any]
-    sizes: dict[str, tuple[int, int]]  # of each plate: full size, and size in this run
+    sizes: dict[str, tuple[int, int]]  # of each plate: all rows, and those of this run
     given: dict[str, Array]  # rows that the program is given
 
 
 def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Array]) -> Reading:
-    """Runs the model at these rows; it needs no key."""
+    """Runs it, at these rows; no key of an outer seed is used."""
     same = SameRows(discretize(model), rows)
     with handlers.block(), handlers.seed(rng_seed=0):
         trace = handlers.trace(same).get_trace(*args, **kwargs)
     sites = {name: site for name, site in trace.items() if is_latent(site)}
     for site in sites.values():
-        frames = site["cond_indep_stack"]  # a plate inside of scan is seen only here
+        frames = site["cond_indep_stack"]  # only this handler sees a plate inside of scan
         site["full_sizes"] = {f.name: same.sizes.get(f.name, (f.size,))[0] for f in frames}
     return Reading(sites, same.sizes, same.given)
 
@@ -102,7 +102,7 @@ def has_terms(site: dict[str, Any]) -> bool:
 
 @contextmanager
 def terms_of(site: dict[str, Any]) -> Iterator[None]:
-    """Scales a site in the same way as this one; the masks are in the law."""
+    """Gives another site the scale of this one; its masks are in its law."""
     with handlers.scale(scale=own_scale(site)):
         yield
 
@@ -116,9 +116,9 @@ def _used(fn: Callable, inputs: Mapping[str, Any]) -> set[str]:
 
 
 class Follows(AutoGuide):
-    """An automatic guide that uses the rows of the model at the arguments of a call."""
+    """An automatic guide that has the same rows as the model, for the arguments of each call."""
 
-    whole: "Follows | None" = None  # the AutoGuideList that this is a part of
+    whole: "Follows | None" = None  # the AutoGuideList that has this guide as a part
 
     _prototype_frames: dict[str, Any]  # by plate
 
@@ -126,7 +126,7 @@ class Follows(AutoGuide):
         super().__init__(discretize(model), **options)  # a first run needs no temperature
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        """Records the trace and its plates; NumPyro's method starts only continuous latents."""
+        """The trace and its plates; NumPyro's own method is only for continuous latents."""
         with handlers.block():
             seeded = handlers.seed(self.model, numpyro.prng_key())
             self.prototype_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
@@ -139,7 +139,7 @@ class Follows(AutoGuide):
                     self._prototype_frame_full_sizes.setdefault(frame.name, frame.size)
 
     def _known(self, args: tuple, kwargs: dict) -> tuple[dict, set, set]:
-        """Sizes, plates with given rows, and sites with terms, read once for each signature."""
+        """Sizes, plates with given rows, sites with masks or scales; computed once a signature."""
         known = self.__dict__.setdefault("_known_calls", {})
         key = signature((args, kwargs))
         if key not in known:

@@ -40,14 +40,14 @@ def uniform_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.f
     return jnp.maximum(u, 2.0 ** -(p + 1)).reshape(shape)
 
 
-# XLA on CPUs fuses a short concatenation with its uses, which then run element by element.
+# On CPUs XLA fuses a short concatenation with its consumer, which then runs element by element.
 FEW = 2**12
 
 
 def random_words(key: Array, size: int) -> Array:
     """Words of 32 random bits.
 
-    Threefry makes them in pairs; random.bits joins a pair into one word, split returns both.
+    Threefry makes words in pairs; random.bits joins a pair into one word, split returns both.
     """
     if jax.random.key_impl(key) != "threefry2x32":
         return jax.random.bits(key, (size,), jnp.uint32)
@@ -95,7 +95,7 @@ def log_softmax(a: Array) -> Array:
     return a - jnp.log(jnp.exp(a).sum(-1, keepdims=True))
 
 
-# XLA sums many rows faster as a product with ones; for few rows this is slower.
+# XLA sums many rows faster as a product with ones; for few rows that costs more than it saves.
 MANY = 3000
 
 
@@ -175,7 +175,7 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - jnp.log(noise)) / _column(temperature))
-    # -inf is set after the division, which has no gradient at -inf
+    # -inf enters after the division, whose gradient would be NaN there
     z = (jnp.where(finite, logits, 0.0) - jnp.log(noise)) / _column(temperature)
     return log_softmax(jnp.where(finite, z, -jnp.inf))
 
@@ -202,7 +202,7 @@ def gumbel_softmax_draw(
 def _draw(
     temperature: Temperature, logits: Array, noise: Array, finite: Array | None
 ) -> tuple[Array, Array, Array]:
-    """y, l and sum l for constant noise; masked categories are 0 and -inf, and not in the sum.
+    """y, l and sum l of constant noise; masked categories are 0 and -inf, and are not in the sum.
 
     sum l = sum z - K log sum exp(z) needs no second pass over l, so that l need not be stored.
     """
@@ -223,7 +223,7 @@ def _draw_jvp(primals: tuple, tangents: tuple) -> tuple:
     tau, _, _, finite = primals
     dtau, da, _, _ = tangents
     y, l, log_product = _draw(*primals)
-    # without the logit and the -inf of masked categories
+    # for a masked category neither the logit nor -inf counts
     slope = l if finite is None else jnp.where(finite, l, 0.0)
     dz = (da - slope * _column(dtau)) / _column(tau)
     dl = dz - sum_last(y * dz)[..., None]
@@ -247,14 +247,14 @@ def exp_gumbel_softmax_log_prob(
     """
     gone = log_value == -jnp.inf
     outside = (gone if finite is None else gone == finite).any(-1)
-    # values outside of the support are replaced before the formula: no NaN in its gradient
+    # values outside are replaced before the formula, so that its gradient has no NaN
     r = -_column(temperature) * jnp.where(gone, 0.0, log_value)
     r = logits + r if finite is None else jnp.where(finite, logits, 0.0) + r
     weighted = r if finite is None else jnp.where(finite, r, -jnp.inf)
     shift = lax.stop_gradient(weighted).max(-1, keepdims=True)
     K, constant = _count(_log_volume, r, finite)
     log_mean = jnp.log(jnp.exp(weighted - shift).sum(-1) / K)
-    # shifted like log_mean, so that K times the shift, which cancels, is never added
+    # shifted like log_mean: K times the shift cancels, and is never added
     log_prob = sum_finite(r - shift, finite) - K * log_mean
     log_prob = constant + (K - 1) * _log(temperature) + log_prob
     return jnp.where(outside, -jnp.inf, log_prob)
@@ -353,7 +353,7 @@ def exp_gumbel_softmax_kl(p_logits: Array, q_logits: Array) -> Array:
     p_finite, q_finite = p_logits > -jnp.inf, q_logits > -jnp.inf
     both = p_finite & q_finite
     log_v = jnp.where(both, q_logits, 0.0) - jnp.where(both, p_logits, 0.0)
-    # an empty intersection has no maximum; its divergence is infinite for any value here
+    # an empty intersection has no maximum; its divergence is infinite with any value here
     highest = jnp.where(both, log_v, -jnp.inf).max(-1, keepdims=True)
     log_v = log_v - jnp.where(both.any(-1, keepdims=True), highest, 0.0)
     v, K = jnp.exp(jnp.where(both, log_v, -jnp.inf))[..., None, :], both.sum(-1)
@@ -392,8 +392,8 @@ def open_unit_interval(dtype: np.dtype) -> tuple[float, float]:
 def _steepest(dtype: np.dtype) -> float:
     """The smallest divisor in the derivatives of log and logit: 2^26 times the smallest float.
 
-    For y near 0 the derivative 1 / y is later multiplied by the derivative y of the sample. Before
-    that it could overflow, to inf or to inf * 0.
+    At a y near 0 the derivative 1 / y is multiplied by the derivative y of the sample. By
+    itself it would overflow before that, to inf or to inf * 0.
     """
     return float(jnp.finfo(dtype).tiny) * 2.0**26
 
@@ -579,17 +579,17 @@ def bernoulli_kl(
 
 
 def without_sure(x: Array, unsure: Array | None, instead: float = 0.0) -> Array:
-    """Logits or values; `instead` replaces those of bits of probability 0 and 1."""
+    """Logits or values, with another number for those bits."""
     return x if unsure is None else jnp.where(unsure, x, instead)
 
 
 def put_sure(y: Array, logits: Array, unsure: Array | None) -> Array:
-    """Sets bits of probability 0 and 1 to 0 and 1, without gradient."""
+    """Bits of probability 0 and 1 have that value, without gradient."""
     return y if unsure is None else jnp.where(unsure, y, (logits > 0).astype(y.dtype))
 
 
 def score_sure(log_prob: Array, value: Array, logits: Array, unsure: Array | None) -> Array:
-    """Bits of probability 0 and 1 have log mass 0 at their value, -inf elsewhere, no gradient."""
+    """Such bits have log mass 0 at their value, -inf elsewhere, without gradient."""
     if unsure is None:
         return log_prob
     return jnp.where(unsure, log_prob, jnp.where(value == (logits > 0), 0.0, -jnp.inf))

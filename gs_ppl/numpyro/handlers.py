@@ -70,9 +70,9 @@ __all__ = ["discretize", "relax"]
 
 
 def parameters(law: Any) -> dict[str, Array]:
-    """Parameters of a discrete law as arrays; NumPyro also accepts numbers.
+    """Parameters of a discrete law as arrays; NumPyro takes plain numbers too.
 
-    They are probs if the PPL's law was given probs, so that a zero stays a zero.
+    If a native law was given probs, these are probs, so that a zero stays a zero.
     """
     what, given = (
         ("probs", law.probs) if isinstance(law, BernoulliProbs) else ("logits", law.logits)
@@ -88,12 +88,12 @@ def is_relaxed(law: Any) -> bool:
 
 
 def has_classes(law: Any) -> bool:
-    """Whether its values represent classes: one-hot vectors, bits, relaxed ones."""
+    """Whether its values are classes: one-hot vectors, bits, or relaxed ones."""
     return event_dims(law) is not None
 
 
 def _is_discrete(law: Any) -> bool:
-    """One-hot and Bernoulli laws, the PPL's and ours; not those that are relaxed already."""
+    """One-hot and Bernoulli laws, of the PPL and of this library, that are not relaxed already."""
     return isinstance(law, OneHotCategorical | BernoulliLogits | BernoulliProbs)
 
 
@@ -116,11 +116,11 @@ class carry_log_values(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         reach_into_bodies(self, msg)
         if is_latent(msg) and isinstance(innermost(msg["fn"]), DensityScored):
-            # a copy of the user's dict, without the entry of an earlier draw
+            # a copy of the user's dict, without the entries of an earlier draw
             msg["infer"] = {k: v for k, v in msg["infer"].items() if k != LOG_VALUE}
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # changed in place: an outer trace has already recorded this list and dict
+        # in place: an outer trace has recorded the same list and dict already
         if not is_latent(msg):
             return
         if not isinstance(innermost(msg["fn"]), DensityScored):
@@ -144,7 +144,7 @@ class RelaxMessenger(carry_log_values):
         max_tail: float,
     ) -> None:
         super().__init__(None if fn is None else interpret(fn))
-        self.reads = fn is not None  # whether the program may compute with soft indices
+        self.reads = fn is not None  # a value that the program has computed from soft indices
         self.relaxation = relaxation
         self.truncate, self.max_tail = truncate, max_tail
         self.sites = None if sites is None else frozenset(sites)
@@ -179,11 +179,11 @@ class RelaxMessenger(carry_log_values):
         super().process_message(msg)
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
-        # the value was given, and no outer handler has replaced the law
+        # the value was given; an outer handler would have changed the law
         if is_latent(msg) and isinstance(innermost(msg["fn"]), WithoutTemperature):
             refuse_without_temperature(msg["name"])
         super().postprocess_message(msg)
-        # after an outer trace has recorded weights, or the hardened value
+        # here an outer trace has recorded the weights, or the hardened value, already
         if msg["type"] == "sample" and msg["name"] in self._relaxed and self.reads:
             msg["value"] = _handed(msg)
         elif is_latent(msg) and msg["name"] in self._discrete and self.reads:
@@ -194,7 +194,7 @@ class RelaxMessenger(carry_log_values):
             msg["value"] = self._recorded.pop(msg["name"])
 
     def _read(self, msg: dict[str, Any]) -> None:
-        """Replaces soft values in a message, since code outside of the program reads it."""
+        """Replaces soft values in a message, since its readers are outside of the program."""
         if msg["type"] == "deterministic" and isinstance(msg["value"], Soft):
             value = self._recorded[msg["name"]] = msg["value"]
             msg["value"] = as_float(value) if value.is_float else hardened(value)
@@ -234,7 +234,7 @@ def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
     if not is_relaxed(law) or isinstance(value, Soft):
-        return value  # an outer handler has undone the relaxation, or has made the soft value
+        return value  # an outer handler has undone the relaxation, or has done it already
     values = values_of(law)
     if values is not None:
         given = not jnp.issubdtype(jnp.result_type(value), jnp.floating)
@@ -248,7 +248,7 @@ def _handed(msg: dict[str, Any]) -> Any:
 
 
 def is_log(law: Any) -> bool:
-    """Whether its values are logs of weights."""
+    """Whether the values of the law are logs of weights."""
     return isinstance(law, ExpGumbelSoftmax)
 
 
@@ -267,7 +267,7 @@ def _without_soft(site: str, fn: Any) -> Any:
 
 
 def _is_counted(constraint: Any) -> bool:
-    """Whether a parameter is an integer; some dependent constraints do not say so."""
+    """Whether a parameter is an integer; some constraints that depend on others do not say."""
     try:
         return constraint.is_discrete
     except NotImplementedError:
@@ -371,7 +371,7 @@ def _discretized(law: Any) -> Any:
 
 
 class SureBernoulli(BernoulliLogits):
-    """NumPyro's BernoulliLogits, which accepts infinite logits and has a score for them."""
+    """NumPyro's Bernoulli; it has no score where the logits are infinite, and refuses them."""
 
     def __init__(self, logits: Array) -> None:
         super().__init__(logits, validate_args=False)

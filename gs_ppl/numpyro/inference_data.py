@@ -97,7 +97,7 @@ def to_inference_data(
     exact = infer_discrete or guide is None
     sampler = _Sampler(bind(model), bind(guide) if guide else None, first, exact)
     names = Names.of(sampler.layout, coords, dims)
-    # one after the other: one batch would hold all tables of enumeration at once
+    # one after the other: a batch would hold all tables of enumeration at the same time
     draws = jax.jit(partial(jax.lax.map, sampler.draw))(jax.random.split(key, num_samples))
     groups = jax.tree.map(np.asarray, draws)
     attrs = {"method": sampler.method, "numpyro_version": numpyro.__version__}
@@ -138,7 +138,7 @@ class _Sampler:
         self.method += ", guide" if infer_discrete and guide else ""
 
     def _find_enumerated(self, key: Array) -> list[str]:
-        """The sites that are enumerated; the guide then does not draw them."""
+        """The sites that are enumerated; the guide does not draw them."""
         sites = _run(config_enumerate(self._model), key).items()
         frames = [f.dim for site in self._trace.values() for f in site.get("cond_indep_stack", ())]
         self._plates = -min(frames, default=0)
@@ -151,7 +151,7 @@ class _Sampler:
         """One draw of each group."""
         of_latents, of_predictive, of_prior = jax.random.split(key, 3)
         latents, log_q, log_weight = self._draw_latents(of_latents)
-        # only auxiliary draws use the key
+        # the key is for what stays random: only auxiliary draws
         lp, joint = log_density(handlers.seed(self._model, key), (), {}, latents)
         if log_weight is None:
             log_weight = lp - log_q
@@ -171,7 +171,7 @@ class _Sampler:
         }
 
     def _draw_latents(self, key: Array) -> tuple[dict[str, Array], Array | None, Array | None]:
-        """Latents by site, and the log density of the draw or its log weight; the other is None."""
+        """Latents by site, and the log density of the draw, or, without one, its log weight."""
         key, own = jax.random.split(key)
         summed = {*self._enumerated, *self._fixed}
         guide = handlers.block(handlers.seed(self._guide, own), hide=list(summed))

@@ -1,4 +1,4 @@
-"""Refuses NumPyro's own enumeration and Gibbs sampler for our classes: they would be wrong."""
+"""Refuses NumPyro's own enumeration and Gibbs sampler over our classes: they give wrong numbers."""
 
 import sys
 from types import FrameType
@@ -9,9 +9,9 @@ from numpyro.primitives import _PYRO_STACK
 
 
 def refuse_support(law: str) -> None:
-    """Refuses NumPyro's enumeration and samplers, which would use class indices as values.
+    """Refuses NumPyro's enumeration, which asks for the support, and gives class indices.
 
-    A vector is not an index, and NumPyro does not follow dependencies on a bit with a gradient.
+    A vector is no index, and NumPyro does not follow the dependencies of a bit with a gradient.
     """
     if _is_enumerating():
         _refuse(law, _site_at_work(), "NumPyro's enumeration gives it class indices")
@@ -25,7 +25,7 @@ def refuse_support(law: str) -> None:
 
 
 def refuse_draw(law: str) -> None:
-    """Refuses a draw in NumPyro's enumeration that should be summed out, or that no guide draws."""
+    """Refuses, in NumPyro's enumeration, a draw to be summed out, or one that no guide gives."""
     if not _is_enumerating():
         return
     site = _site_at_work() or {}
@@ -41,7 +41,7 @@ def _is_enumerating() -> bool:
 
 
 def _sampler_at_work() -> FrameType | None:
-    """The function of NumPyro's samplers that asks for a support; None if no sampler asks."""
+    """The function of NumPyro's samplers that asks for a support, None if another one asks."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -52,7 +52,7 @@ def _sampler_at_work() -> FrameType | None:
 
 
 def _site_at_work() -> dict[str, Any] | None:
-    """The message of NumPyro's handlers: a law does not get it, so it is read from the frames."""
+    """The current message of NumPyro's handlers, read off the frames: a law does not get it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         message = frame.f_locals.get("msg")

@@ -17,19 +17,19 @@ from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
 
 __all__: list[str] = []
 
-NEEDS_VALUES = (  # a program that runs without jit alone
+NEEDS_VALUES = (  # errors of a program that runs only without jit
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
-TINY = 1e-6  # of the simplex, where the value is its log
+TINY = 1e-6  # smallest coordinate on the simplex, if the value is its log
 
-# what runs some ten times: most of the time of compiling goes into making it fast
+# for code that runs about ten times: optimization takes most of the time of compiling
 IN_HASTE = {"xla_backend_optimization_level": 0}
 
 
 class Probe:
-    """Replays a program with relaxed values along edges, all else as in its trace."""
+    """Replays a program with relaxed values along edges; other values are those of its trace."""
 
     def __init__(
         self, side: str, program: Callable, trace: dict[str, Any], args: tuple, kwargs: dict
@@ -48,7 +48,7 @@ class Probe:
     def corners(self, name: str) -> list[Array]:
         value = self.trace[name]["value"]
         a = np.broadcast_to(_logits(self.law(name)), value.shape)
-        if not self.law(name).event_shape:  # a bit that is certain stays
+        if not self.law(name).event_shape:  # a bit that is certain does not move
             return [jnp.asarray(v, value.dtype) for v in (a == np.inf, a > -np.inf)]
         rng = np.random.default_rng(0)
         return [jnp.asarray(v, value.dtype) for v in vertices(a > -np.inf, rng)]
@@ -58,12 +58,12 @@ class Probe:
         run = self.compiled.get(tuple(moved))
         values, slopes = self._first(*point) if run is None else run(*point)
         flat = [np.asarray(x, np.float64).ravel() for x in values]
-        with np.errstate(invalid="ignore"):  # slopes of both infinities: nothing can be known
+        with np.errstate(invalid="ignore"):  # slopes of inf and -inf: their sum is unknown
             slope = sum(float(np.asarray(x, np.float64).sum()) for x in slopes)
         return Reading(np.concatenate([np.zeros(1), *flat]), slope, self.sites)
 
     def _first(self, *point: Any) -> tuple:
-        """By the way of differentiation that there is: a custom_vjp has none forward."""
+        """Differentiates forward, or else backward: custom_vjp has no forward derivative."""
         for differentiate in (_forward, _backward):
             slopes = partial(self._values_and_slopes, differentiate)
             for run in (jax.jit(slopes, compiler_options=IN_HASTE), slopes):
@@ -134,7 +134,7 @@ def _logits(law: Any) -> Array:
 
 
 def _linear_score(law: Any, value: Array) -> Array:
-    """The mass at any value, also of a law whose support is the vertices: how parents enter it."""
+    """The mass at any value, also of a law on the vertices: it shows the effect of the parents."""
     a = _logits(law)
     if law.event_shape:
         return _weighted(value, jax.nn.log_softmax(a))

@@ -1,8 +1,8 @@
 """Score-function ELBOs with a baseline: for any program with discrete latents.
 
-Letters: b = the sample of a discrete site, r = what it costs, that is log p - log q summed over all
-that shares the site's plates or has none of its own, in nats. Each estimate G of the gradient by
-the logits a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, r = its cost in nats: the sum of log p - log q over all
+terms, except those in other rows of the site's plates. Each estimate G of the gradient by the
+logits a enters the loss as the surrogate r + G a.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ Particle = tuple[Array, dict[str, Array], dict[str, Array]]
 
 
 def _exact_score(fn: Any) -> Any:
-    """The law that drew the sample, without scale and masks: what depends on a masked value counts.
+    """The law of the sample, without scale and masks: other terms may depend on masked values.
 
     Its gradient is right at logits of 0 too, where NumPyro's Bernoulli has kinks: b and 0 for
     b - pi.
@@ -46,7 +46,7 @@ def _exact_score(fn: Any) -> Any:
 class ScoreFunctionELBO(ShownELBO, ELBO):
     """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
 
-    Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other
+    Continuous sites of the guide have their pathwise gradient. r_s leaves out the terms in other
     rows of the plates of s. All particles see the same rows of a subsampled plate.
     """
 
@@ -57,11 +57,11 @@ class ScoreFunctionELBO(ShownELBO, ELBO):
         refuse_undefined(self, "center")
 
     def update(self, r: dict[str, Array], state: dict[str, Array]) -> dict[str, Array]:
-        """What the guide's mutable sites become."""
+        """New values of the guide's mutable sites."""
         return state
 
     def predict(self, site: dict[str, Any]) -> Array | float:
-        """What is known of r beforehand; learnt by least squares of the signal."""
+        """A prediction of r; it is learnt by least squares of the signal."""
         return 0.0
 
     def loss_with_mutable_state(
@@ -91,7 +91,7 @@ class ScoreFunctionELBO(ShownELBO, ELBO):
                 if is_scored(site):
                     log_q[name] = _exact_score(site["fn"]).log_prob(site["value"])
                     cost = stop_gradient(costs.sum_to(site["cond_indep_stack"]))
-                    # which leaves out leading axes of one row
+                    # sum_to drops leading axes of size 1
                     shape = jnp.broadcast_shapes(cost.shape, log_q[name].shape)
                     cost = jnp.broadcast_to(cost, shape)
                     r[name] = _subtract(name, cost, self.predict(site))
@@ -223,7 +223,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         self.decay, self.normalize = decay, normalize
 
     def wrap(self, guide: Callable) -> Callable:
-        """The guide with running mean, variance and number of steps beside each discrete site."""
+        """The guide, and for each discrete site a running mean, variance and number of steps."""
         return with_state(guide, lambda name: mutable(f"{name}_nvil", jnp.zeros(3)))
 
     def predict(self, site: dict[str, Any]) -> Array | float:

@@ -39,23 +39,23 @@ from gs_ppl.numpyro.structure import mixed
 
 __all__: list[str] = []
 
-Upstream = Callable[[], Mapping[str, Collection[str]]]  # of each site those that its law depends on
-Rows = Mapping[int, tuple[str, int]]  # by axis, of a subsampled plate its name and all its rows
+Upstream = Callable[[], Mapping[str, Collection[str]]]  # by site, what its law depends on
+Rows = Mapping[int, tuple[str, int]]  # by axis; for a subsampled plate its name and number of rows
 
 
 class Latent(NamedTuple):
     """A discrete latent, whose logits have the shape plates + (K of each parent, ...) + event."""
 
     name: str
-    fn: Any  # its law in the model; of an integer one over one-hot vectors
+    fn: Any  # its law in the model; for an integer, over one-hot vectors
     dims: int  # axes of a variable: 1 of a one-hot vector, 0 of a bit
-    values: tuple[int, ...] | None  # of an integer
+    values: tuple[int, ...] | None  # for an integer
     parents: tuple[str, ...] = ()
-    infinite: bool = False  # whether some logits begin so
+    infinite: bool = False  # whether some logits start at infinity
 
     @property
     def table_dims(self) -> int:
-        """Axes of the logits that are none of the rows."""
+        """Axes of the logits after those of the rows."""
         return len(self.parents) + self.fn.event_dim
 
     @property
@@ -74,13 +74,13 @@ class Latent(NamedTuple):
         return Law(np.asarray(table, np.float64), self.parents, self.fn.event_dim, not self.dims)
 
     def value(self, vector: Array) -> Array:
-        """What a one-hot vector is to the program."""
+        """The value that the program gets for a one-hot vector."""
         if self.values is None:
             return vector
         return jnp.asarray(self.values)[vector.argmax(-1)]
 
     def of_class(self, index: np.ndarray, like: Array) -> Array:
-        """What classes are to the program."""
+        """The values that the program gets for class indices."""
         if not self.dims:
             return jnp.asarray(index, like.dtype)
         return self.value(jax.nn.one_hot(index, self.classes, dtype=like.dtype))
@@ -89,7 +89,7 @@ class Latent(NamedTuple):
         return self.value(F.one_hot_argmax(a)) if self.dims else (a > 0).astype(a.dtype)
 
     def draw(self, key: Array, a: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Weights of the classes, and what they are to the program."""
+        """Weights of the classes, and the values that the program gets for them."""
         if self.dims:
             vector = OneHotCategorical(logits=a).sample(key, shape)
             return vector, self.value(vector)
@@ -101,7 +101,7 @@ class Latent(NamedTuple):
 
 
 def read_latent(name: str, site: dict[str, Any]) -> Latent | None:
-    """None if it is not discrete; in the trace an integer becomes a vector of weights."""
+    """None if the site is not discrete; an integer in the trace becomes a vector of weights."""
     law = innermost(site["fn"])
     values: tuple[int, ...] | None
     if is_integer(law):
@@ -136,7 +136,7 @@ def _is_parameter(msg: dict[str, Any]) -> bool:
 def initial_logits(
     latent: Latent, value: Array, given: Any, of_parents: Sequence[int], rows: Rows
 ) -> tuple[Array, bool]:
-    """Logits of all rows; whether the user has given them so."""
+    """Logits of all rows, and whether the user has given them for all rows."""
     fn = latent.fn
     given = given.get(latent.name, 0.0) if isinstance(given, Mapping) else given
     dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else jnp.result_type(float)
@@ -153,9 +153,9 @@ def initial_logits(
 
 
 def sure_logits(latent: Latent, value: Array, rows: Rows, upstream: Upstream) -> Any:
-    """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
+    """-inf at masked categories, -inf and inf at bits of probability 0 and 1; 0 elsewhere.
 
-    What depends on other latents is left to training: it may differ in the next draw.
+    Logits that depend on other latents start at 0: they may differ in the next draw.
     """
     fn = latent.fn
     ((what, given),) = parameters(innermost(fn)).items()
@@ -243,7 +243,7 @@ class SiteLogits(Follows):
             if full_size[frame.name] != frame.size
         }
         of_parents = [self._latents[parent].classes for parent in latent.parents]
-        with jax.ensure_compile_time_eval():  # kept, while the first run may be inside of jit
+        with jax.ensure_compile_time_eval():  # concrete, also inside of jit
             logits, whole = initial_logits(
                 latent, site["value"], self._init_logits, of_parents, rows
             )
@@ -252,7 +252,7 @@ class SiteLogits(Follows):
             return logits + sure
 
     def _find_row_plates(self, args: tuple, kwargs: dict) -> dict[str, str]:
-        """Of sparse rows: by site, of those that are in a plate."""
+        """Of sparse rows, by site, for the sites that are in a plate."""
         _, given, _ = self._known(args, kwargs)
         sizes = self._prototype_frame_full_sizes
         found: dict[str, str] = {}
@@ -266,7 +266,7 @@ class SiteLogits(Follows):
 
     @property
     def tables(self) -> dict[str, str]:
-        """The plate of each parameter that is a table of sparse rows."""
+        """The plate of each parameter that is a table with sparse rows."""
         return {self._param_name(name): plate for name, plate in self._row_plates.items()}
 
     def _param_name(self, site: str) -> str:
@@ -282,7 +282,7 @@ def refuse_unless_without_arguments(model: Callable) -> None:
 
 
 class ReadLogits(SiteLogits):
-    """What the logits say, by site, for all rows of its plates."""
+    """Probabilities, modes and draws by site, for all rows of its plates."""
 
     def _logits(self, params: dict[str, Array]) -> dict[str, Array]:
         if self.prototype_trace is None:  # in a fresh process
@@ -292,7 +292,7 @@ class ReadLogits(SiteLogits):
         return {name: params[self._param_name(name)] for name in self._latents}
 
     def _laws(self, logits: Mapping[str, Array]) -> dict[str, Law] | None:
-        """None without parents."""
+        """The law of each site; None if no site has parents."""
         if not any(self._parents.values()):
             return None
         return {name: self._latents[name].law(a) for name, a in logits.items()}
@@ -326,11 +326,11 @@ class ReadLogits(SiteLogits):
         return {name: self._latents[name].mode(a) for name, a in logits.items()}
 
     def quantiles(self, params: dict[str, Array], quantiles: Any) -> dict[str, Array]:
-        """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
+        """None, since a class has no quantiles; AutoGuideList returns those of its other parts."""
         return {}
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:
-        """The mode. AutoGuideList calls it."""
+        """The mode, under the name that AutoGuideList calls."""
         return self.mode(params)
 
     def sample_posterior(
@@ -359,6 +359,6 @@ class ReadLogits(SiteLogits):
 
 
 def in_rows(weights: Array, sample_shape: tuple[int, ...], plates: int) -> Array:
-    """Weights of draws with axes for so many more plates."""
+    """Weights of draws, with axes for that many more plates."""
     n = len(sample_shape)
     return weights.reshape(sample_shape + (1,) * plates + weights.shape[n:])

@@ -1,4 +1,4 @@
-"""What JAX's control flow does to soft indices: cond takes all branches, scan carries weights."""
+"""Soft indices in JAX's control flow: cond computes all branches, scan carries weights."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def _eval(trace: Any, closed: Any, args: Sequence[Any]) -> list[Any]:
 
 
 def cond(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
-    """All branches, and then a choice among their results."""
+    """Computes all branches, and then chooses among their results."""
     which, *operands = args
     cases = [_eval(trace, branch, operands) for branch in params["branches"]]
 
@@ -37,7 +37,7 @@ def cond(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
 
 
 class Slot(NamedTuple):
-    """What a soft value is in the carry of a scan, which holds its weights."""
+    """A soft value in the carry of a scan: the carry holds its weights."""
 
     table: np.ndarray
     draws: tuple[int, ...]  # their shape
@@ -50,14 +50,14 @@ class Slot(NamedTuple):
         if not isinstance(x, Soft):
             return None
         if len(x.axes) > 1 or not isinstance(x.table, np.ndarray):
-            cure = "hand on the draws themselves, or a float that is computed from them"
+            cure = "carry the draws themselves, or a float that is computed from them"
             refuse(x.sites, "a carry that is computed from several draws or from an array", cure)
         (axis,) = x.axes
         draws = np.broadcast_shapes(axis.ids.shape, axis.weights.shape[1:])
         return cls(x.table, draws, axis.sites, spec_of(x), axis.weights.dtype)
 
     def join(self, other: "Slot") -> "Slot":
-        """The slot that holds the values of both."""
+        """A slot that can hold the values of both."""
         if not np.array_equal(self.table, other.table):
             cure = "carry values of one set of classes"
             refuse(self.sites | other.sites, "a carry whose classes change", cure)
@@ -65,19 +65,19 @@ class Slot(NamedTuple):
         return self._replace(draws=draws, sites=self.sites | other.sites)
 
     def stacked(self, length: int) -> "Slot":
-        """Of all steps."""
+        """The slot for all steps."""
         spec = self.spec.update(shape=(length, *self.spec.shape))
         return self._replace(table=self.table[:, None], draws=(length, *self.draws), spec=spec)
 
     def row(self) -> "Slot":
-        """Of one step."""
+        """The slot for one step."""
         if self.table.shape[1] > 1:
-            refuse(self.sites, "scan over an array of integers and draws", "index in the body")
+            refuse(self.sites, "scan over an array of integers and draws", "index it in the body")
         spec = self.spec.update(shape=self.spec.shape[1:])
         return self._replace(table=self.table[:, 0], draws=self.draws[1:], spec=spec)
 
     def weights(self, trace: Any, x: Any) -> Any:
-        """Those of a value; of a plain one, which is sure."""
+        """The weights of a value; those of a plain value are 1 at its class."""
         if not isinstance(x, Soft):
             w = np.zeros((len(self.table), *self.draws), self.dtype)
             like = trace.make(self.table, [Axis(w, fresh(self.draws), self.sites)], self.spec)
@@ -88,7 +88,7 @@ class Slot(NamedTuple):
         return full(jnp.asarray(x.axes[0].weights, self.dtype), 1, self.draws)
 
     def value(self, trace: Any, weights: Any, token: int) -> Soft:
-        """As new draws."""
+        """The value, as new draws."""
         axis = Axis(weights, fresh(self.draws), self.sites, token)
         return trace.make(self.table, [axis], self.spec)
 
@@ -97,7 +97,7 @@ Slots = Sequence[Slot | None]
 
 
 def _weights(trace: Any, slots: Slots, xs: Sequence[Any]) -> list[Any]:
-    """Those of soft values; of a float in a plain slot, the mean."""
+    """The weights of soft values; for a float in a plain slot, the mean."""
     return [s.weights(trace, x) if s else _as_mean(x) for s, x in zip(slots, xs, strict=True)]
 
 
@@ -110,7 +110,7 @@ def _is_plain_float(x: Any) -> bool:
 
 
 def _values(trace: Any, slots: Slots, xs: Sequence[Any], token: int | None) -> list[Any]:
-    """As new draws; without a token, they are not known from other draws of their sites."""
+    """Values, as new draws; without a token, they may be equal to other draws of their sites."""
     return [
         s.value(trace, x, next(counter) if token is None else token) if s else x
         for s, x in zip(slots, xs, strict=True)
@@ -118,15 +118,15 @@ def _values(trace: Any, slots: Slots, xs: Sequence[Any], token: int | None) -> l
 
 
 def _swapped(slots: Slots, arrays: Sequence[Any]) -> list[Any]:
-    """Steps first, or classes first."""
+    """Swaps the first two axes of weights: steps before classes, or classes before steps."""
     return [jnp.moveaxis(a, 1, 0) if s else a for s, a in zip(slots, arrays, strict=True)]
 
 
 def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> list[Any]:
-    """Weights in the carry; the body is read anew.
+    """Runs a scan with weights in its carry; the body is traced again.
 
-    Inside, a soft carry is taken for new draws, which differ from each other and from all that the
-    body gets from outside; this is checked where the carry begins and where it goes on.
+    Inside, a soft carry counts as new draws, different from each other and from all that the
+    body gets from outside; this is checked at the first carry and after each step.
     """
     consts, init, xs = (list(map(_carried, part)) for part in scan_parts(params, args))
     slots, rows = list(map(Slot.of, init)), list(map(Slot.of, xs))
@@ -138,7 +138,7 @@ def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
         nonlocal seen
         with take_current_trace() as below:
             inner = trace.within(below)
-        if seen is None:  # a guess: what begins as a constant integer is one
+        if seen is None:  # a guess: a carry that starts as a constant integer is one
             facts = [trace.constant(x) for x in init]
             guess = [isinstance(f, np.ndarray) and f.dtype.kind != "f" for f in facts]
             known = itertools.compress(zip(carry, facts, strict=True), guess)
@@ -150,18 +150,18 @@ def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
             outs = list(map(_carried, outs))
             after, ys = outs[: len(init)], outs[len(init) :]
             found = list(map(Slot.of, outs))
-            # a float that begins as one, such as a one-hot vector, is carried as its mean
+            # a carry that starts as a plain float, such as a one-hot vector, is a mean
             found[: len(init)] = [
                 None if plain else s for s, plain in zip(found, plain_floats, strict=False)
             ]
             seen = found, [a._replace(weights=None) for a in _axes(after)]
             if any(t and not s for s, t in zip(slots, found, strict=False)):
-                return carry, []  # of no use yet
+                return carry, []  # not used yet
             return _weights(inner, slots, after), _weights(inner, found[len(init) :], ys)
 
     rolled = _swapped(rows, _weights(trace, rows, xs))
     first = [jax.eval_shape(lambda x: x[0], x) for x in rolled]
-    for _ in range(len(init) + 2):  # until the slots hold what the body hands on
+    for _ in range(len(init) + 2):  # until the slots hold the results of the body
         jax.eval_shape(body, _weights(trace, slots, init), first)
         before, slots = (
             slots,
@@ -179,7 +179,7 @@ def scan(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) ->
 
 
 def _carried(x: Any) -> Any:
-    """Floats of several draws, or of an array, are their means."""
+    """Floats of several draws, or of an array, become their means."""
     single = isinstance(x, Soft) and len(x.axes) == 1 and isinstance(x.table, np.ndarray)
     return mean(x) if isinstance(x, Soft) and x.is_float and not single else x
 
@@ -189,7 +189,7 @@ def _axes(xs: Sequence[Any]) -> list[Axis]:
 
 
 def _same(slots: Slots, others: Slots) -> bool:
-    """Whether no slot has changed; the tables are those of before."""
+    """Whether no slot has changed, so that the tables are the same."""
     return all(
         (a is None) == (b is None) and (not (a and b) or (a.draws, a.sites) == (b.draws, b.sites))
         for a, b in zip(slots, others, strict=True)
@@ -197,7 +197,7 @@ def _same(slots: Slots, others: Slots) -> bool:
 
 
 def _are_apart(values: Sequence[Any]) -> bool:
-    """Whether no two of them hold the same draw."""
+    """Whether all of them hold different draws."""
     axes = _axes(values)
     ids = np.concatenate([np.zeros(0, int), *(a.ids.ravel() for a in axes)])
     return len(np.unique(ids)) == len(ids) and not any(a.token for a in axes)
@@ -210,5 +210,5 @@ def _check_lags(axes: list[Axis], outside: list[Axis]) -> None:
             refuse(a.sites, "a carry that holds one draw several times", cure)
         for b in [*axes[:i], *outside]:
             if np.intersect1d(a.ids, b.ids).size or (a.token != b.token and a.sites & b.sites):
-                what = "a carry that holds one draw twice, or one that the body uses besides"
+                what = "a carry that holds one draw twice, or a draw that the body also uses"
                 refuse(a.sites, what, cure)

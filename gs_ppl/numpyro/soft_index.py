@@ -1,12 +1,12 @@
-"""The soft index: what a program computes from a relaxed class, read as tables over the classes.
+"""The soft index: what a program computes from a relaxed class, as tables over the classes.
 
-A relaxed site holds weights y over the classes 0..K-1. The program gets a soft index z, an integer
-to JAX. Whatever integer or boolean it computes from z is carried as its table over the classes,
-with the weights y; where a float array of the program enters, or the program does more than
-arithmetic, the value becomes the mean of the table. So locs[z] is y @ locs, one_hot(z) is y, and
-at a vertex every form equals the integer program.
+A relaxed site holds weights y over the classes 0..K-1. The program gets a soft index z, which is an
+integer for JAX. An integer or boolean that it computes from z is kept as a table over the classes,
+with the weights y. The value becomes the mean of the table if a float array of the program takes
+part, or if the operation is more than arithmetic. So locs[z] is y @ locs, one_hot(z) is y, and at a
+vertex every result is that of the integer program.
 
-A JAX trace that is current while the program runs does the reading.
+A JAX trace evaluates these operations while the program runs.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ __all__ = [
     "soft_one_hot",
 ]
 
-KNOWN = 4096  # elements of a constant that is remembered
+KNOWN = 4096  # largest number of elements of a constant that is kept
 
 
 # --- the primitive: weights -> an integer, which traces of JAX can stage --------------------------
@@ -85,7 +85,7 @@ def soft_index(site: str, weights: Any, values: Any = None) -> jax.Array:
     Args:
         site: name of the site, for the errors.
         weights: y, shape batch + (K,).
-        values: the K integers that the classes stand for; None: 0..K-1.
+        values: the integers of the K classes; None: 0..K-1.
 
     Shapes:
         the batch of the weights.
@@ -106,7 +106,7 @@ def soft_index(site: str, weights: Any, values: Any = None) -> jax.Array:
 
 
 def soft_bit(site: str, y: Any) -> jax.Array:
-    """A relaxed bit, which is an integer in NumPyro's programs: weights 1 - y and y."""
+    """A relaxed bit: an integer in NumPyro's programs, with weights 1 - y and y."""
     return soft_index_p.bind(jnp.asarray(y), law=Law(site, "bit", (0, 1), jnp.arange(1).dtype))
 
 
@@ -138,7 +138,7 @@ def _bind(primitive: Any, params: dict[str, Any], args: Any) -> Any:
 
 
 class SoftTrace(jax.core.Trace):
-    """Reads operations on soft indices; hands all others to the trace below."""
+    """Evaluates operations on soft indices; passes all others to the trace below."""
 
     def __init__(self, below: Any, outer: "SoftTrace | None" = None) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class SoftTrace(jax.core.Trace):
             return out
 
     def draw(self, y: Any, law: Law) -> Soft:
-        """The soft index itself: classes lead the weights, and each element is a draw."""
+        """The soft index itself: its weights have the classes first; each element is a draw."""
         k = y.shape[-1] if law.kind != "bit" else 2
         shape = y.shape if law.kind == "bit" else y.shape[:-1]
         weights = jnp.stack([1 - y, y]) if law.kind == "bit" else jnp.moveaxis(y, -1, 0)
@@ -215,10 +215,10 @@ class SoftTrace(jax.core.Trace):
                 return soft_rules.by_cells(self, call, list(args))
             return call(list(map(soft_rules.as_mean, args)))
 
-    # what the program's text shows: numbers, arange, and what is computed from them
+    # known from the program's text: numbers, arange, and values computed from them
 
     def value(self, x: Any) -> np.ndarray | None:
-        """A constant with 1 in dimensions that do not matter; of floats, numbers alone."""
+        """A constant, of size 1 along which it is equal; for floats, only single numbers."""
         if id(x) in self.known:
             return self.known[id(x)][1]
         exact = any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (jnp.integer, bool))
@@ -228,7 +228,7 @@ class SoftTrace(jax.core.Trace):
         return x if x.ndim == 0 or (exact and x.size <= KNOWN) else None
 
     def constant(self, x: Any) -> Any:
-        """A value, as an array of NumPy if it is known."""
+        """A value, as a NumPy array if it is known."""
         found = None if isinstance(x, Soft) else self.value(x)
         return x if found is None else found
 
@@ -248,7 +248,7 @@ class SoftTrace(jax.core.Trace):
             value = soft_rules.take(lift(facts[0], 0, len(shape)), 0, shape, found)
         else:
             return
-        # of floats numbers alone, and integers that became floats on their way
+        # only single floats, and integers that became floats
         exact = not jnp.issubdtype(out.dtype, jnp.inexact)
         exact = exact or name in soft_rules.MOVES or name == "convert_element_type"
         if (value.size == 1 or (exact and value.size <= KNOWN)) and isinstance(out, jax.Array):
@@ -293,7 +293,7 @@ def _reading() -> Iterator[None]:
 
 
 def constant(x: Any) -> np.ndarray | None:
-    """The values of an array, under jit too where they follow from numbers in the program."""
+    """The values of an array, also under jit if they follow from numbers in the program."""
     if not isinstance(x, jax.core.Tracer):
         return np.asarray(x)
     with take_current_trace() as trace:
@@ -309,9 +309,9 @@ def as_float(value: Any) -> Any:
 
 
 def leave(value: Any) -> Any:
-    """What a soft value is outside the program: the weights of a site, or else the mean.
+    """A soft value, as it leaves the program: the weights of a site, or else the mean.
 
-    Integers that do not grow with the class leave as weights over 0..max, bits as their mean.
+    Integers that do not grow with the class become weights over 0..max, bits become their mean.
     """
     if not isinstance(value, Soft) or value.is_float or value.aval.dtype == bool or value.total:
         return as_float(value)
@@ -325,13 +325,13 @@ def leave(value: Any) -> Any:
             return jnp.moveaxis(w, 0, -1)
     if not isinstance(table, np.ndarray) or table.min() < 0:
         cure = "return a float that is computed from it"
-        refuse(value.sites, "returning what a table gives", cure)
+        refuse(value.sites, "returning negative integers or those of an array", cure)
     with set_current_trace(trace):
         return as_float(jax.nn.one_hot(value, int(table.max()) + 1))
 
 
 def hardened(value: Any) -> jax.Array:
-    """Value of the class of largest weight, without gradient; of a total, the nearest integer."""
+    """The value of the likeliest class, without gradient; for a total, the nearest integer."""
     with set_current_trace(value._trace.below):
         if value.total:
             return lax.stop_gradient(jnp.round(value.total[0]).astype(value.aval.dtype))
@@ -343,7 +343,7 @@ def hardened(value: Any) -> jax.Array:
 
 
 def interpret(fn: Callable) -> Callable:
-    """The program, in which soft indices are read; one that it returns leaves as its weights."""
+    """The program, which may now index by soft indices; `leave` replaces those that it returns."""
 
     @wraps(fn)
     def program(*args: Any, **kwargs: Any) -> Any:

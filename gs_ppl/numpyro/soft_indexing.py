@@ -1,4 +1,4 @@
-"""What indexing does to soft indices: t[z] in all its forms, and the sums it is transposed to."""
+"""Indexing by soft indices: t[z] in all its forms, and the sums that are its transposes."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def dynamic_slice(trace: Any, primitive: Any, params: dict[str, Any], args: list
 
 
 def gather(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """t[z]: the tables as indices, with the class axes leading; the mean if t is of floats."""
+    """t[z]: the tables are the indices, class axes first; if t has floats, the mean follows."""
     t, index = args
     if isinstance(t, Soft):
         if isinstance(index, Soft):
@@ -46,7 +46,7 @@ def gather(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) 
 
 
 def scatter_add(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """Linear: what the transpose of t[z] makes of the updates."""
+    """The transpose of t[z], which is linear in the updates."""
     t, index, updates = args
     if not isinstance(index, Soft) or isinstance(t, Soft) or not is_float(t):
         return others(trace, primitive, params, args)
@@ -88,7 +88,7 @@ def _read(
     axes, tables = align("indexing", columns, np.ndim(index) - 1)
     inside = {*dims.collapsed_slice_dims, *dims.operand_batching_dims}
     windows = [d for d in range(t.ndim) if d not in inside]
-    picked = [  # dimensions of the result that have one element of an indexed dimension
+    picked = [  # dimensions of the result with one element of an indexed dimension
         o
         for o, d in zip(dims.offset_dims, windows, strict=True)
         if d in dims.start_index_map and params["slice_sizes"][d] == 1
@@ -109,7 +109,7 @@ def _read(
     rows = [o for o in range(len(out.shape)) if o not in params["dimension_numbers"].offset_dims]
 
     def among(x: Any, lead: int) -> Any:
-        """The dimensions of the batch where they stand in the result, 1 in the others."""
+        """The dimensions of the batch at their places in the result, 1 elsewhere."""
         shape = np.ones(len(out.shape), int)
         shape[rows] = tail(x, lead)
         return x.reshape(np.shape(x)[:lead] + tuple(shape))
@@ -118,7 +118,7 @@ def _read(
 
 
 def _columns(trace: Any, index: Any) -> list[Any]:
-    """The columns of an index array, shape batch; each may come from draws of its own."""
+    """The columns of an index array, shape batch; each may come from other draws."""
     last = np.ndim(index) - 1
     with set_current_trace(trace):
         if isinstance(index, Soft) and index.parts and index.parts[0] == last:
@@ -127,7 +127,7 @@ def _columns(trace: Any, index: Any) -> list[Any]:
 
 
 def _straight(dims: Any, t: Any, tables: Sequence[Any], m: int) -> dict[int, int]:
-    """Dimensions of t that an index goes through from first to last, and that of the index."""
+    """Dimensions of t that an index runs through from first to last, and the one of the index."""
     varying = [[i for i, n in enumerate(np.shape(x)) if n != 1] for x in tables]
     used = [*itertools.chain(*varying), *(m + b for b in dims.start_indices_batching_dims)]
     return {
@@ -144,7 +144,7 @@ def _straight(dims: Any, t: Any, tables: Sequence[Any], m: int) -> dict[int, int
 def _straightened(
     primitive: Any, params: dict[str, Any], t: Any, tables: Sequence[Any], m: int, out: list[int]
 ) -> Any:
-    """A gather, in which dimensions of t that an index goes straight through are kept whole."""
+    """A gather that keeps whole the dimensions of t that an index runs through in order."""
     dims, n = params["dimension_numbers"], m + len(out)
     straight = _straight(dims, t, tables, m)
     batching = dict(zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True))
@@ -174,7 +174,7 @@ def _straightened(
         for _ in range(m):
             read = jax.vmap(read, (None, 0))
         g = read(t, index)
-    else:  # no index is left: a transposition
+    else:  # no index is left: only a transposition
         t = t[tuple(map(slice, sizes))]
         ones = [out[i] if i in dims.offset_dims else 1 for i in range(len(out))]
         g = t.reshape(*(1,) * m, *ones, *sizes[len(rest) :])

@@ -1,4 +1,4 @@
-"""What each operation of JAX does to soft indices: the rules, by primitive.
+"""The rules for soft indices, one for each operation of JAX.
 
 A rule takes the trace, the primitive, its parameters and its arguments; the trace below is current.
 """
@@ -39,7 +39,7 @@ def spec_of(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def result(primitive: Any, params: dict[str, Any], args: Any) -> Any:
-    """What the integer program gets: shape, dtype and weak type."""
+    """The result of the integer program: shape, dtype and weak type."""
     return jax.eval_shape(lambda *xs: primitive.bind(*xs, **params), *map(spec_of, args))
 
 
@@ -59,7 +59,7 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.trunc(a / b) if exact else a / b).astype(a.dtype)
 
 
-# NumPy's counterparts: a table that is a constant stays one under jit, where it can be recognised
+# NumPy's counterparts: under jit a constant table stays a constant, and can be recognised
 NUMPY: dict[str, Callable] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "sign": np.sign,
     "abs": np.abs, "max": np.maximum, "min": np.minimum, "rem": np.fmod, "div": _quotient,
@@ -90,7 +90,7 @@ def _compute(primitive: Any, params: dict[str, Any], tables: list[Any]) -> Any:
 
 
 def elementwise(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """On the tables; the mean where a float array of the program enters."""
+    """On the tables; on the mean if a float array of the program takes part."""
     name, out = primitive.name, result(primitive, params, args)
     facts = [None if isinstance(x, Soft) else trace.value(x) for x in args]
     soft = [i for i, x in enumerate(args) if isinstance(x, Soft)]
@@ -102,7 +102,7 @@ def elementwise(trace: Any, primitive: Any, params: dict[str, Any], args: list[A
         means = [jnp.asarray(as_mean(x), jnp.result_type(float)) for x in args]
         value = means[0] if name == "convert_element_type" else primitive.bind(*means)
         return value.astype(out.dtype) if is_float(out) else total(trace, value, args, out)
-    if name == "eq" and args[0] is args[1] and args[0].total:  # whether it is NaN: laws ask
+    if name == "eq" and args[0] is args[1] and args[0].total:  # laws test for NaN like this
         return jnp.ones(out.shape, bool)
     linear = name in ("add", "sub", "mul") or (name == "div" and soft == [0])
     if ends and linear and len(soft) == 1:
@@ -123,17 +123,17 @@ SUMS = {"add", "sub", "neg", "convert_element_type"}
 
 
 def total(trace: Any, value: Any, args: list[Any], out: Any) -> Soft:
-    """A sum of bits over draws: an integer of which only the mean is known."""
+    """A sum of bits over draws: an integer; only its mean is known."""
     sites = sites_of(args)
     aval = jax.core.ShapedArray(out.shape, out.dtype, weak_type=out.weak_type)
-    form = partial(refuse, sites, "sum over several draws, but as a number,", DRAWS_CURE)
+    form = partial(refuse, sites, "a class or index from a sum over several draws", DRAWS_CURE)
     return Soft(trace, aval, form, total=(value, sites))
 
 
 def _moved_total(
     trace: Any, primitive: Any, params: dict[str, Any], args: list[Any], data: range, outs: Any
 ) -> Any:
-    """A structural move of totals: the same of their means."""
+    """A structural move of totals: the same move of their means."""
     dtype = jnp.result_type(float)
     given = [jnp.asarray(as_mean(x), dtype) if i in data else x for i, x in enumerate(args)]
     found, soft = primitive.bind(*given, **params), [args[i] for i in data]
@@ -143,37 +143,37 @@ def _moved_total(
 
 
 def _of_two(trace: Any, x: Soft) -> Soft:
-    """A condition by its probability: two classes, however many there were."""
+    """A condition as two classes, with its probability, whatever the number of classes before."""
     if len(x.axes) == 1 and len(x.axes[0].weights) == 2:
         return x
-    # both from the table: an event that is sure has a complement of weight exactly 0
+    # both from the table: if one case is certain, the weight of the other is exactly 0
     no = trace.make(~x.table, x.axes, x.aval)
     axis = Axis(jnp.stack([mean(no), mean(x)]), fresh(x.aval.shape), x.sites)
     return trace.make(np.array([False, True]).reshape(2, *(1,) * x.ndim), [axis], x.aval)
 
 
 def _one_form(trace: Any, cases: list[Any]) -> bool:
-    """Whether a choice among them is one among draws, all with one table."""
+    """Whether a choice among them is a choice among draws that have the same table."""
     soft = [x for x in cases if isinstance(x, Soft)]
     if any(len(x.axes) != 1 for x in soft):
         return False
     return len(soft) == len(cases) or _one_table(_common(trace, cases)) is not None
 
 
-# functions of several operations that are one to the program; the mean comes after them
+# functions made of several operations; the mean is taken after them
 WHOLE = {"floor_divide", "remainder", "divmod"}
 
 
 def is_whole(trace: Any, params: dict[str, Any], args: Any) -> bool:
-    """Whether this is such a function, of a float array that would end the table within it."""
+    """Whether this is such a function, with a float array that would end the table inside."""
     return params.get("name") in WHOLE and any(
         not isinstance(x, Soft) and is_float(x) and trace.value(x) is None for x in args
     )
 
 
 def by_cells(trace: Any, call: Callable, args: list[Any], *, whole: bool = False) -> list[Any]:
-    """A function of several operations, if it goes element by element; a `whole` one does."""
-    closed = jax.make_jaxpr(lambda *xs: call(xs))(*map(spec_of, args))  # it can be called once
+    """A function of several operations, if it is elementwise; a `whole` one is."""
+    closed = jax.make_jaxpr(lambda *xs: call(xs))(*map(spec_of, args))  # it can be called only once
     jaxpr: Any = closed.jaxpr
     if not whole and not _is_elementwise(jaxpr):
         refuse(sites_of(args), "a function that is not element by element", DRAWS_CURE)
@@ -193,7 +193,7 @@ def by_cells(trace: Any, call: Callable, args: list[Any], *, whole: bool = False
 
 
 def _cells(table: Any, m: int, lead: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    """A table, which may have more dimensions of size 1 than the value, at each cell."""
+    """A table, which may have more dimensions of size 1 than the value, cell by cell."""
     if np.ndim(table):
         table = table.reshape(table.shape[:m] + (tail(table, m)[-len(shape) :] if shape else ()))
     return jnp.broadcast_to(table, lead + shape)
@@ -211,7 +211,7 @@ def _is_elementwise(jaxpr: Any) -> bool:
 
 
 def jaxprs(params: dict[str, Any]) -> list[Any]:
-    """Those in the parameters of a primitive."""
+    """The functions in the parameters of a primitive."""
     values = (v if isinstance(v, tuple | list) else (v,) for v in params.values())
     found = (getattr(x, "jaxpr", x) for x in itertools.chain(*values))
     return [x for x in found if hasattr(x, "eqns")]
@@ -287,19 +287,19 @@ def structural(trace: Any, primitive: Any, params: dict[str, Any], args: list[An
 
 
 def moved(trace: Any, x: Soft, found: np.ndarray, out: Any) -> Soft:
-    """The elements of x at the positions that have been found."""
+    """The elements of x at these positions."""
     at = partial(take, shape=x.aval.shape, found=found)
     axes = [a._replace(weights=at(a.weights, 1), ids=at(a.ids, 0)) for a in x.axes]
     return trace.make(at(x.table, len(x.axes)), axes, out)
 
 
 def _strides(shape: Sequence[int]) -> list[int]:
-    """In elements."""
+    """The strides of a shape, in elements."""
     return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
 
 
 def take(a: Any, lead: int, shape: Sequence[int], found: np.ndarray) -> Any:
-    """Elements of an array with 1 in dimensions that do not matter, and such an array again."""
+    """Elements of a compact array, again as a compact array."""
     classes, rest = a.shape[:lead], tail(a, lead)
     if math.prod(rest) == 1:
         return a.reshape(classes + (1,) * found.ndim)
@@ -318,7 +318,7 @@ def take(a: Any, lead: int, shape: Sequence[int], found: np.ndarray) -> Any:
 
 
 def _moved_blindly(trace: Any, run: Callable, data: list[Any], out: Any) -> Soft:
-    """By indices that only the running program knows: as draws that are not known apart."""
+    """Moves by indices that are unknown until the program runs: equal draws are not recognised."""
     parts = _common(trace, data)
     m, token = len(parts[0].axes), next(counter)
 
@@ -343,7 +343,7 @@ def _moved_blindly(trace: Any, run: Callable, data: list[Any], out: Any) -> Soft
 
 
 def _joined(trace: Any, data: list[Any], out: Any) -> Soft:
-    """The elements of all, one after the other."""
+    """The elements of all arrays, one after the other."""
     parts = _common(trace, data)
 
     def line(xs: list[Any], lead: int) -> Any:
@@ -369,7 +369,7 @@ def _joined(trace: Any, data: list[Any], out: Any) -> Soft:
 
 
 def _common(trace: Any, data: list[Any]) -> list[Soft]:
-    """Values of one draw each, over as many classes."""
+    """Values of one draw each, all with the same number of classes."""
     like = next(x for x in data if isinstance(x, Soft))
     if len(data) == 1:
         return data
@@ -391,7 +391,7 @@ def _common(trace: Any, data: list[Any]) -> list[Soft]:
 
 
 def _one_table(parts: list[Soft]) -> np.ndarray | None:
-    """The table of all, if it is one, the same for every element."""
+    """The common table, if all have the same one, equal for every element."""
     tables = [p.table for p in parts]
     first = tables[0]
     m = len(parts[0].axes)
@@ -401,7 +401,7 @@ def _one_table(parts: list[Soft]) -> np.ndarray | None:
 
 
 def as_soft(trace: Any, x: Any, like: Soft) -> Soft:
-    """A plain value as one that is sure: a vertex of the same table, if it is in there."""
+    """A plain value as a vertex of the same table, if the table has the value."""
     if isinstance(x, Soft):
         return x
     fact, axis, shape = trace.value(x), like.axes[0], np.shape(x)
@@ -422,7 +422,7 @@ def as_soft(trace: Any, x: Any, like: Soft) -> Soft:
 
 
 def join(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Soft:
-    """Concatenation, made when asked for: an index array is taken apart again."""
+    """Concatenation, computed at first use: indexing takes an index array apart again."""
     if any(isinstance(x, Soft) and x.total for x in args):
         return structural(trace, primitive, params, args)
     out = result(primitive, params, args)
@@ -444,7 +444,7 @@ REDUCE: dict[str, Callable] = {
 
 
 def reduction(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """Over the classes of one draw, on the table."""
+    """Along the classes of one draw, on the table."""
     (x,), over, name = args, params["axes"], primitive.name
     out, shape = result(primitive, params, args), x.aval.shape
     if x.total and name == "reduce_sum":
@@ -474,7 +474,7 @@ def reduction(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any
 
 
 def others(trace: Any, primitive: Any, params: dict[str, Any], args: list[Any]) -> Any:
-    """Soft floats are their means there; integers are refused."""
+    """Soft floats are replaced by their means; integers are refused."""
     if any(map(trace.has_sites, jaxprs(params))):
         where = f"a site inside of {primitive.name}"
         refuse(sites_of(args) | {"of the body"}, where, "use scan or a Python loop")

@@ -1,7 +1,7 @@
 """What a program computes from a relaxed class: a table over the classes, and its mean.
 
-A table of m draws has shape (K_1, ..., K_m, *shape), 1 in every dimension that does not matter.
-Each axis has the weights of its classes, and tells which draw an element comes from.
+A table of m draws has shape (K_1, ..., K_m, *shape), with size 1 in every dimension along which it
+is constant. Each axis has the weights of its classes, and the draw that each element comes from.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from gs_ppl.numpyro._versions import init_tracer, set_current_trace
 
 __all__: list[str] = []
 
-CAP = 2**24  # elements of a product table
+CAP = 2**24  # largest size of a table of several draws
 INDEX_CURE = "index a table with it, compare it, or use jnp.where"
 
 
@@ -47,7 +47,7 @@ def sites_of(xs: Sequence[Any]) -> frozenset[str]:
 
 
 class Law(NamedTuple):
-    """What the weights of a site stand for; static, so that it can stand in a jaxpr."""
+    """What the weights of a site represent; static, so that a jaxpr can hold it."""
 
     site: str
     kind: str  # "index", "bit", "one_hot"
@@ -56,18 +56,19 @@ class Law(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The classes of one draw for each element.
+    """For each element, the classes of one draw.
 
-    `weights` has shape (K, *shape) and `ids` shape `shape`, 1 in dimensions that do not matter; an
-    id tells which draw an element comes from. Ids of one `token` can be compared; those of two
-    tokens only if no site is common to them (a traced row number, a step of a scan).
+    `weights` has shape (K, *shape), and `ids` has shape `shape`, with size 1 in dimensions along
+    which they are constant; an id is the number of the draw of an element. Ids of one `token` can
+    be compared; those of two tokens only if no site is common to them (a traced row number, a step
+    of a scan).
     """
 
     weights: Any
     ids: np.ndarray
     sites: frozenset[str]
     token: int = 0
-    bit: bool = False  # of a bit, whose program knows its weight of 1 alone
+    bit: bool = False  # of a bit: the program knows only the weight of 1
 
 
 counter = itertools.count(1)
@@ -80,16 +81,16 @@ def fresh(shape: Sequence[int]) -> np.ndarray:
 
 
 class Soft(jax.core.Tracer):
-    """A table over the classes of one or several draws; an array to the program."""
+    """A table over the classes of one or several draws; for the program it is an array."""
 
-    aval: Any = None  # a slot or a property above, by version
+    aval: Any = None  # a slot or a property of the base, by version of JAX
 
     def __init__(
         self, trace: Any, aval: Any, form: Any, parts: Any = None, total: Any = None
     ) -> None:
         init_tracer(self, trace, aval)
-        self._form = form  # (table, axes), or what makes them when they are asked for
-        self.parts = parts  # what has been joined, and along which dimension
+        self._form = form  # (table, axes), or a function that makes them at first use
+        self.parts = parts  # the parts of a concatenation, and its dimension
         self.total = total  # the mean of a sum of bits, which has no table, and its sites
 
     @property
@@ -131,7 +132,7 @@ class Soft(jax.core.Tracer):
         return self
 
     def to_concrete_value(self) -> None:
-        """JAX's refusal of a mask, or a slice, does not say which; it asks this before."""
+        """JAX calls this before it refuses a mask or a slice; its own error names no site."""
         self._trace.asked[:] = [self]
 
 
@@ -163,7 +164,7 @@ def tail(x: Any, lead: int) -> tuple[int, ...]:
 
 
 def lift(x: Any, lead: int, ndim: int) -> Any:
-    """A scalar beside arrays."""
+    """A scalar, broadcast with arrays."""
     missing = ndim - (np.ndim(x) - lead)
     return x.reshape(np.shape(x)[:lead] + (1,) * missing + tail(x, lead)) if missing else x
 
@@ -176,7 +177,7 @@ def full(x: Any, lead: int, shape: Sequence[int]) -> Any:
 def mean(x: Soft) -> jax.Array:
     """sum_k w_k table_k, one contraction over the classes of all draws.
 
-    0 * inf is NaN: what is not finite counts where its weight is not 0.
+    0 * inf is NaN: entries that are not finite count only where the weight is not 0.
     """
     if x.total:
         return x.total[0]
@@ -189,7 +190,7 @@ def mean(x: Soft) -> jax.Array:
 
 
 def _is_finite(table: Any) -> bool:
-    """Whether it is known to be."""
+    """Whether all entries are known to be finite."""
     if isinstance(table, np.ndarray):
         return bool(np.isfinite(table).all())
     return not jnp.issubdtype(table.dtype, jnp.floating)
@@ -203,10 +204,10 @@ def _any_mean(table: Any, weights: Sequence[Any]) -> jax.Array:
 
 @jax.custom_jvp
 def _infinite(value: jax.Array, table: Any, weights: Sequence[Any]) -> jax.Array:
-    """The mean of the finite entries, and what is not finite where its weight is not 0.
+    """The mean of the finite entries, plus entries that are not finite where the weight is not 0.
 
-    A loop over the cells, in place: of no step where all entries are finite. The weights have their
-    classes last, as sites have them, so that XLA keeps no copy of them for the loop.
+    A loop over the cells, in place; it has no step if all entries are finite. Weights have their
+    classes last, as at sites, so that XLA keeps no copy of them for the loop.
     """
     classes = table.shape[: len(weights)]
     cells = table.reshape(-1, *table.shape[len(weights) :])
@@ -238,7 +239,7 @@ def _element_by_element(table: Any, weights: Sequence[Any]) -> bool:
 
 
 def expectation(table: Any, weights: Sequence[Any]) -> jax.Array:
-    """Of a table that is finite."""
+    """The mean of a finite table."""
     if _element_by_element(table, weights):
         return (weights[0] * table).sum(0)
     m, n = len(weights), table.ndim - len(weights)
@@ -303,7 +304,7 @@ def _place(table: Any, where: list[int], m: int, ndim: int) -> Any:
 
 
 def align(operation: str, xs: Sequence[Any], ndim: int) -> tuple[list[Axis], list[Any]]:
-    """The class axes of all, and their tables over these."""
+    """The class axes of all values, and their tables over these axes."""
     axes: list[Axis] = []
     positions = []
     for x in xs:

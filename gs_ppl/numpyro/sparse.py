@@ -1,4 +1,4 @@
-"""Rows of logits that are trained one by one: a step costs the same however many there are."""
+"""Rows of logits with an optimizer each: the cost of a step does not depend on their number."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,17 +18,17 @@ from gs_ppl.numpyro.follow import Follows, SameRows, rows_of
 
 __all__: list[str] = []
 
-PAST_THE_END = np.iinfo(np.int32).max  # a row that no table has
+PAST_THE_END = np.iinfo(np.int32).max  # an index outside of every table
 _rows: ContextVar[Mapping[str, Array] | None] = ContextVar("rows", default=None)  # by table
 
 
 def rows_of_table(name: str, table: Array, rows: Array) -> Array:
-    """Within a step of ByRow the table is these rows already; elsewhere it is whole."""
+    """Within a step of ByRow the table has only these rows; elsewhere it has all rows."""
     return jnp.asarray(table)[rows] if _rows.get() is None else table
 
 
 def automatic(guide: Any) -> Follows | None:
-    """The automatic guide inside of handlers, if it is, or has for a part, one of sparse rows."""
+    """The automatic guide inside of handlers, if it has sparse rows, or a part that has."""
     while not isinstance(guide, Follows):
         guide = getattr(guide, "fn", None)
         if guide is None:
@@ -41,13 +41,13 @@ def parts_of(guide: Any) -> list[Any]:
 
 
 def tables_of(guide: Any) -> dict[str, str]:
-    """The plate of each parameter that is a table of sparse rows."""
+    """The plate of each parameter that is a table with sparse rows."""
     return {t: p for part in parts_of(guide) for t, p in getattr(part, "tables", {}).items()}
 
 
 @contextmanager
 def rows_of_step(guide: Follows, key: Array, args: tuple, kwargs: dict) -> Iterator[None]:
-    """Within it guide, model and all particles have the same rows."""
+    """Within it guide, model and all particles use the same rows."""
     with handlers.block(), handlers.seed(rng_seed=key):
         rows = rows_of(guide._create_plates(*args, **kwargs))
     token = _rows.set({table: rows[plate] for table, plate in tables_of(guide).items()})
@@ -59,10 +59,10 @@ def rows_of_step(guide: Follows, key: Array, args: tuple, kwargs: dict) -> Itera
 
 
 class ByRow(_NumPyroOptim):
-    """Each row of a table runs the optimizer alone, which takes a step where the row is visited.
+    """Each row of a table has its own state of the optimizer; a step changes only the rows in it.
 
-    The loss is differentiated by the rows of a step alone. Their states are written in place where
-    the state is donated, jax.jit(svi.update, donate_argnums=0), and in scan.
+    The loss is differentiated only by the rows of a step. Their states are written in place if the
+    state is donated, as by jax.jit(svi.update, donate_argnums=0), and in scan.
 
     Args:
         optim: for the rows, and for all other parameters together.
@@ -101,7 +101,7 @@ class ByRow(_NumPyroOptim):
     def _at_rows(
         self, step: Callable, fn: Callable, state: tuple, *args: Any, **kwargs: Any
     ) -> tuple:
-        """The same step on a small state, of the rows that are there; rows seen twice are one."""
+        """The same step on a small state with the rows of the batch; a repeated row is one row."""
         i, (rest, tables) = state
         at = {
             name: jnp.unique(rows, return_inverse=True, size=len(rows), fill_value=PAST_THE_END)

@@ -1,4 +1,4 @@
-"""Where a run starts: components apart, and the best of several tries."""
+"""Where a run starts: different components, and the best of several starts."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -84,8 +84,8 @@ def best_start(
     All starts run in parallel, in one compiled scan.
 
     Args:
-        make: makes model, guide and optimizer anew and returns SVI or AnnealedSVI; its guide should
-            start at random, such as by init_to_rows.
+        make: makes a new model, guide and optimizer, and returns SVI or AnnealedSVI. The guide
+            should start at random, for example by init_to_rows.
         *args: what the programs take.
         rng_key: of all starts.
         num_starts: number of starts.
@@ -120,17 +120,17 @@ def best_start(
     """
     check_tries(num_starts, num_steps)
     svi = make()
-    svi.init(rng_key, *args, **kwargs)  # outside of vmap: programs are checked, and keep no tracer
+    svi.init(rng_key, *args, **kwargs)  # checks the programs outside of vmap: they keep no tracer
 
     def start(key: Array) -> tuple[Any, Array]:
-        state = make().init(key, *args, **kwargs)  # a guide keeps where it once has started
+        state = make().init(key, *args, **kwargs)  # a guide keeps its first starting point
         update = partial(_update, svi, args, kwargs)
         losses: Array
         state, losses = jax.lax.scan(update, state, None, length=num_steps)
         return state, losses[num_steps // 2 :].mean()
 
     states, scores = jax.jit(jax.vmap(start))(jax.random.split(rng_key, num_starts))
-    if (values := read(scores)) is not None:  # not within jit
+    if (values := read(scores)) is not None:  # the check does not run within jit
         check_scores(values.tolist(), num_steps)
     found = jnp.where(jnp.isfinite(scores), scores, jnp.inf).argmin()
     return svi, jax.tree.map(lambda leaf: leaf[found], states)

@@ -18,7 +18,7 @@ def mixed(
 ) -> Array:
     """sum_{k1, k2, ...} w1_k1 w2_k2 ... table[..., k1, k2, ...]: at a vertex, that entry.
 
-    What is infinite at an entry that has weight is infinite.
+    The result is infinite if an entry with weight is infinite.
 
     Args:
         table: shape batch + (K1, K2, ...) + event.
@@ -47,9 +47,9 @@ def _mean(table: Array, weights: Sequence[Array], event_dim: int) -> Array:
 
 
 def weights_of(law: Any, value: Array, values: Collection[int] | None) -> Array:
-    """The classes' weights that a value of a law stands for: weights, a bit, one of `values`."""
+    """The weights of the classes for a value of a law: weights, a bit, or one of `values`."""
     if values is not None:
-        if values_of(law) is None:  # a guide that is made discrete
+        if values_of(law) is None:  # the guide was made discrete
             index = index_in_support("", law, value)
             return jax.nn.one_hot(index, len(values), dtype=law.logits.dtype)
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):

@@ -1,8 +1,8 @@
 """ELBOs that run the program at chosen values of its discrete sites: MuProp, DARN, REBAR, DisARM.
 
-Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = what it costs, that
-is log p - log q summed over all that shares the site's plates or has none of its own, in nats. Each
-estimate G of the gradient by a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = its cost in nats: the
+sum of log p - log q over all terms, except those in other rows of the site's plates. Each estimate
+G of the gradient by a enters the loss as the surrogate r + G a.
 """
 
 import math
@@ -114,7 +114,7 @@ Rule = Callable[[DiscreteSite], Array]
 
 
 class _AtValues(Messenger):
-    """Gives each site of a guide of soft masses the value of a rule."""
+    """Gives each site of a guide with soft masses the value that a rule chooses."""
 
     def __init__(self, fn: Callable, rule: Rule, fixed_law: bool) -> None:
         super().__init__(fn)
@@ -136,7 +136,7 @@ class _AtValues(Messenger):
 
 
 class _Discrete(Messenger):
-    """Stands around the guide, which takes discrete laws alone."""
+    """A handler around the guide; refuses laws that are not discrete."""
 
     def __init__(self, fn: Callable, estimator: str) -> None:
         super().__init__(fn)
@@ -152,7 +152,7 @@ class _Discrete(Messenger):
 
 
 class _RefuseScan(Messenger):
-    """Stands around the body of a scan in the guide."""
+    """A handler around the body of a scan in the guide."""
 
     def __init__(self, estimator: str) -> None:
         super().__init__()
@@ -161,16 +161,16 @@ class _RefuseScan(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if is_latent(msg):
             raise ValueError(
-                f"site {msg['name']!r}: {self.estimator} does not reach into scan: write the"
-                " guide's loop in Python"
+                f"site {msg['name']!r}: {self.estimator} takes no discrete site inside of scan in"
+                " the guide: write the guide's loop in Python"
             )
 
 
 @dataclass(frozen=True)
 class Programs:
-    """Guide and model, to be run at values that a rule chooses; rows of plates stay the same."""
+    """Guide and model, run at values that a rule chooses; the rows of plates stay the same."""
 
-    name: str  # of the estimator
+    name: str  # name of the estimator
     key: Array
     params: dict[str, Any]
     model: Callable
@@ -179,7 +179,7 @@ class Programs:
     kwargs: dict[str, Any]
 
     def fixed(self) -> "Programs":
-        """With parameters that are constants."""
+        """The programs with their parameters as constants."""
         return replace(self, params=stop_gradient(self.params))
 
     def run(self, rule: Rule, fixed_law: bool = False) -> Run:
@@ -193,7 +193,9 @@ class Programs:
         )
         for name, site in model_trace.items():
             if is_latent(site) and name not in guide_trace:
-                raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
+                raise ValueError(
+                    f"site {name!r}: {self.name} needs it in the guide too: add it to the guide"
+                )
         pair = model_trace, guide_trace
         for trace in pair:
             check_plates(trace)
@@ -221,19 +223,19 @@ class SharedNoise:
 
 
 def _attach(g: Array, x: Array) -> Array:
-    """Zero, with the gradient g by x; masked categories have none."""
+    """Zero, with the gradient g by x; masked categories have no gradient."""
     x = (stop_gradient(g) * jnp.where(jnp.isfinite(x), x, 0)).sum()
     return x - stop_gradient(x)
 
 
 def _tempered(z: Array, tau: Any) -> Array:
-    """z / tau; what is infinite stays so, without a gradient by tau."""
+    """z / tau; infinite values stay infinite, without a gradient by tau."""
     finite = jnp.isfinite(z)
     return jnp.where(finite, jnp.where(finite, z, 0.0) / tau, z)
 
 
 class SubstitutingELBO(ShownELBO, ELBO):
-    """For guides all of whose sites are discrete, in one layer or several."""
+    """For guides with only discrete sites, in one layer or several."""
 
     can_infer_discrete = True
 
@@ -399,7 +401,7 @@ class REBAR_ELBO(SubstitutingELBO):
         tau: Any,
         eta: Any,
     ) -> Array:
-        """G by the logits of one site, a function of its tau and eta alone."""
+        """G by the logits of one site, as a function of only its tau and eta."""
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         a, b = stop_gradient((site.a, hard.values[site.name]))
         z = a + shared.noise(site)
@@ -450,5 +452,5 @@ class DisARM_ELBO(SubstitutingELBO):
 
 
 def _flipped(shared: SharedNoise, name: str, opposite: Array, other: DiscreteSite) -> Array:
-    """The bits as they were drawn, but for one."""
+    """The bits as they were drawn, except one."""
     return opposite if other.name == name else shared.b(other)

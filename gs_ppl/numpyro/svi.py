@@ -24,9 +24,9 @@ from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_n
 
 __all__ = ["AnnealedSVI"]
 
-OPTIONS = ("forward_mode_differentiation",)  # of update, which the programs do not see
+OPTIONS = ("forward_mode_differentiation",)  # arguments of update that the programs do not get
 EVALUATION_DRAWS = 10
-OPTIMIZER = "an optimizer of NumPyro's, of optax or of jax.example_libraries"
+OPTIMIZER = "an optimizer of NumPyro, optax or jax.example_libraries"
 
 
 def _truncates(program: Any) -> bool:
@@ -103,7 +103,7 @@ class AnnealedSVI(SVI):
         return jnp.asarray(self.schedule(svi_state.optim_state[0]), jnp.result_type(float))
 
     def _check(self, temperature: Array, *args: Any, **kwargs: Any) -> None:
-        """Once for each combination of shapes of the arguments."""
+        """Checks the pairing once for each combination of shapes of the arguments."""
         programs = kwargs | self.static_kwargs
         signature = shapes((args, programs))
         if signature not in self._checked:
@@ -166,10 +166,10 @@ class AnnealedSVI(SVI):
             before, _ = jax.lax.scan(step, start, None, length=int(bad[0]))
             refuse_nan(first + int(bad[0]), np.nan, self._scores(before, *args, **kwargs))
         if losses.size and np.isinf(losses).all():
-            refuse_infinite(self._scores(start, *args, **kwargs))  # logits may be NaN by now
+            refuse_infinite(self._scores(start, *args, **kwargs))  # the logits may be NaN here
         steps = jnp.arange(first, first + num_steps)
         training = watch.finish(losses, jax.vmap(self.schedule)(steps))
-        if self._truncates:  # the parameters have moved since the first check
+        if self._truncates:  # the parameters have changed since the first check
             params = self.get_params(state)
             pair = (handlers.substitute(fn, data=params) for fn in (self.model, self.guide))
             check_tails(*pair, self.temperature(state), *args, **kwargs | self.static_kwargs)
@@ -180,11 +180,11 @@ class AnnealedSVI(SVI):
     def _watched(
         self, step: Callable, state: Any, watch: Watch, args: tuple, kwargs: dict
     ) -> tuple[Any, Array]:
-        """The same steps one by one."""
+        """The same steps, one by one."""
         losses: list[Array] = []
         if self._sparse is None:
             step = jax.jit(step)
-        else:  # in place; the caller keeps the state that it has given
+        else:  # the compiled step reuses its memory; the caller's state must stay valid
             step, state = jax.jit(step, donate_argnums=0), jax.tree.map(jnp.copy, state)
         evaluate = jax.jit(lambda state: self._discrete_elbo(state, *args, **kwargs))
         for done in range(1, watch.num_steps + 1):
@@ -197,7 +197,7 @@ class AnnealedSVI(SVI):
         return state, jnp.stack(losses)
 
     def _discrete_elbo(self, state: Any, *args: Any, **kwargs: Any) -> Array:
-        """Of the discretized pair; the state's key stays as it is."""
+        """The ELBO of the discretized pair; the key of the state does not change."""
         enumerates = isinstance(self.loss, TraceEnum_ELBO)
         elbo = self.loss if enumerates else TraceGraph_ELBO(num_particles=EVALUATION_DRAWS)
         programs = discretize(self.model), discretize(self.guide)
@@ -206,7 +206,7 @@ class AnnealedSVI(SVI):
         return -elbo.loss(key, self.get_params(state), *programs, temperature, *args, **kwargs)
 
     def _scores(self, state: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Of each site, the guide's first."""
+        """The score of each site, the guide's first."""
         args, kwargs = (self.temperature(state), *args), kwargs | self.static_kwargs
         params, (_, key) = self.get_params(state), jax.random.split(state.rng_key)
         keys = jax.random.split(key)
@@ -219,7 +219,7 @@ class AnnealedSVI(SVI):
         return {s["name"]: float(jnp.sum(s["fn"].log_prob(s["value"]))) for s in sites}
 
     def _rows(self, svi_state: Any, args: tuple, kwargs: dict) -> AbstractContextManager:
-        """Of a sparse guide, those of this step."""
+        """The rows of this step, for a sparse guide."""
         if self._sparse is None:
             return nullcontext()
         key = jax.random.fold_in(svi_state.rng_key, 2)
@@ -246,7 +246,7 @@ class AnnealedSVI(SVI):
 
 
 class RunResult(SVIRunResult):
-    """Parameters, state and losses, as NumPyro's; and what else is known by step."""
+    """Parameters, state and losses, as NumPyro's result; and the other records by step."""
 
     training: Training
 

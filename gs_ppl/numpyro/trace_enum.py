@@ -1,4 +1,4 @@
-"""Enumerated and soft sites side by side: NumPyro's TraceEnum_ELBO with analytic divergences."""
+"""Enumerated and soft sites in one program: NumPyro's TraceEnum_ELBO with analytic divergences."""
 
 import re
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def _analytic(site: dict[str, Any]) -> dict[str, Any]:
 
 
 class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
-    """NumPyro's, with the exact categorical divergence at soft sites, as in TraceMeanField_ELBO.
+    """NumPyro's ELBO with the exact categorical divergence of soft sites (see TraceMeanField_ELBO).
 
     A program may have both enumerated and soft sites. log_prob of soft values is a mass; an
     estimate by log q - log p would not have its optimum at q = p. In subsampled plates the model
@@ -50,7 +50,7 @@ class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
         **kwargs: Any,
     ) -> Array:
         rows: dict[str, Array] = {}
-        marked = _Rows(_MarkAnalytic(guide), rows)  # it runs before the model, in each trace
+        marked = _Rows(_MarkAnalytic(guide), rows)  # the guide runs before the model in each trace
         try:
             return super().loss(rng_key, param_map, SameRows(model, rows), marked, *args, **kwargs)
         except AssertionError as error:
@@ -61,7 +61,7 @@ class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
 
 
 class _MarkAnalytic(handlers.infer_config):
-    """Marks the soft sites, once relax has made them; replay hands the mark to the model."""
+    """Marks the soft sites after relax has made them; replay gives the mark to the model."""
 
     def __init__(self, fn: Callable) -> None:
         super().__init__(fn, _analytic)
@@ -72,7 +72,7 @@ class _MarkAnalytic(handlers.infer_config):
 
 
 class _Rows(Messenger):
-    """Notes the rows of plates, which the trace of NumPyro's enumeration leaves out."""
+    """Records the rows of plates: the trace of NumPyro's enumeration leaves them out."""
 
     def __init__(self, fn: Callable, rows: dict[str, Array]) -> None:
         super().__init__(fn)

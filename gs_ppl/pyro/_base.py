@@ -30,7 +30,7 @@ from gs_ppl.pyro.functional import Temperature
 def read(*scalars: Tensor) -> list[float] | None:
     """Values as Python numbers; None where they cannot be read: vmap, compiling.
 
-    Under tracing, decisions based on them are frozen, such as whether categories are masked.
+    Tracing freezes decisions that are based on them: for example, which categories are masked.
     """
     if torch.compiler.is_compiling():
         return None
@@ -44,7 +44,7 @@ def read(*scalars: Tensor) -> list[float] | None:
 
 
 def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_dims: int) -> Tensor:
-    """Logits from whichever of probs and logits was given; types and shapes are always checked."""
+    """Logits, from probs or logits, whichever was given; types and shapes are always checked."""
     what, given = pick(name, probs, logits)
     if not isinstance(given, Tensor) or not given.is_floating_point():
         got = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
@@ -54,7 +54,7 @@ def parse_logits(name: str, probs: Tensor | None, logits: Tensor | None, event_d
     if logits is not None:
         return logits
     if not event_dims:
-        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # 0.5 has no gradient
+        p = given.masked_fill((given == 0) | (given == 1), 0.5)  # its gradient is 0
         logits = p.log() - (-p).log1p()
         return logits.masked_fill(given == 0, -math.inf).masked_fill(given == 1, math.inf)
     zero = given == 0  # masked categories; log(1) in their place keeps the gradient finite
@@ -121,7 +121,7 @@ class Parameters(TorchDistribution):
         validate = self._validate_args if validate_args is None else validate_args
         self.logits = parse_logits(name, probs, logits, self.event_dims)
         what, given = ("probs", probs) if logits is None else ("logits", logits)
-        assert given is not None  # parse_logits refuses None
+        assert given is not None  # parse_logits refuses any other case
         limits = read(*given.detach().aminmax()) if validate and given.numel() else None
         if limits is not None:
             check_logits(name, what, limits, self.logits, self.event_dims)
@@ -132,7 +132,7 @@ class Parameters(TorchDistribution):
         self._expand(batch_shape)
         self._validate_args = validate  # the checks above say more than those of the base class
 
-    # computed on first use: a law that is only replaced, or sampled by torch, does not need it
+    # computed at first use: a law that is only replaced, or sampled by torch, does not need it
     @lazy_property
     def finite(self) -> Tensor | None:
         """Marks the categories that exist; None: all."""
@@ -156,12 +156,12 @@ class Parameters(TorchDistribution):
         event_shape = self.logits.shape[self.logits.dim() - self.event_dims :]
         if self.logits.shape != batch_shape + event_shape:
             self.logits = self.logits.expand(batch_shape + event_shape)
-        # not the __init__ of TransformedDistribution, from which some classes inherit too
+        # not TransformedDistribution.__init__, though some of the classes have that base as well
         TorchDistribution.__init__(self, batch_shape, event_shape, validate_args=False)
 
     @classmethod
     def infer_shapes(cls, *args: Any, **kwargs: Any) -> tuple[Size, Size]:
-        """Batch and event shape, from the shapes of the arguments of the class."""
+        """Batch and event shape, from the shapes of the parameters."""
         names = ("temperature", "probs", "logits")[not cls.has_temperature :]
         shapes = {**dict(zip(names, args, strict=False)), **kwargs}
         given = [shapes[n] for n in ("probs", "logits") if shapes.get(n) is not None]
@@ -178,7 +178,7 @@ class Parameters(TorchDistribution):
     def expand(self, batch_shape: Size, _instance: Self | None = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
         for name in self.fields:
-            if name in self.__dict__:  # fields that are not computed yet are left out
+            if name in self.__dict__:  # what was not computed yet is not computed here
                 setattr(new, name, self.__dict__[name])
         new._expand(Size(batch_shape))
         new._validate_args = self._validate_args
@@ -186,7 +186,7 @@ class Parameters(TorchDistribution):
 
 
 class LogitsDistribution(Parameters):
-    """What all classes have: their properties, and their parameters as the formulas use them.
+    """What all classes have: their kind, and their parameters in the form of the formulas.
 
     `a` are the logits in at least float32. `tau` is the temperature; a tensor is cast to the dtype
     and device of `a`.
@@ -224,9 +224,8 @@ class LogitsDistribution(Parameters):
 
 
 class WithoutTemperature(LogitsDistribution):
-    """The law of a site that is relaxed without a temperature: it can be neither drawn nor scored.
-
-    discretize and config_enumerate replace it by another law.
+    """The law at a site to be relaxed that has no temperature yet: discretize and
+    config_enumerate put another law in its place; it is neither drawn nor scored.
     """
 
     fields = (*Parameters.fields, "site")
@@ -263,7 +262,7 @@ class BitWithoutTemperature(WithoutTemperature):
 
 
 def version_of(value: Tensor) -> int | None:
-    """How often the tensor was changed in place; None where torch does not count it."""
+    """How often the tensor was changed in place; None where torch keeps no count."""
     return None if torch.compiler.is_compiling() or value.is_inference() else value._version
 
 
@@ -276,7 +275,7 @@ class OwnSample:
 
     owner: LogitsDistribution
     log_value: Tensor  # l, or the logit of a relaxed bit
-    residue: Tensor  # the part of the score that is a function of the noise; for a bit, its noise
+    residue: Tensor  # the noise's part of the score; for a bit, its noise
     version: int | None
 
     @staticmethod
@@ -293,13 +292,13 @@ class OwnSample:
         if not isinstance(draw, OwnSample):
             return None
         if draw.version != version_of(value):
-            return None  # changed in place after the draw
+            return None  # changed in place since it was drawn
         if value.requires_grad and value.is_leaf:
             return None  # the caller wants the gradient at the value itself
         return draw
 
     def scored_by_noise(self, distribution: LogitsDistribution) -> bool:
-        """Whether this object drew the sample and its graph is kept: then the logits cancel."""
+        """Whether an own sample is still attached to its parameters: then the logits cancel."""
         if self.owner is not distribution:
             return False
         parameters = (distribution.logits, distribution.temperature)

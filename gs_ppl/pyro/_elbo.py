@@ -36,7 +36,7 @@ def costs_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> M
 
 
 class SameRows(Messenger):
-    """Around several runs of the programs: subsampled plates keep the rows of the first run."""
+    """Within it a subsampled plate draws its rows in the first run of the programs alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Names(Messenger):
 
 
 def with_state(guide: Callable, register: Callable[[str], Any]) -> Callable:
-    """The guide with the state of an estimator: register(name) is called for each discrete site."""
+    """The guide, and the estimator's own state: register(name) is called for each discrete site."""
 
     @wraps(guide, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:

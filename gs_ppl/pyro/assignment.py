@@ -106,7 +106,7 @@ def _draw(guide: AutoGuide, *args: Any, **kwargs: Any) -> None:
 
 
 def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
-    """The parts of an automatic guide that draw continuous latents, with their plates."""
+    """The parts of an automatic guide that draw continuous latents, with the plates of these."""
     if isinstance(guide, AutoGumbelSoftmax):
         return
     if not isinstance(guide, AutoGuideList):
@@ -125,18 +125,18 @@ def _parts(guide: AutoGuide, args: tuple, kwargs: dict) -> Iterator[AutoGuide]:
             yield from _parts(part, args, kwargs)
     finally:
         guide.plates = plates
-        if fresh:  # a later run may have other rows
+        if fresh:  # the next run has other rows
             guide.prototype_trace, guide._prototype_frames = None, {}
 
 
 def _median(
     session: Session, guide: Callable, num_samples: int, args: tuple, kwargs: dict
 ) -> dict[str, Tensor]:
-    """The median that the guide gives, else that of draws, in unconstrained space."""
+    """The median of the guide, or else of its draws, in unconstrained space."""
     found: dict[str, Tensor] = {}
     if isinstance(guide, AutoGuide):
         for part in _parts(guide, args, kwargs):
-            with suppress(NotImplementedError):  # a guide without a median: draws below
+            with suppress(NotImplementedError):  # the guide has no median: the draws below are used
                 found |= part.median(*args, **kwargs)
     names = [name for name in session.model.continuous if name not in found]
     draws: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -166,7 +166,7 @@ def _maximum(session: Session, latents: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fit(
     session: Session, latents: dict[str, Tensor], steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Fits a new guide; parameters that were trained before do not change."""
+    """By fitting a new guide; what was trained before does not change."""
     store = pyro.get_param_store()
     model = poutine.block(poutine.condition(session.model, data=latents), hide_types=["param"])
     guide = AutoGumbelSoftmax(model)

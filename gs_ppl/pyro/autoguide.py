@@ -135,7 +135,7 @@ class AutoGumbelSoftmax(ReadLogits):
                     fn = rewrap(terms[name]["fn"], partial(in_place_of, law))
                 seen = stack.enter_context(poutine.trace()) if name in is_parent else None
                 result[name] = pyro.sample(name, fn)
-            if seen is not None:  # after the outer handlers, which may make it discrete
+            if seen is not None:  # after the outer handlers, which may make the site discrete
                 drawn = innermost(seen.trace.nodes[name]["fn"])
                 weights[name] = weights_of(drawn, result[name], values and values[0])
         return result

@@ -42,7 +42,7 @@ from gs_ppl.pyro.probe import Probe
 
 __all__ = ["check"]
 
-# without a score function, and with one that is right for infinitely many particles alone
+# the first has no score function; the second has one only in the limit of many particles
 PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
 ANALYTIC_LOSSES = (TraceMeanField_ELBO, trace_enum.TraceEnum_ELBO)
 
@@ -84,7 +84,7 @@ def _latents(trace: Any) -> dict[str, PairedSite]:
 
 
 class _GivenRows(Messenger):
-    """Sees the rows that the program is given, plate(..., subsample=rows), before replay does."""
+    """Reads the rows that the program is given, plate(..., subsample=rows), before replay does."""
 
     def __enter__(self) -> Any:
         self.rows: dict[str, Tensor] = {}
@@ -96,7 +96,7 @@ class _GivenRows(Messenger):
 
 
 def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[str, set[str]]:
-    """Which latents each latent's law depends on, by what its score is connected to."""
+    """Which latents each latent's law depends on, read off the graph of its score."""
     names = [n for n in _latents(trace) if trace.nodes[n]["value"].is_floating_point()]
     fixed, leaves = poutine.Trace(), {}
     for name in trace.stochastic_nodes:
@@ -122,7 +122,7 @@ def _parents(program: Callable, trace: Any, args: tuple, kwargs: dict) -> dict[s
 
 
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-    """Refuses truncations that leave out too much."""
+    """Refuses truncations that leave out too much mass."""
     with random_state(), torch.no_grad():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         replayed = poutine.replay(model, trace=guide_trace)
@@ -133,8 +133,8 @@ def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> 
 
 
 def _centre(guide_trace: Any, model_trace: Any, name: str) -> Tensor:
-    """Where the guide has the middle of a continuous latent."""
-    base = guide_trace.nodes.get(f"{name}_unconstrained")  # of AutoNormal
+    """The location that the guide gives a continuous latent."""
+    base = guide_trace.nodes.get(f"{name}_unconstrained")  # the name that AutoNormal gives it
     if base is not None:
         return biject_to(model_trace.nodes[name]["fn"].support)(base["fn"].mean).detach()
     node = guide_trace.nodes[name]
@@ -149,7 +149,7 @@ def _warn_of_equal(
     args: tuple,
     kwargs: dict,
 ) -> None:
-    """Where components are equal, and with them the classes of a relaxed site."""
+    """Warns if all components are equal, and therefore all classes of a relaxed site."""
     continuous = [
         name
         for name, site in _latents(model_trace).items()
@@ -256,9 +256,9 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         laws = [trace.nodes[name]["fn"] for trace in (guide_trace, model_trace)]
         analytic = isinstance(loss, ANALYTIC_LOSSES) and pair.is_soft_mass
         kl = divergence(kl_divergence, *laws) if analytic else None
-        if kl is not None:  # poutine's mask is in the site, not in the law
+        if kl is not None:  # poutine.mask changes the site, not the law
             kl = scale_and_mask(kl, mask=guide_trace.nodes[name]["mask"])
-        # torch's of a law without a score is a number
+        # a plain number if the law has no score
         infinite = kl is not None and bool(torch.as_tensor(kl).isposinf().any())
         named = type(loss).__name__
         check_divergence(name, pair, named, analytic=kl is not None, infinite=infinite)
@@ -280,4 +280,4 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         s.is_soft_mass for s in in_guide.values()
     ):
         with random_state():
-            loss.loss(model, guide, *args, **kwargs)  # which refuses soft sites below summed ones
+            loss.loss(model, guide, *args, **kwargs)  # refuses soft children of summed sites

@@ -135,7 +135,7 @@ def compare(
 
 
 class SeedBySite(Messenger):
-    """Seeds each site by its name and the draw, so that its noise does not depend on other sites.
+    """Seeds each site by its name and the draw: its noise does not depend on what else is drawn.
 
     The particles of a loss draw a site again, so they are counted.
     """
@@ -146,7 +146,7 @@ class SeedBySite(Messenger):
         self.drawn: Counter[str] = Counter()
 
     def __enter__(self) -> "SeedBySite":
-        _seed(self.prefix)  # for noise that an ELBO draws itself
+        _seed(self.prefix)  # for noise that an ELBO draws by itself
         return super().__enter__()
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class SeedBySite(Messenger):
 
 
 def _seed(text: str) -> None:
-    """torch.manual_seed; without the stack trace that it keeps, if no accelerator is in use.
+    """torch.manual_seed; if no accelerator is used, without the stack trace that it keeps for one.
 
     The stack trace takes more time than a run of a small program.
     """
@@ -199,14 +199,14 @@ class Program(comparison.Program):
         self._args, self._kwargs = args, kwargs
 
     def at(self, temperature: float) -> None:
-        """Runs the program; only a program with an argument `temperature` uses the temperature."""
+        """Runs it; the temperature is passed to a program that declares the argument."""
         return self._fn(temperature, *self._args, **self._kwargs)
 
     def __call__(self) -> None:
         return self.at(1.0)
 
     def run(self, guide_trace: Any = None) -> None:
-        """Keeps the trace, and sorts its latent sites."""
+        """Keeps the trace, and its latent sites by kind."""
         program = self if guide_trace is None else poutine.replay(self, trace=guide_trace)
         self.trace = poutine.trace(program).get_trace()
         nodes = self.trace.nodes.items()
@@ -277,7 +277,7 @@ class Session(comparison.Session):
         program = self.model if side == "model" else self.guide
         rest = self.guide if self.model.continuous else _empty
         others = poutine.block(rest, hide=list(self.guide.discrete))
-        if side == "guide":  # its sites are then in both programs: no warning of auxiliary ones
+        if side == "guide":  # in model and guide, since Pyro warns of auxiliary sites
             others = poutine.infer_config(others, lambda site: {"is_auxiliary": False})
         tilts = program.tilts()
         tilted = config_enumerate(Tilt(tilts)(program))
@@ -327,7 +327,7 @@ class Session(comparison.Session):
 
     @contextmanager
     def _without_state(self) -> Iterator[None]:
-        """Only the parameters of the programs are in the store; after this it is as before."""
+        """Within it the store has the programs' parameters alone; afterwards it is as before."""
         store, own = pyro.get_param_store(), {**self.model.parameters, **self.guide.parameters}
         kept = {
             kind: {name: x for name, x in entries.items() if name in own}
@@ -337,7 +337,7 @@ class Session(comparison.Session):
             yield
 
     def _adapt(self, elbo: ELBO, guide: Callable, steps: int) -> None:
-        """Trains only the state that the guide keeps for an ELBO."""
+        """Steps that train only the state that the guide keeps for an ELBO."""
         own = {**self.model.parameters, **self.guide.parameters}
         store = pyro.get_param_store()
         state = [x for name, x in store.named_parameters() if name not in own]
@@ -380,7 +380,7 @@ class Session(comparison.Session):
 def _value_and_gradient(
     elbo: ELBO, model: Callable, guide: Callable, leaves: list[Tensor]
 ) -> tuple[float, list[Tensor | None]]:
-    """Value and gradient of the ELBO; `grad` of the leaves does not change."""
+    """The gradient of the ELBO; `grad` of the leaves does not change."""
     if not leaves:
         return -float(elbo.loss(model, guide)), []
     if hasattr(elbo, "differentiable_loss"):

@@ -15,7 +15,7 @@ from gs_ppl.pyro import functional as F
 
 
 def _tolerance(value: Tensor, factor: int) -> float:
-    """A few rounding errors in the dtype of the value; exp(l) has eps (1 + sum y |log y|)."""
+    """A few roundings in the dtype of the value; the error of exp(l) is eps (1 + sum y |log y|)."""
     return factor * torch.finfo(value.dtype).eps * (1 + math.log(value.shape[-1]))
 
 

@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Relaxed(LogitsDistribution):
-    """A law with a temperature; it draws a relaxed sample, and the terms that its score needs."""
+    """A law with a temperature; draws a relaxed sample, its log and the input of its score."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Soft(Relaxed):
 
 
 def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
-    """The K vertices, shape (K,) + batch + (K,), batch all ones unless `expand`."""
+    """The K vertices, shape (K,) + batch + (K,); without `expand` all batch sizes are 1."""
     K, batch_shape = distribution.logits.shape[-1], distribution.batch_shape
     values = torch.eye(K, dtype=distribution.logits.dtype, device=distribution.logits.device)
     values = values.reshape(K, *(1,) * len(batch_shape), K)
@@ -72,7 +72,7 @@ def one_hot_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
 
 
 def bit_support(distribution: LogitsDistribution, expand: bool) -> Tensor:
-    """0 and 1, shape (2,) + batch, batch all ones unless `expand`."""
+    """0 and 1, shape (2,) + batch; without `expand` all batch sizes are 1."""
     batch_shape = distribution.batch_shape
     values = distribution.logits.new_tensor([0.0, 1.0]).reshape(2, *(1,) * len(batch_shape))
     return values.expand(2, *batch_shape) if expand else values
@@ -227,7 +227,7 @@ class DensityScored(Soft):
     """Scored as a density: a sample of this object by its noise, any other value by its log."""
 
     scored_as = "density"
-    has_enumerate_support = False  # with True, NUTS would drop the site silently
+    has_enumerate_support = False  # with True, NUTS would leave out the site without a word
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         with torch.no_grad():
@@ -347,7 +347,7 @@ class ExpGumbelSoftmax(DensityScored):
     def log_prob(self, value: Tensor) -> Tensor:
         draw = self._recall(value)
         if draw is not None:
-            # the logits cancel, but stay in the graph, so that their gradient is 0 and not None
+            # the logits cancel, but stay in the graph: their gradient is 0, not absent
             return self._log_simplex_density(draw, draw.log_value) + 0.0 * draw.log_value.amax(-1)
         l = value.to(self.a.dtype)
         vertex = (l == 0).any(-1) & (l.isneginf().sum(-1) == l.shape[-1] - 1)

@@ -57,14 +57,14 @@ class EnumerateMessenger(Messenger):
             msg["fn"], msg["one_hot"] = Categorical(logits=msg["fn"].logits), True
         if getattr(msg["fn"], "has_enumerate_support", False):
             msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
-            for mask in masks(msg["fn"]):  # Pyro would sum a masked law to K, where it must be 1
+            for mask in masks(msg["fn"]):  # Pyro sums the classes that the law has
                 msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
             msg["fn"] = unmasked(msg["fn"])
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        # after an outer trace has recorded the integer
+        # here an outer trace has recorded the integer already
         law, value = innermost(msg["fn"]), msg["value"]
-        if value is None:  # sequential enumeration stops the program here, and runs it again
+        if value is None:  # sequential enumeration leaves the program here, and runs it again
             return
         is_one_hot = isinstance(law, OneHotIndex) or msg.get("one_hot")
         if is_one_hot and not value.is_floating_point():
@@ -73,13 +73,13 @@ class EnumerateMessenger(Messenger):
 
 
 def _in_prototype() -> bool:
-    """Whether an automatic guide runs the model: Pyro's guides know only the class Categorical."""
+    """Whether an automatic guide inspects the model: Pyro's knows only Categorical itself."""
     looks = AutoGuide._prototype_hide_fn
     return any(getattr(handler, "hide_fn", None) is looks for handler in _PYRO_STACK)
 
 
 def _lowered(site: str, law: Any) -> Any:
-    if is_count(law):  # also if the totals of the rows differ
+    if is_count(law):  # also if the rows have different totals
         values, given = classes(site, law)
         return integer_law(given["logits"], values, floating=True)
     dims = event_dims(law)

@@ -29,7 +29,7 @@ __all__: list[str] = []
 
 
 class SameRows(Messenger):
-    """Gives a program these rows of plates; records sizes, and rows that the program is given."""
+    """Gives a program the rows of these plates; records sizes, and the rows that it is given."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Reading(NamedTuple):
     """One run of a model."""
 
     sites: dict[str, Any]
-    sizes: dict[str, tuple[int, int]]  # of each plate: full size, and size in this run
+    sizes: dict[str, tuple[int, int]]  # of each plate: all rows, and those of this run
     given: dict[str, Tensor]  # rows that the program is given
 
 
 def read_model(model: Callable, args: tuple, kwargs: dict, rows: Mapping[str, Tensor]) -> Reading:
-    """Runs the model at these rows; the random state does not change."""
+    """Runs it, at these rows; the random state does not change."""
     same = SameRows(rows)
     with random_state(), poutine.block(), torch.no_grad():
         trace = poutine.trace(same(discretize(model))).get_trace(*args, **kwargs)
@@ -105,14 +105,14 @@ def has_terms(site: dict[str, Any]) -> bool:
 
 @contextmanager
 def terms_of(site: dict[str, Any]) -> Iterator[None]:
-    """Masks and scales a site in the same way as this one."""
+    """Gives another site the mask and the scale of this one."""
     mask = True if site["mask"] is None else site["mask"]
     with poutine.scale(scale=own_scale(site)), poutine.mask(mask=mask):
         yield
 
 
 class Follows(AutoGuide):
-    """An automatic guide that uses the rows of the model at the arguments of a call."""
+    """An automatic guide that has the same rows as the model, for the arguments of each call."""
 
     _prototype_frames: dict[str, Any]  # by plate
 
@@ -121,7 +121,7 @@ class Follows(AutoGuide):
         super().__init__(Unrolled()(model), **options)
 
     def _known(self, args: tuple, kwargs: dict) -> tuple[dict, set, set]:
-        """Sizes, plates with given rows, and sites with terms, read once for each signature."""
+        """Sizes, plates with given rows, sites with masks or scales; computed once a signature."""
         known = self.__dict__.setdefault("_known_calls", {})
         key = signature((args, kwargs))
         if key not in known:

@@ -108,7 +108,7 @@ def sum_finite(x: Tensor, finite: Tensor | None) -> Tensor:
 
 
 def _category_term(temperature: Temperature, like: Tensor, finite: Tensor | None) -> tuple:
-    """K, and lgamma(K) - K log K + (K - 1) log tau: the density without its sums."""
+    """K, and lgamma(K) - K log K + (K - 1) log tau: the terms of the density without sums."""
     if finite is None:
         K = like.shape[-1]
         return K, math.lgamma(K) - K * math.log(K) + (K - 1) * _log(temperature)
@@ -151,7 +151,7 @@ def exp_gumbel_softmax_sample(
     """
     if finite is None:
         return log_softmax((logits - noise.log()) / _column(temperature))
-    # -inf is set after the division, which has no gradient at -inf
+    # -inf enters after the division, whose gradient would be NaN there
     z = (logits.where(finite, 0.0) - noise.log()) / _column(temperature)
     return log_softmax(z.where(finite, -math.inf))
 
@@ -175,7 +175,7 @@ def gumbel_softmax_draw_(
         try:
             return _Draw.apply(torch.as_tensor(temperature, dtype=logits.dtype), logits, noise)
         except RuntimeError as error:
-            # setup_context, which torch.func needs, would take as long as some of the sums
+            # the form for torch.func would cost as much as some of the sums
             if "setup_context" not in str(error):
                 raise
     l = exp_gumbel_softmax_sample(temperature, logits, noise, finite)
@@ -206,7 +206,7 @@ class _Draw(torch.autograd.Function):
             total = torch.exp(l, out=x).sum(-1, keepdim=True)
             l -= total.log()
             y = x.div_(total)
-        # detached, since a view of the noise could not be changed in place
+        # detached: as a view of the noise, it could not be changed in place
         y = y.clamp_(*open_unit_interval(l.dtype)).detach()
         ctx.shape = logits.shape
         ctx.save_for_backward(tau, y, l)
@@ -361,7 +361,7 @@ def exp_gumbel_softmax_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     p_finite, q_finite = p_logits > -math.inf, q_logits > -math.inf
     both = p_finite & q_finite
     log_v = q_logits.where(both, 0.0) - p_logits.where(both, 0.0)
-    # an empty intersection has no maximum; its divergence is infinite for any value here
+    # an empty intersection has no maximum; its divergence is infinite with any value here
     highest = log_v.where(both, -math.inf).amax(-1, keepdim=True)
     log_v = log_v - highest.where(both.any(-1, keepdim=True), 0.0)
     v, K = log_v.where(both, -math.inf).exp().unsqueeze(-2), both.sum(-1)
@@ -401,9 +401,9 @@ def open_unit_interval(dtype: torch.dtype) -> tuple[float, float]:
 def _log_inside(y: Tensor) -> Tensor:
     """log(y) of the nearest y inside (0, 1), with a derivative that never overflows.
 
-    For y near 0 the derivative 1 / y is later multiplied by the derivative y of the sample. Before
-    that it could overflow, to inf or to inf * 0. So it is constant below 2^26 times the smallest
-    float.
+    At a y near 0 the derivative 1 / y is multiplied by the derivative y of the sample. By
+    itself it would overflow before that, to inf or to inf * 0. Below 2^26 times the smallest float
+    it is therefore held constant.
     """
     low, high = open_unit_interval(y.dtype)
     steepest = torch.finfo(y.dtype).tiny * 2.0**26
@@ -567,17 +567,17 @@ def bernoulli_kl(
 
 
 def without_sure(x: Tensor, unsure: Tensor | None, instead: float = 0.0) -> Tensor:
-    """Logits or values; `instead` replaces those of bits of probability 0 and 1."""
+    """Logits or values, with another number for those bits."""
     return x if unsure is None else x.where(unsure, instead)
 
 
 def put_sure(y: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
-    """Sets bits of probability 0 and 1 to 0 and 1, without gradient."""
+    """Bits of probability 0 and 1 have that value, without gradient."""
     return y if unsure is None else y.where(unsure, (logits > 0).to(y.dtype))
 
 
 def score_sure(log_prob: Tensor, value: Tensor, logits: Tensor, unsure: Tensor | None) -> Tensor:
-    """Bits of probability 0 and 1 have log mass 0 at their value, -inf elsewhere, no gradient."""
+    """Such bits have log mass 0 at their value, -inf elsewhere, without gradient."""
     if unsure is None:
         return log_prob
     elsewhere = torch.zeros_like(log_prob).masked_fill(value != (logits > 0), -math.inf)

@@ -75,12 +75,12 @@ def is_relaxed(law: Any) -> bool:
 
 
 def has_classes(law: Any) -> bool:
-    """Whether its values represent classes: one-hot vectors, bits, relaxed ones."""
+    """Whether its values are classes: one-hot vectors, bits, or relaxed ones."""
     return event_dims(law) is not None
 
 
 def _is_discrete(law: Any) -> bool:
-    """One-hot and Bernoulli laws, the PPL's and ours; not those that are relaxed already."""
+    """One-hot and Bernoulli laws, of the PPL and of this library, that are not relaxed already."""
     return isinstance(law, OneHotCategorical | TorchOneHotCategorical | TorchBernoulli)
 
 
@@ -89,14 +89,14 @@ def is_latent(msg: dict[str, Any]) -> bool:
 
 
 def check_observed(site: str, value: Any) -> None:
-    """Pyro scores only tensors; its own error comes late or does not say this."""
+    """Refuses what is no tensor: Pyro scores only tensors, and its own error comes late."""
     if not isinstance(value, Tensor):
         raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
 
 
 @contextmanager
 def random_state() -> Iterator[None]:
-    """Restores the random state, also that of GPUs, which Pyro does not restore."""
+    """Restores the random state, also that of GPUs, which Pyro's own function leaves out."""
     state = get_rng_state()
     of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
@@ -112,7 +112,7 @@ def annealed(fn: Callable) -> Callable:
 
 
 def program_inside(fn: Callable) -> Callable:
-    """The program inside of Pyro's handlers; a partial of the user is not unwrapped.
+    """The program inside of Pyro's handlers; a user's own partial stays whole.
 
     Pyro's `unwrap` takes the second argument of any partial for a program.
     """
@@ -128,7 +128,7 @@ def program_inside(fn: Callable) -> Callable:
 
 
 class _Handled(_bound_partial):
-    """A program in a messenger; its repr is the call that makes it."""
+    """A program inside a messenger; its repr is the call that makes it."""
 
     def __repr__(self) -> str:
         messenger, program = self.func.args
@@ -136,7 +136,7 @@ class _Handled(_bound_partial):
 
 
 class HandledModule(nn.Module):
-    """A module in a messenger: it has the module's parameters, as ELBO(model, guide) needs them."""
+    """A module inside a messenger, with the parameters of the module, for a loss that is one."""
 
     def __init__(self, messenger: Any, module: nn.Module, run: Callable) -> None:
         super().__init__()
@@ -226,10 +226,10 @@ class RelaxMessenger(Messenger):
             self._relax(msg)
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        # the value was given, and no outer handler has replaced the law
+        # the value was given; an outer handler would have changed the law
         if isinstance(innermost(msg["fn"]), WithoutTemperature) and not msg["is_observed"]:
             refuse_without_temperature(msg["name"])
-        # after an outer trace has recorded weights, or the hardened value
+        # here an outer trace has recorded the weights, or the hardened value, already
         if not self.reads or msg["value"] is None:
             return
         if msg["name"] in self._relaxed:
@@ -242,7 +242,7 @@ class RelaxMessenger(Messenger):
             msg["value"] = self._recorded.pop(msg["name"])
 
     def _read(self, msg: dict[str, Any]) -> None:
-        """Replaces soft values in a message, since code outside of the program reads it."""
+        """Replaces soft values in a message, since its readers are outside of the program."""
         name, value = msg["name"], msg["value"]
         if isinstance(value, SoftIndex):
             if not msg["infer"].get("_deterministic"):
@@ -287,7 +287,7 @@ def _handed(msg: dict[str, Any]) -> Any:
     """What the program gets for the weights of a site."""
     name, law, value = msg["name"], innermost(msg["fn"]), msg["value"]
     if not is_relaxed(law) or isinstance(value, SoftIndex):
-        return value  # an outer handler has undone the relaxation, or has made the soft value
+        return value  # an outer handler has undone the relaxation, or has done it already
     values = values_of(law)
     if values is not None:
         weights = law.weights(value)
@@ -302,7 +302,7 @@ def _handed(msg: dict[str, Any]) -> Any:
 
 
 def is_log(law: Any) -> bool:
-    """Whether its values are logs of weights."""
+    """Whether the values of the law are logs of weights."""
     return isinstance(law, ExpGumbelSoftmax)
 
 
@@ -311,7 +311,7 @@ def _refuse_mask(site: str) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """What is recorded for a computed soft value: the class of largest weight, or the mean."""
+    """The record of a deterministic value: the class of largest weight, or the mean."""
     is_class = isinstance(value, SoftIndex) and not value.is_floating_point()
     return hardened(value) if is_class else as_float(value)
 
@@ -341,7 +341,7 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
 
 
 def _is_counted(constraint: Any) -> bool:
-    """Whether a parameter is an integer; some dependent constraints do not say so."""
+    """Whether a parameter is an integer; some constraints that depend on others do not say."""
     try:
         return constraint.is_discrete
     except NotImplementedError:
@@ -438,7 +438,7 @@ def _discretized(law: Any) -> Any:
 
 
 class SureBernoulli(Bernoulli):
-    """Pyro's Bernoulli, with a score where the logits are infinite."""
+    """Pyro's Bernoulli; it has no score where the logits are infinite."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return F.bernoulli_log_prob(self.logits, value, self.logits.isfinite())

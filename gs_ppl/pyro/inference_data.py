@@ -96,7 +96,7 @@ def to_inference_data(
     with random_state(), torch.no_grad(), store.scope(store.get_state()):
         pyro.set_rng_seed(seed)
         sampler = _Sampler(model, guide, args, kwargs, infer_discrete or guide is None)
-        pyro.set_rng_seed(seed)  # the setup of the guide may have used random numbers
+        pyro.set_rng_seed(seed)  # the first run of a guide draws from the random state
         names = Names.of(sampler.layout, coords, dims)
         draws = [sampler.draw() for _ in range(num_samples)]
     groups = {
@@ -115,7 +115,7 @@ class Unscaled(Messenger):
 
 
 class Uncondition(UnconditionMessenger):
-    """Pyro's handler, but not for deterministic sites: it would repeat them along their plates."""
+    """Pyro's plates repeat deterministic values along their axis; this undoes that."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not site_is_deterministic(msg):
@@ -145,21 +145,21 @@ class _Sampler:
         self.method += ", guide" if infer_discrete and guide else ""
 
     def _setup_enumeration(self) -> list[str]:
-        """The sites that are enumerated; the guide then does not draw them."""
+        """The sites that are enumerated; the guide does not draw them."""
         nodes = poutine.trace(config_enumerate(self._model)).get_trace().nodes
         names = [n for n, node in nodes.items() if node.get("infer", {}).get("enumerate")]
         frames = [f.dim for n in self._trace.nodes.values() for f in n.get("cond_indep_stack", ())]
         self._elbo = TraceEnumSample_ELBO(
             max_plate_nesting=-min(filter(None, frames), default=0),
-            strict_enumeration_warning=False,  # a program may have nothing to sum
+            strict_enumeration_warning=False,  # the program may have nothing to sum
         )
-        self._recorded = poutine.trace(self._model)  # what the model sees: one-hot vectors
+        self._recorded = poutine.trace(self._model)  # the model gets one-hot vectors
         self._enumerated = config_enumerate(self._recorded)
         self._guide = poutine.block(self._guide, hide=names)
         return names
 
     def _draw_latents(self) -> tuple[dict[str, Tensor], Tensor | None, float | None]:
-        """Latents by site, and the log density of the draw or its log weight; the other is None."""
+        """Latents by site, and the log density of the draw, or, without one, its log weight."""
         if not self._infer_discrete:
             trace = poutine.trace(self._guide).get_trace()
             return _values(trace, self.layout.named("latent")), trace.log_prob_sum(), None
@@ -235,10 +235,7 @@ def _values(trace: Any, sites: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _unpacked(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """A draw of enumeration in the shape of its site.
-
-    Enumeration drops and adds axes of size 1, and does not repeat a single class along rows.
-    """
+    """What enumeration drew, in its full shape: enumeration drops and adds axes of size 1."""
     if value.numel() == math.prod(shape):
         return value.reshape(shape)
     return value.reshape(value.shape[value.dim() - len(shape) :]).expand(shape)

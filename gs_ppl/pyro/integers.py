@@ -21,7 +21,7 @@ __all__: list[str] = []
 
 
 def parameters(law: Any) -> dict[str, Tensor]:
-    """Probs if the PPL's law was given probs, so that a zero stays a masked category."""
+    """If a native law was given probs, these are probs, so that a zero stays a masked category."""
     source = getattr(law, "_categorical", law)
     if "probs" in source.__dict__ and source._param is source.__dict__["probs"]:
         return {"probs": source.probs}

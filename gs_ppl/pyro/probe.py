@@ -16,11 +16,11 @@ from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 
 __all__: list[str] = []
 
-TINY = 1e-6  # of the simplex, where the value is its log
+TINY = 1e-6  # smallest coordinate on the simplex, if the value is its log
 
 
 class Probe:
-    """Replays a program with relaxed values along edges, all else as in its trace."""
+    """Replays a program with relaxed values along edges; other values are those of its trace."""
 
     def __init__(
         self, side: str, program: Callable, trace: poutine.Trace, args: tuple, kwargs: dict
@@ -37,7 +37,7 @@ class Probe:
     def corners(self, name: str) -> list[Tensor]:
         a, value = _logits(self.law(name)).detach(), self.trace.nodes[name]["value"]
         a = a.broadcast_to(value.shape)
-        if not self.law(name).event_shape:  # a bit that is certain stays
+        if not self.law(name).event_shape:  # a bit that is certain does not move
             return [(a == torch.inf).to(value), (a > -torch.inf).to(value)]
         rng = np.random.default_rng(0)
         return [value.new_tensor(v) for v in vertices((a > -torch.inf).numpy(force=True), rng)]
@@ -53,7 +53,7 @@ class Probe:
             leaves[name], directions[name] = leaf.requires_grad_(), direction
         try:
             sites, terms = self._terms(leaves)
-        except (ValueError, RuntimeError):  # no program there, such as one of scale 0
+        except (ValueError, RuntimeError):  # the program fails there, e.g. at scale 0
             return Reading(np.array(np.nan), 0.0, frozenset(self._sites(self.trace)))
         random = [torch.as_tensor(w) for w in weights([x.shape for x in terms])]
         terms = [x.double() * w.to(x.device) for x, w in zip(terms, random, strict=True)]
@@ -95,7 +95,7 @@ def _logits(law: Any) -> Tensor:
 
 
 def _linear_score(law: Any, value: Tensor) -> Tensor:
-    """The mass at any value, also of a law whose support is the vertices: how parents enter it."""
+    """The mass at any value, also of a law on the vertices: it shows the effect of the parents."""
     a = _logits(law)
     if law.event_shape:
         return _weighted(value, a.log_softmax(-1))

@@ -56,7 +56,7 @@ class GumbelSoftmaxReparam(Reparam):
             f"{name}_{'gumbel' if law.event_dims else 'logistic'}",
             rewrap(fn, noise_law),
             obs=None if value is None else self.inverse(law, value),
-            infer={"is_observed": False},  # obs is where it starts
+            infer={"is_observed": False},  # obs is only the initial value
         )
         value = self.forward(law, noise) if value is None else value
         return {

@@ -1,8 +1,8 @@
 """Score-function ELBOs with a baseline: for any program with discrete latents.
 
-Letters: b = the sample of a discrete site, r = what it costs, that is log p - log q summed over all
-that shares the site's plates or has none of its own, in nats. Each estimate G of the gradient by
-the logits a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, r = its cost in nats: the sum of log p - log q over all
+terms, except those in other rows of the site's plates. Each estimate G of the gradient by the
+logits a enters the loss as the surrogate r + G a.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ Particle = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]
 class ScoreFunctionELBO(SurrogateELBO):
     """grad E r = E[grad r + sum_s (r_s - baseline_s) grad log q(b_s)], s the discrete sites.
 
-    Continuous sites of the guide have their pathwise gradient. r_s leaves out what lies in other
+    Continuous sites of the guide have their pathwise gradient. r_s leaves out the terms in other
     rows of the plates of s. All particles see the same rows of a subsampled plate.
     """
 
@@ -42,11 +42,11 @@ class ScoreFunctionELBO(SurrogateELBO):
         refuse_undefined(self, "center")
 
     def update(self, r: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What parameters of the guide that are state become."""
+        """New values of the guide's parameters that are state."""
         return {}
 
     def predict(self, site: dict[str, Any]) -> Tensor | float:
-        """What is known of r beforehand; learnt by least squares of the signal."""
+        """A prediction of r; it is learnt by least squares of the signal."""
         return 0.0
 
     def _particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Particle:
@@ -59,7 +59,7 @@ class ScoreFunctionELBO(SurrogateELBO):
             if is_scored(site):
                 log_q[name] = _log_q(site)
                 cost = costs.sum_to(site["cond_indep_stack"]).detach()
-                # which leaves out leading axes of one row
+                # sum_to drops leading axes of size 1
                 cost = cost.expand(torch.broadcast_shapes(cost.shape, log_q[name].shape))
                 r[name] = _subtract(name, cost, self.predict(site))
         state = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "param"}
@@ -71,7 +71,7 @@ class ScoreFunctionELBO(SurrogateELBO):
         with SameRows():
             traces = list(self._get_traces(model, guide, args, kwargs))
         elbos, log_qs, rs, states = zip(*(self._particle(*pair) for pair in traces), strict=True)
-        whole = len(traces) < self.num_particles  # vectorized: their axis is the first one already
+        whole = len(traces) < self.num_particles  # vectorized: particles are an axis already
 
         def stack(xs: Sequence[dict[str, Tensor]], name: str) -> Tensor:
             return xs[0][name] if whole else torch.stack([x[name] for x in xs])
@@ -91,7 +91,7 @@ class ScoreFunctionELBO(SurrogateELBO):
 
 
 def _log_q(site: dict[str, Any]) -> Tensor:
-    """Of the law that drew the sample, without scale and masks."""
+    """log q of the sample by its own law, without scale and masks."""
     fn = site["fn"]
     if is_masked(fn):
         return unmasked(fn).log_prob(site["value"])
@@ -215,7 +215,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         self.decay, self.normalize = decay, normalize
 
     def wrap(self, guide: Callable) -> Callable:
-        """The guide with running mean, variance and number of steps beside each discrete site."""
+        """The guide, and for each discrete site a running mean, variance and number of steps."""
         return with_state(guide, lambda name: pyro.param(f"{name}_nvil", torch.zeros(3)))
 
     def predict(self, site: dict[str, Any]) -> Tensor | float:

@@ -1,4 +1,4 @@
-"""select, which reads a table of classes in every mode."""
+"""select: reads a table by integers, one-hot vectors or soft values."""
 
 import torch
 from pyro.ops.indexing import Vindex
@@ -14,7 +14,7 @@ def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) ->
     is sum_k table_k z_k for a one-hot or soft z, entry z of each row for an integer z, and
     table_0 (1 - z) + table_1 z for a bit (`binary`). Along the first axis (0) the result is
     table[z]: the other axes of the table come after the batch of z. For a table with one axis both
-    are the same. So one program works with integers, relaxed, and enumerated.
+    are the same. So the same program works with integer, relaxed and enumerated sites.
 
     Args:
         table: shape (..., K), or (K, ...) along axis 0; K = 2 where binary.
@@ -38,7 +38,7 @@ def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) ->
     """
     if axis not in (-1, 0) or table.dim() == 0:
         raise ValueError(
-            "select: axis must be -1 or 0, the last or the first of the table's, got axis"
+            "select: axis must be -1 or 0, the last or the first axis of the table, got axis"
             f" {axis!r} and a table of shape {tuple(table.shape)}"
         )
     is_vector = z.is_floating_point() and not binary

@@ -33,23 +33,23 @@ from gs_ppl.pyro.structure import mixed
 
 __all__: list[str] = []
 
-Upstream = Callable[[], Mapping[str, Collection[str]]]  # of each site those that its law depends on
-Rows = Mapping[int, tuple[str, int]]  # by axis, of a subsampled plate its name and all its rows
+Upstream = Callable[[], Mapping[str, Collection[str]]]  # by site, what its law depends on
+Rows = Mapping[int, tuple[str, int]]  # by axis; for a subsampled plate its name and number of rows
 
 
 class Latent(NamedTuple):
     """A discrete latent, whose logits have the shape plates + (K of each parent, ...) + event."""
 
     name: str
-    fn: Any  # its law in the model; of an integer one over one-hot vectors
+    fn: Any  # its law in the model; for an integer, over one-hot vectors
     dims: int  # axes of a variable: 1 of a one-hot vector, 0 of a bit
-    values: tuple[tuple[int, ...], bool] | None  # of an integer, and whether they are floats
+    values: tuple[tuple[int, ...], bool] | None  # of an integer; whether they are floats
     parents: tuple[str, ...] = ()
-    infinite: bool = False  # whether some logits begin so
+    infinite: bool = False  # whether some logits start at infinity
 
     @property
     def table_dims(self) -> int:
-        """Axes of the logits that are none of the rows."""
+        """Axes of the logits after those of the rows."""
         return len(self.parents) + self.fn.event_dim
 
     @property
@@ -69,7 +69,7 @@ class Latent(NamedTuple):
         return Law(a, self.parents, self.fn.event_dim, not self.dims)
 
     def value(self, vector: Tensor) -> Tensor:
-        """What a one-hot vector is to the program."""
+        """The value that the program gets for a one-hot vector."""
         if self.values is None:
             return vector
         values, floating = self.values
@@ -77,7 +77,7 @@ class Latent(NamedTuple):
         return value.to(vector.dtype) if floating else value
 
     def of_class(self, index: np.ndarray, like: Tensor) -> Tensor:
-        """What classes are to the program."""
+        """The values that the program gets for class indices."""
         at = torch.from_numpy(index).to(like.device)
         if not self.dims:
             return at.to(like)
@@ -87,7 +87,7 @@ class Latent(NamedTuple):
         return self.value(F.one_hot_argmax(a)) if self.dims else (a > 0).to(a)
 
     def draw(self, a: Tensor, shape: Size) -> tuple[Tensor, Tensor]:
-        """Weights of the classes, and what they are to the program."""
+        """Weights of the classes, and the values that the program gets for them."""
         if self.dims:
             vector = OneHotCategorical(logits=a).sample(shape)
             return vector, self.value(vector)
@@ -99,7 +99,7 @@ class Latent(NamedTuple):
 
 
 def read_latent(name: str, site: dict[str, Any]) -> Latent | None:
-    """None if it is not discrete; in the trace an integer becomes a vector of weights."""
+    """None if the site is not discrete; an integer in the trace becomes a vector of weights."""
     law = innermost(site["fn"])
     values: tuple[tuple[int, ...], bool] | None = None
     if is_integer(law):
@@ -130,7 +130,7 @@ def prior_dependencies(model: Callable, args: tuple, kwargs: dict) -> Mapping[st
 def initial_logits(
     latent: Latent, value: Tensor, given: Any, of_parents: Sequence[int], rows: Rows
 ) -> tuple[Tensor, bool]:
-    """Logits of all rows; whether the user has given them so."""
+    """Logits of all rows, and whether the user has given them for all rows."""
     fn = latent.fn
     given = given.get(latent.name, 0.0) if isinstance(given, Mapping) else given
     init = torch.as_tensor(given, dtype=value.dtype, device=value.device)
@@ -144,9 +144,9 @@ def initial_logits(
 
 
 def sure_logits(latent: Latent, rows: Rows, upstream: Upstream) -> Tensor | float:
-    """-inf at masked categories, at bits of probability 0 and 1 those values; 0 elsewhere.
+    """-inf at masked categories, -inf and inf at bits of probability 0 and 1; 0 elsewhere.
 
-    What depends on other latents is left to training: it may differ in the next draw.
+    Logits that depend on other latents start at 0: they may differ in the next draw.
     """
     fn = latent.fn
     ((what, given),) = parameters(innermost(fn)).items()
@@ -204,7 +204,7 @@ class SiteLogits(Follows):
             latent = latent._replace(parents=self._parents[name])
             logits = self._start(latent, upstream)
             self._latents[name] = latent._replace(infinite=bool(logits.isinf().any()))
-            dims = None if name in self._row_plates else latent.table_dims  # no plate picks rows
+            dims = None if name in self._row_plates else latent.table_dims  # no plate selects rows
             deep_setattr(self.logits, name, PyroParam(logits.contiguous(), constraints.real, dims))
 
     def _find_parents(self, upstream: Upstream) -> dict[str, tuple[str, ...]]:
@@ -218,7 +218,7 @@ class SiteLogits(Follows):
         return found
 
     def _find_row_plates(self, args: tuple, kwargs: dict) -> dict[str, str]:
-        """Of sparse rows: by site, of those that are in a plate."""
+        """Of sparse rows, by site, for the sites that are in a plate."""
         _, given, _ = self._known(args, kwargs)
         found = {}
         for name, latent in self._latents.items():
@@ -251,21 +251,21 @@ def refuse_unless_without_arguments(model: Callable) -> None:
 
 
 class ReadLogits(SiteLogits):
-    """What the logits say, by site, for all rows of its plates."""
+    """Probabilities, modes and draws by site, for all rows of its plates."""
 
     def _logits(self) -> dict[str, Tensor]:
-        """Those of the parameter store, in a fresh process too."""
+        """The logits in the parameter store, in a fresh process too."""
         if self.prototype_trace is None:
             refuse_unless_without_arguments(self.model)
             with random_state():
                 for guide in (self,) if self.master is None else (self.master(), self):
                     if guide.prototype_trace is None:
                         guide._setup_prototype()
-        with self._pyro_context, poutine.block():  # outside of it a module has its own values
+        with self._pyro_context, poutine.block():  # outside of it a module uses its own values
             return {name: attrgetter(name)(self.logits) for name in self._latents}
 
     def _laws(self, logits: Mapping[str, Tensor]) -> dict[str, Law] | None:
-        """None without parents."""
+        """The law of each site; None if no site has parents."""
         if not any(self._parents.values()):
             return None
         return {name: self._latents[name].law(a) for name, a in logits.items()}
@@ -301,11 +301,11 @@ class ReadLogits(SiteLogits):
         return {name: self._latents[name].mode(a) for name, a in logits.items()}
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """None: a class has no quantiles; AutoGuideList gives those of its other parts."""
+        """None, since a class has no quantiles; AutoGuideList returns those of its other parts."""
         return {}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The mode. AutoGuideList calls it."""
+        """The mode, under the name that AutoGuideList calls."""
         return self.mode()
 
     def sample_posterior(self, *, sample_shape: Size = Size()) -> dict[str, Tensor]:
@@ -327,6 +327,6 @@ class ReadLogits(SiteLogits):
 
 
 def in_rows(weights: Tensor, sample_shape: Size, plates: int) -> Tensor:
-    """Weights of draws with axes for so many more plates."""
+    """Weights of draws, with axes for that many more plates."""
     n = len(sample_shape)
     return weights.reshape(sample_shape + (1,) * plates + weights.shape[n:])

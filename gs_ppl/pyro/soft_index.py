@@ -1,6 +1,6 @@
-"""Soft indices: what a program gets for an integer, a bit or a one-hot vector that is relaxed.
+"""Soft indices: what a program gets for a relaxed integer, bit or one-hot vector.
 
-The trace holds the weights y of a relaxed site. The program gets a soft index, which stands for the
+The trace holds the weights y of a relaxed site. The program gets a soft index, which represents the
 classes 0..K-1: an integer or a boolean that is computed from it is kept as its table over the
 classes, and the first floating-point result is the mean of the table under y. So `locs[z]` is
 y @ locs, `one_hot(z)` is y, and two soft indices give the mean under both weights. At a vertex,
@@ -52,7 +52,7 @@ _innermost: ContextVar["_Reading | None"] = ContextVar("innermost", default=None
 
 
 def _handed_over(z: SoftIndex) -> SoftIndex:
-    """A soft value that the program will get, which is to read tables by it."""
+    """Enters the mode for indexing, since the program gets a soft value."""
     if reading := _innermost.get():
         reading.begin()
     return z
@@ -63,7 +63,7 @@ def _axis(site: str, weights: Tensor, shape: torch.Size) -> Axis:
 
 
 def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> SoftIndex:
-    """The integers that the weights of a site stand for.
+    """The integers that the weights of a site represent.
 
     Args:
         site: its name, for refusals.
@@ -87,7 +87,7 @@ def soft_index(site: str, weights: Tensor, values: Tensor | None = None) -> Soft
 
 
 def soft_bit(site: str, y: Tensor) -> SoftIndex:
-    """A relaxed bit: the float y that also stands for 0 and 1, with weights 1 - y and y."""
+    """A relaxed bit: the float y, which also represents 0 and 1, with weights 1 - y and y."""
 
     def form() -> Form:
         shape = shape_of(y)
@@ -98,7 +98,7 @@ def soft_bit(site: str, y: Tensor) -> SoftIndex:
 
 
 def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
-    """A relaxed one-hot vector: the float y that also stands for the K one-hot vectors."""
+    """A relaxed one-hot vector: the float y, which also represents the K one-hot vectors."""
 
     def form() -> Form:
         *batch, K = shape_of(y)
@@ -110,9 +110,9 @@ def soft_one_hot(site: str, y: Tensor) -> SoftIndex:
 
 
 def leave(value: Any) -> Any:
-    """What a soft value is outside the program: the weights of a site, or else the mean.
+    """A soft value, as it leaves the program: the weights of a site, or else the mean.
 
-    Integers that are computed from a site leave as weights over 0..max.
+    Integers that are computed from a site become weights over 0..max.
     """
     if not isinstance(value, SoftIndex) or value.is_float or value.dtype is torch.bool:
         return as_float(value)
@@ -127,7 +127,7 @@ def leave(value: Any) -> Any:
 
 
 def hardened(value: SoftIndex) -> Tensor:
-    """Value of the class of largest weight, without gradient."""
+    """The value of the class of largest weight, without gradient."""
     form = value.form
     table = form.table.expand(*form.classes, *form.shape)
     for axis in form.axes:
@@ -137,9 +137,9 @@ def hardened(value: SoftIndex) -> Tensor:
 
 
 class _Reading(TorchFunctionMode):
-    """`t[z]` of a plain table t, which torch does not dispatch on z.
+    """`t[z]` for a plain table t: torch does not dispatch it on z.
 
-    A mode costs a microsecond at each call of torch, so that it begins with the first soft value.
+    A mode costs a microsecond in each call of torch: it is entered at the first soft value.
     """
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ class _Reading(TorchFunctionMode):
         self.depth, self.begun = _len_torch_function_stack(), False
 
     def begin(self) -> None:
-        """Below the modes that the program has entered and will leave, as if it had begun first."""
+        """Enters below the modes that the program has entered, as if it had been entered first."""
         if not self.begun:
             above = [_pop_mode() for _ in range(_len_torch_function_stack() - self.depth)]
             for mode in [self, *reversed(above)]:
@@ -158,7 +158,7 @@ class _Reading(TorchFunctionMode):
         if self.begun:
             above = []
             while (mode := _pop_mode()) is not self:
-                above.append(mode)  # a device, say, that was entered at the bottom
+                above.append(mode)  # for example a device, entered at the bottom
             for mode in reversed(above):
                 _push_mode(mode)
 
@@ -175,14 +175,14 @@ class _Reading(TorchFunctionMode):
 
 
 def _name_total(error: NotImplementedError) -> None:
-    """torch refuses each total_count of Multinomial that is no int, and does not say which."""
+    """Refuses a soft total_count of Multinomial: torch's own error does not name the site."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     if soft := soft_in(frame.f_locals.get("total_count")):
         raise refusal(soft, "an integer parameter total_count", "use a table of laws") from error
 
 
 def interpret(fn: Callable) -> Callable:
-    """The program that may index tables by soft indices; those that it returns leave."""
+    """The program, which may now index by soft indices; `leave` replaces those that it returns."""
 
     @wraps(fn, updated=())
     def program(*args: Any, **kwargs: Any) -> Any:

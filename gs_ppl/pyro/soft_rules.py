@@ -1,6 +1,6 @@
-"""What the functions of torch do to soft indices, a rule for each kind.
+"""The rules for soft indices, one for each kind of function of torch.
 
-A function without a rule is refused; but soft floats are their means to what makes floats.
+A function without a rule is refused; one that gives floats takes soft floats as their means.
 """
 
 import math
@@ -36,7 +36,7 @@ __all__: list[str] = []
 
 
 def _functions(names: str) -> set[Callable]:
-    """The functions and methods of torch that have these names."""
+    """The functions and methods of torch with these names."""
     homes = (Tensor, torch, F, torch.special)
     found = (getattr(home, name, None) for name in names.split() for home in homes)
     return {f.__get__ if hasattr(f, "__set__") else f for f in found if f is not None}
@@ -50,7 +50,7 @@ def _rule(names: str) -> Callable[[Callable], Callable]:
     return register
 
 
-# --- elementwise: on the tables; the mean where a float array of the program enters ---------------
+# --- elementwise: on the tables; the mean if a float array of the program takes part --------------
 
 SUMS = "add sub subtract rsub neg negative positive __add__ __radd__ __sub__ __rsub__"
 PRODUCTS = "mul multiply __mul__ __rmul__"
@@ -89,7 +89,7 @@ def _elementwise(func: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def _on_tables(func: Callable, args: Sequence, kwargs: dict, number: bool = False) -> Form:
-    """With a `number`, integers become floats, in the weights' dtype and not in torch's default."""
+    """With a `number`, integers become floats in the weights' dtype, not in torch's default."""
     leaves = [*args, *kwargs.values()]
     shape = broadcast([shape_of(x) for x in leaves if isinstance(x, Tensor)])
     tables, axes = aligned(name_of(func), [z.form for z in soft_in(leaves)], len(shape))
@@ -112,12 +112,12 @@ def _has_float_array(values: Sequence) -> bool:
 
 
 def _have_means(soft: Sequence[SoftIndex]) -> bool:
-    """Floats that nothing was done to: their tables wait until they are asked for."""
+    """Whether all are floats that are still unchanged: their tables are made at first use."""
     return all(z.is_float and z._mean is not None for z in soft)
 
 
 def _where(func: Callable, condition: Any, x: Any, y: Any) -> Any:
-    """Between arrays by the condition's weight. What a plain condition puts in keeps the table."""
+    """A mean of arrays by the condition's weight. Under a plain condition the table is kept."""
     ends, soft = _has_float_array([x, y]), isinstance(condition, SoftIndex)
     if ends and soft and not soft_in(x, y):
         weight = as_float(condition)
@@ -148,7 +148,7 @@ def _cast(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _shell(x: Any) -> Any:
-    """A plain tensor of its shape, dtype and device."""
+    """A plain tensor of the same shape, dtype and device."""
     if not isinstance(x, SoftIndex):
         return x
     return torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
@@ -195,7 +195,7 @@ def _broadcast_tensors(func: Callable, *tensors: Any) -> tuple[Any, ...]:
 
 @_rule("stack cat concat concatenate hstack vstack dstack column_stack row_stack")
 def _joined(func: Callable, xs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-    """All classes along one axis, all elements in one row."""
+    """Joins values: all have their classes along one axis, and their elements form one row."""
     if _has_float_array(xs):
         return func([as_float(x) for x in xs], *args, **kwargs)
     like = soft_in(xs)[0].form
@@ -206,7 +206,7 @@ def _joined(func: Callable, xs: Sequence[Any], *args: Any, **kwargs: Any) -> Any
 
 
 def _certain(x: Tensor, like: Form) -> Form:
-    """Plain integers, as a draw whose first class is sure."""
+    """Plain integers, as a draw whose first class has probability 1."""
     axes = []
     for (sites, w, _), k in zip(like.axes, like.classes, strict=True):
         sure = torch.eye(k, 1, dtype=w.dtype, device=w.device).reshape(k, *[1] * x.ndim)
@@ -215,11 +215,11 @@ def _certain(x: Tensor, like: Form) -> Form:
 
 
 def _moved(move: Callable, forms: Sequence[Form]) -> list[Form]:
-    """Run on the numbers of the elements, and read off: one rule for all moves."""
+    """One rule for all moves: the function is run on the numbers of the elements."""
     shapes: list[torch.Size] = []
 
     def positions(compacts: list[torch.Size]) -> list[tuple[Tensor, bool]]:
-        """Where the elements of each result come from, and whether all are there in order."""
+        """The source of each element of the result, and whether all elements are there in order."""
         ends = [0, *accumulate(map(math.prod, compacts))]
         grids = [
             torch.arange(*ends[i : i + 2], device=forms[0].table.device).reshape(compact)
@@ -264,7 +264,7 @@ def _narrowed(positions: Tensor) -> Tensor:
     return positions
 
 
-# --- tables indexed by soft indices: first what is plain, then the tables as indices --------------
+# --- tables indexed by soft indices: first by plain indices, then by the tables of soft ones ------
 
 
 @_rule("__getitem__")
@@ -298,7 +298,7 @@ def _indexed(t: Any, index: Any) -> Any:
     rest = [d for d in range(t.ndim) if d not in dims]
     columns, n = [items[d] for d in dims], max(items[d].ndim for d in dims)
     t = t.movedim(dims, tuple(range(len(dims))))
-    # columns side by side keep their place; columns apart come first
+    # adjacent columns keep their place; separate columns come first
     wide = [d for d in dims if items[d].ndim]
     apart = not wide or any(wide[0] < d < wide[-1] for d in rest)
     before = 0 if apart else sum(d < wide[0] for d in rest)
@@ -321,7 +321,7 @@ def _check_index(t: Any, soft: Sequence[SoftIndex]) -> None:
 
 
 def _plain_part(t: Tensor, items: list[Any]) -> tuple[Tensor, list[Any]]:
-    """The table after its numbers, slices and None; for each dimension the column that is left."""
+    """The table, indexed by numbers, slices and None; and what is left for each dimension."""
     items = [torch.tensor(x, device=t.device) if isinstance(x, list) else x for x in items]
     items = [y for x in items for y in (x.nonzero(as_tuple=True) if _is_mask(x) else [x])]
     taken = sum(x is not None and x is not Ellipsis for x in items)
@@ -395,7 +395,7 @@ def _isin(func: Callable, z: Any, values: Any, **kwargs: Any) -> SoftIndex:
 
 @_rule("any all sum prod amax amin argmax _is_all_true")
 def _reduced(func: Callable, z: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """Over the classes of one draw; over draws, where it is the same for all of them."""
+    """Along the classes of one draw; along draws, if the table is the same for all of them."""
     name, n, form = name_of(func).replace("_is_all_true", "all"), z.ndim, z.form
     m, dim = len(form.axes), kwargs.pop("axis", dim)
     dims = range(n) if dim is None else [dim] if isinstance(dim, int) else dim
@@ -446,7 +446,7 @@ def _scattered(func: Callable, t: Any, dim: int, index: Any, source: Any, **kwar
 
 @_rule("scatter scatter_")
 def _put(func: Callable, t: Any, dim: int, index: Any, source: Any) -> Tensor:
-    """At one place for each slice, as one-hot vectors are often made."""
+    """At one place for each slice: one-hot vectors are often made in this way."""
     name, soft = name_of(func), (t, index, source)
     plain = not soft_in((t, source)) and t.is_floating_point()
     alone = [1 if d == dim % t.ndim else size for d, size in enumerate(t.shape)]
@@ -491,7 +491,7 @@ READINGS = {
 
 
 def _others(func: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Soft floats are floats to what gives floats; all else is refused."""
+    """A function that gives floats takes soft floats as their means; all else is refused."""
     name, soft = name_of(func), soft_in(args, kwargs)
     if name in READINGS:
         raise refusal(soft, *READINGS[name])

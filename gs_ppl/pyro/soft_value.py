@@ -1,7 +1,7 @@
 """Tables over classes: the tensor that a program gets for a relaxed class, and its mean.
 
-A value that is computed from relaxed draws has a table: what it is for each class of its draws. The
-weights of the classes make a float of it, the mean. Tables, weights and ids are compact: they have
+A value that is computed from relaxed draws has a table: its value for each class of its draws. Its
+mean under the weights of the classes is a float. Tables, weights and ids are compact: they have
 size 1 in every dimension along which they are the same.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__: list[str] = []
 
-LARGEST_PRODUCT = 2**24  # elements of the table of several draws
+LARGEST_PRODUCT = 2**24  # largest size of a table of several draws
 
 INDEX_CURE = "index a table with it, compare it, or use torch.where"
 DRAWS_CURE = "turn it into a float first, as in z.float() or one_hot(z, K).float()"
@@ -30,7 +30,7 @@ class SoftIndexError(ValueError):
 
 
 class Axis(NamedTuple):
-    """The classes of one draw for each element."""
+    """For each element, the classes of one draw."""
 
     sites: frozenset[str]
     weights: Tensor  # (K,) + compact shape
@@ -38,7 +38,7 @@ class Axis(NamedTuple):
 
 
 class Form(NamedTuple):
-    """The value of each element for each class of its draws."""
+    """For each element, its value for each class of its draws."""
 
     table: Tensor  # (K1, ..., Km) + compact shape
     axes: tuple[Axis, ...]
@@ -50,11 +50,11 @@ class Form(NamedTuple):
         return self.table.shape[: len(self.axes)]
 
 
-RULES: dict[Callable | None, Callable] = {}  # by function of torch; None: that of all others
+RULES: dict[Callable | None, Callable] = {}  # by function of torch; None: all others
 
 
 class SoftIndex(Tensor):
-    """A tensor without storage. A float that nothing was done to makes its form when asked."""
+    """A tensor without storage. The form of an unchanged float is made at first use."""
 
     _form: Form | Callable[[], Form]
     _mean: Tensor | None
@@ -71,7 +71,7 @@ class SoftIndex(Tensor):
         z._shape, z._dtype, z._device = shape, like.dtype, like.device
         return z
 
-    # attributes: torch.jit.trace would record that a tensor's own are read
+    # own attributes: torch.jit.trace would record reads of a tensor's
     shape = property(lambda z: z._shape)
     ndim = property(lambda z: len(z._shape))
     dtype = property(lambda z: z._dtype)
@@ -102,7 +102,7 @@ class SoftIndex(Tensor):
         with quiet():
             try:
                 return rule(func, *args, **(kwargs or {}))
-            except TypeError as error:  # an operator would answer by NotImplemented, == by False
+            except TypeError as error:  # else operators return NotImplemented, == False
                 raise refusal((args, kwargs), f"{name_of(func)} of these arguments") from error
 
     @classmethod
@@ -114,12 +114,12 @@ class SoftIndex(Tensor):
 
 
 def quiet() -> Any:
-    """Tracing warns of every size that is read; those of soft values are constants."""
+    """Tracing warns each time that a size is read; the sizes of soft values are constants."""
     return ignore_jit_warnings() if torch._C._get_tracing_state() else nullcontext()
 
 
 def shape_of(x: Tensor) -> torch.Size:
-    """Of numbers, also where tracing makes tensors of them."""
+    """The shape as plain numbers, also if tracing makes tensors of them."""
     if not torch._C._get_tracing_state():
         return x.shape
     with ignore_jit_warnings():
@@ -127,7 +127,7 @@ def shape_of(x: Tensor) -> torch.Size:
 
 
 def broadcast(shapes: Sequence) -> torch.Size:
-    """torch's own takes 20 us."""
+    """torch's own function takes 20 us."""
     return torch.Size(np.broadcast_shapes(*shapes))
 
 
@@ -157,12 +157,12 @@ def refusal(of: Any, operation: str, cure: str = INDEX_CURE) -> SoftIndexError:
 
 
 def named(sites: frozenset[str]) -> str:
-    """As a refusal names them."""
+    """The names, as errors show them."""
     return f"site{'s' * (len(sites) > 1)} {', '.join(map(repr, sorted(sites)))}"
 
 
 def name_of(func: Any) -> str:
-    """Of a function, a method or a property of torch."""
+    """The name of a function, a method or a property of torch."""
     name = getattr(func, "__name__", str(func))
     return func.__self__.__name__ if name == "__get__" else name
 
@@ -192,7 +192,7 @@ def as_float(value: Any) -> Any:
 def mean(form: Form) -> Tensor:
     """sum_k w_k table_k over the classes of all draws.
 
-    0 times an infinity is NaN: what is not finite counts where its weight is not 0.
+    0 times an infinity is NaN: entries that are not finite count only where the weight is not 0.
     """
     table, weights = form.table, [axis.weights for axis in form.axes]
     dtype = table.dtype if table.is_floating_point() else weights[0].dtype
@@ -202,7 +202,7 @@ def mean(form: Form) -> Tensor:
         return _contracted(table, weights).to(dtype).expand(form.shape)
     value = _contracted(torch.where(table.isfinite(), table, 0.0), weights)
     positive = [(w != 0).to(work) for w in weights]
-    for bound in (math.inf, -math.inf):  # both make NaN
+    for bound in (math.inf, -math.inf):  # inf and -inf together give NaN
         hit = _contracted(((table == bound) | table.isnan()).to(work), positive)
         value = value + torch.where(hit > 0, bound, 0.0)
     return value.to(dtype).expand(form.shape)
@@ -211,7 +211,7 @@ def mean(form: Form) -> Tensor:
 def _contracted(table: Tensor, weights: Sequence[Tensor]) -> Tensor:
     m, w = len(weights), weights[0]
     first = next((d for d, size in enumerate(table.shape[m:]) if size > 1), table.ndim - m)
-    if m == 1 and math.prod(w.shape[1 + first :]) == 1:  # the draws come before all else
+    if m == 1 and math.prod(w.shape[1 + first :]) == 1:  # the axes of draws come first
         result = w.reshape(w.shape[0], -1).T @ table.reshape(w.shape[0], -1)
         return result.reshape(w.shape[1 : 1 + first] + table.shape[1 + first :])
     classes = "abcdefghijklmnopqrstuvw"[:m]
@@ -220,7 +220,7 @@ def _contracted(table: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 def is_finite(table: Tensor) -> bool:
-    """Of all entries; False also where nobody knows."""
+    """Whether all entries are finite; False also if that is unknown."""
     if not table.is_floating_point():
         return True
     try:
@@ -256,7 +256,7 @@ def _same_draws(operation: str, a: Axis, b: Axis) -> bool:
 
 
 def padded(axis: Axis, before: int, after: int = 0) -> Axis:
-    """With dimensions of size 1 around the compact shape."""
+    """With dimensions of size 1 added to the compact shape."""
     if before == after == 0:
         return axis
     compact = [1] * before + list(axis.ids.shape) + [1] * after
@@ -269,7 +269,7 @@ def aligned(operation: str, forms: Sequence[Form], n: int) -> tuple[list[Tensor]
     if len(forms) == 1 and len(forms[0].shape) == n:
         return [forms[0].table], list(forms[0].axes)
     axes: list[Axis] = []
-    places = []  # for each form, where its axes are
+    places = []  # for each form, the places of its axes
     for form in forms:
         place: list[int] = []
         for axis in (padded(axis, n - len(form.shape)) for axis in form.axes):

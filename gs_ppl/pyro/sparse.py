@@ -1,4 +1,4 @@
-"""Rows of logits that are trained one by one: a step costs the same however many there are."""
+"""Rows of logits with an optimizer each: the cost of a step does not depend on their number."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ _by_row: ContextVar[bool] = ContextVar("by_row", default=False)
 
 @contextmanager
 def gradients_by_row() -> Iterator[None]:
-    """Within it the gradient of a table is sparse; elsewhere, as in compare, it is dense."""
+    """Within it the gradient of a table is sparse; elsewhere (as in compare) it is dense."""
     token = _by_row.set(True)
     try:
         yield
@@ -32,7 +32,7 @@ def gradients_by_row() -> Iterator[None]:
 
 
 class _Taken(torch.autograd.Function):
-    """table[rows], whose gradient is made of these rows alone."""
+    """table[rows]; its gradient has only these rows."""
 
     @staticmethod
     def forward(table: Tensor, rows: Tensor) -> Tensor:
@@ -52,14 +52,14 @@ def rows_of_table(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def has_sparse(guide: Callable) -> bool:
-    """Whether it is, or has for a part, an automatic guide of sparse rows."""
+    """Whether it is an automatic guide with sparse rows, or has one as a part."""
     inside = program_inside(guide)
     parts = inside.modules() if isinstance(inside, nn.Module) else ()
     return any(getattr(part, "sparse", False) for part in parts)
 
 
 class ByRow(PyroOptim):
-    """Each row of a table has an Adam of its own, which takes a step where the row is visited.
+    """Each row of a table has its own state of Adam; a step changes only the rows in it.
 
     Args:
         optim: for all other parameters; its rate and options are those of the rows too.
@@ -97,11 +97,11 @@ class ByRow(PyroOptim):
         state["m"][at], state["v"][at] = m, v
         root = (1 - b2**t).sqrt().to(p)
         rate = (group["lr"] * group["lrd"] ** t / (1 - b1**t)).to(p)
-        eps = group["eps"] if clip is None else group["eps"] / root  # as Pyro's ClippedAdam has it
+        eps = group["eps"] if clip is None else group["eps"] / root  # as in Pyro's ClippedAdam
         p[at] -= rate * m / (v.sqrt() / root + eps)
 
     def _group(self, name: str, p: Tensor) -> dict[str, Any]:
-        """The options that the optimizer has for a parameter."""
+        """The optimizer's options for a parameter."""
         if name not in self._groups:
             optimizer = self.optim._get_optim(p)
             if type(optimizer) not in (Adam, ClippedAdam):
@@ -110,7 +110,7 @@ class ByRow(PyroOptim):
             on = [option for option in PLAIN if groups and groups[0].get(option)]
             on += ["clip_args"] * bool(self.optim.pt_clip_args)
             if on or not groups:
-                why = f"not with {', '.join(on)}" if on else f"it must have {name}"
+                why = f"do not set {', '.join(on)}" if on else f"it lacks the parameter {name}"
                 refuse_optimizer(type(optimizer).__name__, why)
             self._groups[name] = groups[0]
         return {"clip_norm": None, "lrd": 1.0, **self._groups[name]}

@@ -1,4 +1,4 @@
-"""Where a run starts: components apart, and the best of several tries."""
+"""Where a run starts: different components, and the best of several starts."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -82,8 +82,8 @@ def best_start(
     start.
 
     Args:
-        make: makes model, guide and optimizer anew and returns SVI or AnnealedSVI; its guide should
-            start at random, such as by init_to_rows.
+        make: makes a new model, guide and optimizer, and returns SVI or AnnealedSVI. The guide
+            should start at random, for example by init_to_rows.
         *args: what the programs take.
         num_starts: number of starts.
         num_steps: number of steps of each start.
@@ -124,7 +124,7 @@ def best_start(
     states, scores = [], []
     for _ in range(num_starts):
         states.append(get_rng_state())
-        with validation_enabled(False):  # which ends the run where a law's parameter is NaN
+        with validation_enabled(False):  # validation ends the run if a law's parameter is NaN
             _, losses = run()
         late = losses[num_steps // 2 :]
         scores.append(sum(late) / len(late))
@@ -132,6 +132,6 @@ def best_start(
     after = get_rng_state()
     finite = [i for i in range(num_starts) if math.isfinite(scores[i])]
     set_rng_state(states[min(finite, key=scores.__getitem__)])
-    svi, _ = run()  # once more, since the store holds the parameters of one start alone
+    svi, _ = run()  # run again, since the store holds the parameters of only one start
     set_rng_state(after)
     return svi

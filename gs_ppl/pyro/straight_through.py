@@ -1,4 +1,4 @@
-"""Straight-through families: one-hot and categorical in law; they differ in the gradient alone."""
+"""Straight-through families: one-hot and categorical in law; they differ only in the gradient."""
 
 import math
 from numbers import Integral, Real
@@ -26,10 +26,10 @@ __all__ = [
 
 
 class OneHotEstimator(CategoricalScored, Relaxed):
-    """D = one_hot(argmax(z)), z = a + g, with the gradient of a surrogate, which makes the class.
+    """D = one_hot(argmax(z)), z = a + g, with the gradient of a surrogate.
 
-    Categorical in law, exactly, at every temperature, which only shapes the gradient. Scored as the
-    categorical, sum(value log pi), for any copy of the value, differentiable in it.
+    The law is exactly categorical at every temperature, which only changes the gradient. log_prob
+    is sum(value log pi), for any copy of the value, and is differentiable in it.
     """
 
     is_hard = True
@@ -41,7 +41,7 @@ class OneHotEstimator(CategoricalScored, Relaxed):
         return F.straight_through(hard, self.surrogate(a, z, hard)).to(self.logits.dtype)
 
     def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
-        """The soft value whose gradient the sample has: each class has its own."""
+        """The soft value whose gradient the sample gets; each subclass defines its own."""
         refuse_undefined(self, "surrogate")
 
 
@@ -64,7 +64,7 @@ class BitEstimator(BernoulliScored, Relaxed):
         return self.surrogate(a, z, hard)[..., 0]
 
     def surrogate(self, a: Tensor, z: Tensor, hard: Tensor) -> Tensor:
-        """The soft value whose gradient the sample has: each class has its own."""
+        """The soft value whose gradient the sample gets; each subclass defines its own."""
         refuse_undefined(self, "surrogate")
 
 
@@ -115,7 +115,7 @@ class STGumbelSoftmax(OneHotEstimator):
 
 
 class STBernoulli(BitEstimator):
-    """Straight-through bit with the gradient of sigmoid(a / tau), which has no noise of its own.
+    """Straight-through bit with the gradient of sigmoid(a / tau), which contains no noise.
 
     With an annealed temperature it is the slope-annealed straight-through bit, of slope 1 / tau.
 
@@ -139,9 +139,9 @@ class StraightThrough(OneHotEstimator):
     """Straight-through: one_hot(k), k from pi, with the gradient of softmax(a / tau).
 
     At tau = 1 it is the plain straight-through estimator: the surrogate is the mean of the sample.
-    To anneal tau downwards is slope annealing, of slope 1 / tau, which is made for step functions;
-    for random draws it adds bias. Law and log_prob are those of STGumbelSoftmax. The only noise in
-    the gradient is that of the sample.
+    Slope annealing lowers tau, and the slope is 1 / tau. It was made for step functions; for random
+    draws it adds bias. Law and log_prob are those of STGumbelSoftmax. The only noise in the
+    gradient is that of the sample.
 
     Args, Shapes, Raises: as GumbelSoftmax.
 
@@ -212,7 +212,7 @@ class ReinMax(OneHotEstimator):
 
 
 class ConditionalGumbels(Relaxed):
-    """What Gumbel-Rao is for vectors and bits."""
+    """What Gumbel-Rao has in common for vectors and bits."""
 
     fields = (*Relaxed.fields, "num_samples")
     num_samples: int
@@ -285,7 +285,7 @@ class GumbelRao(ConditionalGumbels, OneHotEstimator):
 
 
 class Gapped(Relaxed):
-    """What the gapped estimator is for vectors and bits."""
+    """What the gapped estimator has in common for vectors and bits."""
 
     fields = (*Relaxed.fields, "gap")
     gap: float

@@ -17,7 +17,7 @@ def mixed(
 ) -> Tensor:
     """sum_{k1, k2, ...} w1_k1 w2_k2 ... table[..., k1, k2, ...]: at a vertex, that entry.
 
-    What is infinite at an entry that has weight is infinite.
+    The result is infinite if an entry with weight is infinite.
 
     Args:
         table: shape batch + (K1, K2, ...) + event.
@@ -45,9 +45,9 @@ def _mean(table: Tensor, weights: Sequence[Tensor], event_dim: int) -> Tensor:
 
 
 def weights_of(law: Any, value: Tensor, values: Collection[int] | None) -> Tensor:
-    """The classes' weights that a value of a law stands for: weights, a bit, one of `values`."""
+    """The weights of the classes for a value of a law: weights, a bit, or one of `values`."""
     if values is not None:
-        if values_of(law) is None:  # a guide that is made discrete
+        if values_of(law) is None:  # the guide was made discrete
             index = index_in_support("", law, value)
             return torch.nn.functional.one_hot(index, len(values)).to(law.logits.dtype)
         if not value.is_floating_point():

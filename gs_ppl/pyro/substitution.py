@@ -1,8 +1,8 @@
 """ELBOs that run the program at chosen values of its discrete sites: MuProp, DARN, REBAR, DisARM.
 
-Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = what it costs, that
-is log p - log q summed over all that shares the site's plates or has none of its own, in nats. Each
-estimate G of the gradient by a is handed over as the surrogate r + G a.
+Letters: b = the sample of a discrete site, a = its logits, pi = its mean, r = its cost in nats: the
+sum of log p - log q over all terms, except those in other rows of the site's plates. Each estimate
+G of the gradient by a enters the loss as the surrogate r + G a.
 """
 
 import math
@@ -114,7 +114,7 @@ Rule = Callable[[DiscreteSite], Tensor]
 
 
 class _AtValues(Messenger):
-    """Gives each site of a guide of soft masses the value of a rule."""
+    """Gives each site of a guide with soft masses the value that a rule chooses."""
 
     def __init__(self, rule: Rule, fixed_law: bool) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _AtValues(Messenger):
 
 
 class _Discrete(Messenger):
-    """Stands around the guide, which takes discrete laws alone."""
+    """A handler around the guide; refuses laws that are not discrete."""
 
     def __init__(self, estimator: str) -> None:
         super().__init__()
@@ -152,9 +152,9 @@ class _Discrete(Messenger):
 
 @dataclass(frozen=True)
 class Programs:
-    """Guide and model, to be run at values that a rule chooses; rows of plates stay the same."""
+    """Guide and model, run at values that a rule chooses; the rows of plates stay the same."""
 
-    name: str  # of the estimator
+    name: str  # name of the estimator
     rows: SameRows
     max_plate_nesting: float
     model: Callable
@@ -172,7 +172,9 @@ class Programs:
             model_trace = poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and is_latent(site) and name not in guide_trace:
-                raise ValueError(f"site {name!r}: {self.name} needs it in the guide as well")
+                raise ValueError(
+                    f"site {name!r}: {self.name} needs it in the guide too: add it to the guide"
+                )
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         pair = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]
@@ -206,19 +208,19 @@ class SharedNoise:
 
 
 def _attach(g: Tensor, x: Tensor) -> Tensor:
-    """Zero, with the gradient g by x; masked categories have none."""
+    """Zero, with the gradient g by x; masked categories have no gradient."""
     x = (g.detach() * torch.where(x.isfinite(), x, 0)).sum()
     return x - x.detach()
 
 
 def _tempered(z: Tensor, tau: Any) -> Tensor:
-    """z / tau; what is infinite stays so, without a gradient by tau."""
+    """z / tau; infinite values stay infinite, without a gradient by tau."""
     finite = z.isfinite()
     return torch.where(finite, torch.where(finite, z, 0.0) / tau, z)
 
 
 class SubstitutingELBO(SurrogateELBO):
-    """For guides all of whose sites are discrete, in one layer or several."""
+    """For guides with only discrete sites, in one layer or several."""
 
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         """G by the logits of each site, from the run at the samples."""
@@ -234,7 +236,7 @@ class SubstitutingELBO(SurrogateELBO):
     def _programs(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Iterator[Programs]:
-        """One for each particle; one for all of them if they are vectorized."""
+        """One run for each particle; one for all of them if they are vectorized."""
         runs = self.num_particles
         if self.vectorize_particles and runs > 1:
             if self.max_plate_nesting == math.inf:
@@ -391,7 +393,7 @@ class REBAR_ELBO(SubstitutingELBO):
         tau: Tensor,
         eta: Any,
     ) -> Tensor:
-        """G by the logits of one site, a function of its tau and eta alone."""
+        """G by the logits of one site, as a function of only its tau and eta."""
         before = list(hard.sites)[: list(hard.sites).index(site.name)]
         learned = tau.requires_grad
         a, b = site.a.detach(), hard.values[site.name]
@@ -444,5 +446,5 @@ class DisARM_ELBO(SubstitutingELBO):
 
 
 def _flipped(shared: SharedNoise, name: str, opposite: Tensor, other: DiscreteSite) -> Tensor:
-    """The bits as they were drawn, but for one."""
+    """The bits as they were drawn, except one."""
     return opposite if other.name == name else shared.b(other)

@@ -27,21 +27,19 @@ from gs_ppl.pyro.handlers import annealed, discretize, program_inside, random_st
 from gs_ppl.pyro.sparse import ByRow, gradients_by_row, has_sparse
 from gs_ppl.training import Callback, Training, Watch, refuse_infinite, refuse_nan
 
-__all__ = ["AnnealedSVI"]  # the rest is what only torch needs
+__all__ = ["AnnealedSVI"]  # the rest is only for torch
 
-OPTIMIZER = (
-    "an optimizer of Pyro's or torch's, or a function that makes one of a list of parameters"
-)
+OPTIMIZER = "an optimizer of Pyro or torch, or a function that makes one from a list of parameters"
 
 EVALUATION_DRAWS = 10
 
 
 class TorchOptim(PyroOptim):
-    """One torch optimizer for all parameters, where Pyro's own have one for each.
+    """One torch optimizer for all parameters; Pyro's own optimizers have one for each of them.
 
     Args:
-        optim: an optimizer, which then must have every parameter; or a function that makes one of
-            a list of parameters, which is called when they are first seen.
+        optim: an optimizer, which must then have every parameter; or a function that makes one from
+            a list of parameters. It is called when the parameters are first seen.
     """
 
     def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
@@ -60,22 +58,24 @@ class TorchOptim(PyroOptim):
         new = by_name(p for p in params if p not in known)
         if new and self.make is None:
             names = ", ".join(new)
-            raise ValueError(f"AnnealedSVI: the optimizer must have every parameter, lacks {names}")
+            raise ValueError(
+                f"AnnealedSVI: the optimizer must have every parameter, but lacks {names}"
+            )
         if new:
             self.optimizer.add_param_group({"params": list(new.values())})
         self.optimizer.step()
-        self.optimizer.zero_grad()  # to None: SVI would write zeros, and backward add to them
+        self.optimizer.zero_grad()  # sets None; SVI would write zeros, and backward add to them
 
     def _get_optim(self, param: Any) -> Optimizer:
-        """The one that a parameter has, or would have."""
+        """The optimizer that a parameter has, or would get."""
         if self.make is not None:
             return self.make([param])
         assert self.optimizer is not None  # the caller's own
         return self.optimizer
 
     def _start(self, params: Iterable[Tensor]) -> Optimizer:
-        """A new optimizer, or the saved one."""
-        assert self.make is not None  # the caller's own optimizer is there from the start
+        """Makes a new optimizer, or takes the saved one."""
+        assert self.make is not None  # the caller's own optimizer exists from the start
         if not self._saved:
             return self.make(list(by_name(params).values()))
         store = dict(pyro.get_param_store().named_parameters())
@@ -91,7 +91,7 @@ class TorchOptim(PyroOptim):
             return self._saved or {}
         state = {"optimizer": self.optimizer.state_dict()}
         if self.make is None:
-            return state  # the caller's own order; it may have parameters that no program has
+            return state  # in the caller's order; it may have parameters that no program has
         groups = [group["params"] for group in self.optimizer.param_groups]
         return state | {"names": [list(by_name(group)) for group in groups]}
 
@@ -104,13 +104,13 @@ class TorchOptim(PyroOptim):
 
 
 def by_name(params: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Unconstrained parameters by their names in the store, in the order of these."""
+    """Unconstrained parameters by their names in the store, in the order of the names."""
     store = pyro.get_param_store()
     return dict(sorted((store.param_name(p), p) for p in params))
 
 
 class ScoredOnDemand(dict):
-    """A site of a trace, which is scored when its score is asked for."""
+    """A site of a trace; it is scored at the first use of its score."""
 
     def __missing__(self, key: str) -> Any:
         alone = poutine.Trace()
@@ -126,9 +126,9 @@ class ScoredOnDemand(dict):
 
 
 class TraceMeanField_ELBO(ShownELBO, infer.TraceMeanField_ELBO):
-    """Pyro's, without the scores that it has no use for: those of sites whose divergence is known.
+    """Pyro's ELBO, without scores that it does not use: those of sites with an analytic divergence.
 
-    Where validation is on it takes them as well, since their checks are wanted.
+    With validation it computes all scores, for their checks.
 
     Example:
         >>> elbo = TraceMeanField_ELBO(num_particles=2)
@@ -147,10 +147,10 @@ class TraceMeanField_ELBO(ShownELBO, infer.TraceMeanField_ELBO):
 
 
 class JitTraceMeanField_ELBO(TraceMeanField_ELBO, infer.JitTraceMeanField_ELBO):
-    """The same, compiled once: Pyro's compiles at every step, since it looks under another name.
+    """The same ELBO, compiled once. Pyro's compiles at every step, since it reads another name.
 
-    What a program's structure is it shows at its first step, and with it whether its logits mask
-    categories: where they do so later alone, the loss is no longer finite.
+    The first step fixes the structure of the program, and whether its logits mask categories. If
+    they mask categories only later, the loss is no longer finite.
 
     Example:
         >>> elbo = JitTraceMeanField_ELBO(ignore_jit_warnings=True)
@@ -170,8 +170,8 @@ class AnnealedSVI(SVI):
 
     Args:
         model, guide, loss: as in pyro.infer.SVI.
-        optim: an optimizer of Pyro's; or, faster, one of torch's, or a function that makes one of a
-            list of parameters, such as partial(torch.optim.Adam, lr=1e-3, fused=True).
+        optim: an optimizer of Pyro; or, faster, an optimizer of torch, or a function that makes one
+            from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3, fused=True).
         schedule: step -> temperature, e.g. one of gs_ppl.temperature.
 
     Example:
@@ -227,7 +227,7 @@ class AnnealedSVI(SVI):
         return torch.as_tensor(self.schedule(self.num_steps), dtype=torch.get_default_dtype())
 
     def _check(self, *args: Any, **kwargs: Any) -> None:
-        """Once for each combination of shapes of the arguments."""
+        """Checks the pairing once for each combination of shapes of the arguments."""
         signature = shapes((args, kwargs))
         if signature not in self._checked:
             check(self.model, self.guide, self._elbo, *args, **kwargs)
@@ -285,13 +285,13 @@ class AnnealedSVI(SVI):
                     watch.report(done, losses[-1], temperatures[-1], evaluate)
         if losses and all(map(math.isinf, losses)):
             refuse_infinite(self._scores(self.temperature(), *args, **kwargs))
-        # of counts: the parameters have moved since the first check
+        # truncated counts again: the parameters have changed since the first check
         check_tails(self.model, self.guide, self.temperature(), *args, **kwargs)
         return watch.finish(losses, temperatures)
 
     @contextmanager
     def _nan_refused(self) -> Iterator[None]:
-        """Within it a loss that is NaN is refused before the optimizer has spread it."""
+        """Within it a loss of NaN is refused before the optimizer writes it to the parameters."""
         loss_and_grads: Callable = self.loss_and_grads
 
         def refusing(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -309,7 +309,7 @@ class AnnealedSVI(SVI):
             self.loss_and_grads = loss_and_grads
 
     def _discrete_elbo(self, *args: Any, **kwargs: Any) -> float:
-        """Of the discretized pair; the random state is left as it was."""
+        """The ELBO of the discretized pair; the random state does not change."""
         enumerates = isinstance(self._elbo, infer.TraceEnum_ELBO)
         elbo = self._elbo if enumerates else infer.Trace_ELBO(num_particles=EVALUATION_DRAWS)
         pair = discretize(self.model), discretize(self.guide)
@@ -317,7 +317,7 @@ class AnnealedSVI(SVI):
             return -elbo.loss(*pair, self.temperature(), *args, **kwargs)
 
     def _scores(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Of each site, the guide's first."""
+        """The score of each site, the guide's first."""
         with torch.no_grad(), validation_enabled(False):
             guide = poutine.trace(self.guide).get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.model, trace=guide))

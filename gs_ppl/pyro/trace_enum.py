@@ -1,4 +1,4 @@
-"""Enumerated and soft sites side by side: Pyro's TraceEnum_ELBO with analytic divergences."""
+"""Enumerated and soft sites in one program: Pyro's TraceEnum_ELBO with analytic divergences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def is_soft_mass(fn: Any) -> bool:
 
 
 class TraceEnum_ELBO(ShownELBO, infer.TraceEnum_ELBO):
-    """Pyro's, with the exact categorical divergence at soft sites, as in TraceMeanField_ELBO.
+    """Pyro's ELBO with the exact categorical divergence at soft sites, as in TraceMeanField_ELBO.
 
     A program may have both enumerated and soft sites. log_prob of soft values is a mass; an
     estimate by log q - log p would not have its optimum at q = p.

@@ -1,4 +1,4 @@
-"""How long one waits for compare: the program of the README, three points beside enumeration.
+"""Time of a call of compare: the program of the README, with three points.
 
     make bench    # or: python tests/benchmarks/compare_calls.py --output tests/benchmarks
 

@@ -1,4 +1,4 @@
-"""What is timed in JAX, all of it compiled: name -> call, for a shape and an extent of the work."""
+"""The contenders in JAX, all compiled: name -> call, for a shape and a task."""
 
 import math
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Calla
     contenders = {OURS: call(of_ours)}
     if RelaxedOneHotCategorical is not None:
         contenders[PEER] = call(of_peer)
-    # one exponential draw, flat: in its shape it takes longer to run, and seconds to compile
+    # one flat exponential draw: in the shape of the sample it is slower, and compiles for seconds
     contenders["floor"] = partial(wait, floor, key, math.prod(shape))
     return contenders
 
@@ -63,7 +63,7 @@ def floor(key: jax.Array, size: int) -> jax.Array:
 
 
 def peak(call: partial) -> int:
-    """Bytes of what the compiled call returns and of its scratch, as XLA has planned them."""
+    """Bytes of the results and of the scratch memory of the compiled call, as XLA plans them."""
     f, *arguments = call.args
     plan = f.lower(*arguments).compile().memory_analysis()
     return plan.output_size_in_bytes + plan.temp_size_in_bytes

@@ -1,4 +1,4 @@
-"""What is timed in torch: name -> call, for a shape and an extent of the work."""
+"""The contenders in torch: name -> call, for a shape and a task."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from gs_ppl.pyro import GumbelSoftmax
 OURS, PEER = "GumbelSoftmax", "RelaxedOneHotCategorical"
 SWEPT = [OURS, PEER, "floor"]
 EXTENTS = ["rsample", "rsample, log_prob", "rsample, log_prob, backward"]
-# at 0.5 the peer's own check refuses nearly every batch of its samples
+# at 0.5 the validation of the peer refuses nearly every batch of its samples
 TEMPERATURE = 1.0
 
 
@@ -23,7 +23,7 @@ def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Calla
     ones, tau = torch.ones(shape[:-1]), torch.tensor(TEMPERATURE)
 
     def call(law: type, validate_args: bool | None) -> Callable[[], object]:
-        """The law is built anew each time, as a program builds it."""
+        """Each call makes the law, as a program does."""
 
         def run() -> object:
             d = law(tau, logits=a, validate_args=validate_args)
@@ -52,7 +52,7 @@ def make(shape: tuple[int, ...], extent: str, compiled: bool) -> dict[str, Calla
 
 
 def peak(call: Callable[[], object]) -> int:
-    """Bytes that live at most at one time, of those which the call asked the allocator for."""
+    """Peak of the bytes that the call has asked the allocator for."""
     with torch.profiler.profile(profile_memory=True) as profile:
         kept = call()
     del kept

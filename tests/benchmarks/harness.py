@@ -1,4 +1,4 @@
-"""Contenders timed in turns, so that what else the machine does falls on all of them alike."""
+"""Contenders take turns, so that other load on the machine affects all of them equally."""
 
 import math
 import statistics
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 def seconds_of(call: Callable[[], object], repeats: int) -> float:
-    """Process CPU time of one call, all threads; NaN where a contender refuses."""
+    """Process CPU time of one call, all threads; NaN if the contender refuses."""
     start = time.process_time()
     try:
         for _ in range(repeats):
             call()
-    except ValueError:  # torch's class rejects samples and parameters of its own
+    except ValueError:  # torch's class rejects some of its own samples and parameters
         return math.nan
     return (time.process_time() - start) / repeats
 
@@ -20,7 +20,7 @@ def seconds_of(call: Callable[[], object], repeats: int) -> float:
 def interleave(
     contenders: dict[str, Callable[[], object]], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds a call, one figure for each contender and round; a turn takes about `seconds`."""
+    """Seconds of a call, one figure for each contender and round; a turn takes about `seconds`."""
     repeats = {}
     for name, call in contenders.items():
         seconds_of(call, 3)  # compiles, and fills the caches
@@ -34,7 +34,7 @@ def interleave(
 
 
 def by_turns(contenders: dict[str, Callable[[], object]], rounds: int, ours: str) -> dict:
-    """Of calls that take seconds: medians, and of how many times as long as ours each took."""
+    """For calls that take seconds: medians of times, and of ratios to ours."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
@@ -55,9 +55,9 @@ def median(values: list[float]) -> float | None:
 
 
 def summary(times: dict[str, list[float]], ours: str) -> dict:
-    """Medians in microseconds; medians over the rounds of how much longer than ours each took.
+    """Medians in microseconds; medians over the rounds of the ratios to ours.
 
-    "peer, validated" is set against "ours, validated" where there is one, and that against ours.
+    "peer, validated" is compared with "ours, validated" if it exists, and that with ours.
     """
     ratios = {}
     for name, values in times.items():

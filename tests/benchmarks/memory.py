@@ -1,10 +1,10 @@
-"""How much memory sampling and scoring take at their peak, beside the peers.
+"""Peak memory of sampling and scoring, compared with the peers.
 
     make bench    # or: python tests/benchmarks/memory.py --output tests/benchmarks
 
-writes a section of speed.json: bytes that live at most at one time, and the minimum, which is the
-arrays that the result needs: y, l and log_prob in torch, where backward reads l; y and log_prob in
-JAX, whose compiled call returns no more.
+writes a section of speed.json: the peak of the bytes in use, and the minimum, which is the size of
+the arrays that the result needs: y, l and log_prob in torch, where backward reads l; y and log_prob
+in JAX, whose compiled call returns only these.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from argparse import Namespace
 from record import run
 
 SHAPES = [(1, 1, 1_000_000), (1024, 30, 10)]
-ARRAYS = {"pyro": 2, "numpyro": 1}  # of the shape of the sample
+ARRAYS = {"pyro": 2, "numpyro": 1}  # arrays that have the shape of the sample
 EXTENT = "rsample, log_prob"
 
 

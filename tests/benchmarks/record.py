@@ -1,4 +1,4 @@
-"""What the programs share: arguments, a pinned process for each side, a section of speed.json."""
+"""Common parts of the programs: arguments, a pinned process a side, a section of speed.json."""
 
 import argparse
 import importlib.metadata
@@ -16,7 +16,7 @@ PACKAGES = ["gs-ppl", "numpy", "torch", "pyro-ppl", "jax", "numpyro", "optax", "
 
 
 def run(section: str, title: str, measure: Callable[[str, Namespace], dict]) -> tuple[dict, Path]:
-    """The section as it was measured and written, and the folder; for one side, prints it alone."""
+    """The section that was measured and written, and the folder; for one side it only prints."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--output", type=Path, default=Path("results/bench"), metavar="DIR")
     parser.add_argument("--rounds", type=int, default=25)
@@ -28,12 +28,12 @@ def run(section: str, title: str, measure: Callable[[str, Namespace], dict]) -> 
     if options.quick:
         options.rounds, options.seconds, options.compiled = 1, 1e-4, False
     if options.side:
-        if hasattr(os, "sched_setaffinity"):  # XLA then makes one thread, as torch does
+        if hasattr(os, "sched_setaffinity"):  # with one processor XLA makes one thread, like torch
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(json.dumps(measure(options.side, options)))
         raise SystemExit
     sides = {}
-    for side in SIDES:  # a process each: their threads and allocators are strangers
+    for side in SIDES:  # a process each, with its own threads and allocator
         command = [sys.executable, *sys.argv, "--side", side]
         sides[side] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     found = {

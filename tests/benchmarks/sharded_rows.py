@@ -1,4 +1,4 @@
-"""What each device holds of a million rows with logits of their own, laid out over 1, 2, 4 devices.
+"""Memory of each device, for a million rows with their own logits, over 1, 2, 4 devices.
 
 python tests/benchmarks/sharded_rows.py --json tests/benchmarks/sharded_rows.json
 """
@@ -25,7 +25,7 @@ CLASSES, MINIBATCH = 10, 1_000
 
 
 def measure(rows: int) -> list[dict]:
-    """Bytes of one device: what it keeps between steps, and what a step takes beside."""
+    """Bytes of one device: kept between steps, and in addition during a step."""
     locs, x = jnp.linspace(-3, 3, CLASSES), np.random.default_rng(0).normal(size=rows)
 
     def model(x):
@@ -36,7 +36,7 @@ def measure(rows: int) -> list[dict]:
     elbo, schedule = numpyro.infer.TraceMeanField_ELBO(), temperature.constant(0.5)
     x, found = jnp.asarray(x, jnp.float32), []
     for devices in DEVICES:
-        guide = gs.AutoGumbelSoftmax(model)  # anew: its first logits are given away with the state
+        guide = gs.AutoGumbelSoftmax(model)  # new: the state donates its first logits
         svi = gs.AnnealedSVI(gs.relax(model), guide, optax.adam(0.1), elbo, schedule)
         start = svi.init(jax.random.key(0), x)
         state, data = lay_out((start, x), make_mesh(jax.devices()[:devices]), rows)

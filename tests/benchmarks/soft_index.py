@@ -1,11 +1,11 @@
-"""What an ordinary program over integers costs beside the same program with one-hot vectors.
+"""The cost of an ordinary program over integers, compared with one-hot vectors.
 
     make bench    # or: python tests/benchmarks/soft_index.py --output tests/benchmarks
 
-writes a section of speed.json: the time of an ELBO and its gradient, in JAX also that of tracing
-and compiling it; time and bytes at the peak of `table[z]` with its gradient, beside `select` and a
-matrix product; and a chain whose guide has structure, beside mean field. One pinned thread; the
-ways take turns, round by round; process CPU time.
+writes a section of speed.json: the time of an ELBO and its gradient, in JAX also the time of
+tracing and compiling; time and peak memory of `table[z]` with its gradient, compared with `select`
+and a matrix product; and a chain whose guide has structure, compared with mean field. One pinned
+thread; the ways take turns, round by round; process CPU time.
 """
 
 import importlib
@@ -21,7 +21,7 @@ ONE_HOT, INTEGERS = "one-hot", "integers"
 SIZES = {"rows": 1000, "classes": 8, "width": 32, "steps": 12, "raters": 5}
 QUICK = {"rows": 4, "classes": 2, "width": 2, "steps": 2, "raters": 2}
 PROGRAMS = ["mixture", "hidden_markov", "annotation"]
-COMPILATIONS = 3  # of each way
+COMPILATIONS = 3  # for each way
 PRODUCT = "product"
 LOOK_UPS = [{"rows": 100_000, "classes": K, "width": 100} for K in (10, 100)]
 CHAIN = SIZES | {"classes": 10, "width": 2, "steps": 100}
@@ -29,7 +29,7 @@ MEAN_FIELD, STRUCTURED = "mean field", "structured"
 
 
 def tables(rows: int, classes: int, width: int, steps: int, raters: int) -> dict[str, np.ndarray]:
-    """What the programs read, in float32, and the labels."""
+    """The tables of the programs, in float32, and the labels."""
     rng = np.random.default_rng(0)
     return {
         "weights": rng.dirichlet(np.ones(classes)).astype(np.float32),
@@ -60,7 +60,8 @@ def measure(side: str, options: Namespace) -> dict:
 
 
 def look_up(side: str, ways: ModuleType, size: dict[str, int], options: Namespace) -> dict:
-    """`table[z]` and its gradient in weights and table; times and bytes over a matrix product."""
+    """`table[z]` and its gradient in weights and table; time and bytes relative to a matrix
+    product."""
     size = {name: size[name] for name in ("rows", "classes", "width")}
     calls = ways.look_ups(**size)
     peak = importlib.import_module(f"contenders_{side}").peak
@@ -69,7 +70,7 @@ def look_up(side: str, ways: ModuleType, size: dict[str, int], options: Namespac
 
 
 def chain(ways: ModuleType, options: Namespace) -> dict:
-    """A guide that has a table over the classes of the state before, and one that has none."""
+    """A guide that has a table over the classes of the previous state, and one without."""
     shown = tables(**(QUICK if options.quick else CHAIN))
     calls = {
         name: ways.step("hidden_markov", shown, False, parents)
@@ -80,7 +81,7 @@ def chain(ways: ModuleType, options: Namespace) -> dict:
 
 
 def compilation(ways: ModuleType, name: str, shown: dict, options: Namespace) -> dict | None:
-    """Seconds of each way, by turns, and the ratios; None where nothing is compiled."""
+    """Seconds of each way, by turns, and the ratios; None if nothing is compiled."""
     if not hasattr(ways, "compile_step"):
         return None
     calls = {

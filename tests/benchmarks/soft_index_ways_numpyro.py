@@ -76,7 +76,7 @@ def step(
 
 
 def compile_step(name: str, tables: dict[str, np.ndarray], hot: bool) -> None:
-    """Traces and compiles it anew."""
+    """Traces and compiles it again."""
     loss, arguments = prepare(name, tables, hot)
     loss.lower(*arguments).compile()
 
@@ -86,7 +86,7 @@ def call(f: Callable, *arguments: jax.Array) -> None:
 
 
 def look_ups(rows: int, classes: int, width: int) -> dict[str, partial]:
-    """A row of the table for each class of the weights, and its gradient in both."""
+    """A row of the table for each class of the weights, and the gradient in weights and table."""
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (rows, classes), (classes, width), (rows, width)
     arrays = [jax.random.uniform(*drawn) for drawn in zip(keys, shapes, strict=True)]

@@ -56,7 +56,7 @@ def step(
     name: str, tables: dict[str, np.ndarray], hot: bool, parents: str = "none"
 ) -> Callable[[], object]:
     model = partial(globals()[name], read(tables), hot)
-    # each guide keeps its own: others have the same names
+    # each guide keeps separate parameters: their names are equal
     own_parameters = partial(pyro.settings.context, module_local_params=True)
     with own_parameters():
         guide = AutoGumbelSoftmax(model, TAU, parents=parents)
@@ -70,7 +70,7 @@ def step(
 
 
 def look_ups(rows: int, classes: int, width: int) -> dict[str, Callable[[], object]]:
-    """A row of the table for each class of the weights, and its gradient in both."""
+    """A row of the table for each class of the weights, and the gradient in weights and table."""
     generator = torch.Generator().manual_seed(0)
     shapes = (rows, classes), (classes, width), (rows, width)
     y, table, slope = (torch.rand(shape, generator=generator) for shape in shapes)

@@ -1,10 +1,10 @@
-"""How long sampling and scoring take, beside the peers; the numbers of tests/benchmarks/README.md.
+"""Time of sampling and scoring, compared with the peers.
 
     make bench    # or: python tests/benchmarks/speed.py --output tests/benchmarks
 
 writes a section of speed.json, and speed.png. One pinned thread; the contenders take turns, round
 by round; process CPU time; medians over the rounds of times and of ratios. torch.compile needs a
-C++ compiler and takes the longest: --no-compiled leaves it out.
+C++ compiler and most of the time: --no-compiled leaves it out.
 """
 
 import hashlib

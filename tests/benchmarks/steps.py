@@ -1,11 +1,11 @@
-"""How long an SVI step of the paper's auto-encoder takes, beside a loop written by hand.
+"""Time of an SVI step of the paper's auto-encoder, compared with a loop written by hand.
 
     make bench    # or: python tests/benchmarks/steps.py --output tests/benchmarks
 
-writes a section of speed.json. 784-(20x10)-784, linear, batches of 100 drawn at each step, Adam;
-loops without a PPL that have the same networks, minibatches, objective and optimizer. One pinned
+writes a section of speed.json. 784-(20x10)-784, linear, batches of 100 drawn at each step, Adam.
+The loops have no PPL, but the same networks, minibatches, objective and optimizer. One pinned
 thread; the contenders take turns, round by round; process CPU time. In JAX also the seconds to the
-end of the first step, with all that is traced and compiled for it.
+end of the first step, which include tracing and compiling.
 """
 
 import importlib
@@ -16,8 +16,8 @@ from harness import by_turns, interleave, summary
 from record import run
 
 VARIABLES, CLASSES, PIXELS, BATCH = 20, 10, 784, 100
-STEPS = 20  # of a call
-FIRST_STEPS = 5  # of each contender, each from the beginning
+STEPS = 20  # of one call
+FIRST_STEPS = 5  # of each contender, each in a new state
 
 
 def measure(side: str, options: Namespace) -> dict:

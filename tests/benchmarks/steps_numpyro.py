@@ -1,4 +1,4 @@
-"""Steps of the auto-encoder in JAX, compiled: name -> call that takes several."""
+"""Steps of the auto-encoder in JAX, compiled: name -> call that takes several steps."""
 
 import math
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def make(
 def first_steps(
     images: np.ndarray, variables: int, classes: int, batch: int
 ) -> dict[str, Callable[[], object]]:
-    """From programs and networks that exist to the end of the first step."""
+    """Time from existing programs and networks to the end of the first step."""
     x, key = jnp.asarray(images[:batch]), jax.random.key(1)
     vae = VAE(variables, classes, pixels=images.shape[-1], rngs=nnx.Rngs(0))
 
@@ -93,7 +93,7 @@ class Loop:
         log_q = F.log_softmax(logits)
         kl = (jnp.exp(log_q) * (log_q + math.log(logits.shape[-1]))).sum()
         pixels = y.reshape(len(x), -1) @ C + d
-        # optax's own cross-entropy takes two logarithms
+        # optax's cross-entropy takes two logarithms
         return (jax.nn.softplus(pixels) - x * pixels).sum() + kl
 
     def update(self, state: tuple, x: Array) -> tuple[tuple, Array]:

@@ -1,4 +1,4 @@
-"""Steps of the auto-encoder in torch: name -> call that takes several."""
+"""Steps of the auto-encoder in torch: name -> call that takes several steps."""
 
 import math
 from collections.abc import Callable

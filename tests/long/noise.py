@@ -1,4 +1,4 @@
-"""The noise on 1e8 draws: finite, within its stated bounds, with the tails that it promises.
+"""Tests the noise on 1e8 draws: all finite, within the documented bounds, with the right tails.
 
     python tests/long/noise.py            # writes tests/long/noise.json; some minutes
 
@@ -27,7 +27,7 @@ CHUNK = 1_000_000
 
 
 def measure(backend, dtype: str, draws: int) -> dict:
-    """Extremes and tail counts over all draws, a million at a time."""
+    """Extremes and tail counts over all draws, which come a million at a time."""
     below, above = np.zeros(len(LOWER), int), np.zeros(len(UPPER), int)
     low, high, bad = math.inf, -math.inf, 0
     for seed in trange(draws // CHUNK, desc=f"{backend.name} {dtype}"):

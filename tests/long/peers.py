@@ -1,9 +1,9 @@
-"""Cells of the grid of DTYPES x tau x K x logits in which a class gives a value that is not finite.
+"""Counts the cells of a grid dtype x tau x K x logits in which a class has non-finite values.
 
     python tests/long/peers.py            # writes tests/long/peers.json; about a minute
 
-A cell fails where a sample, its score or a gradient of the score is NaN or infinite, or where the
-class rejects its own sample with validation on. Ours are held to zero by the test suite.
+A cell fails if a sample, its score or a gradient of the score is NaN or infinite, or if the class
+rejects its own sample with validation on. The test suite requires that gs_ppl has no such cell.
 """
 
 import importlib.metadata
@@ -28,7 +28,7 @@ CLASSES = {
 
 
 def fails(make, tau: float, logits: torch.Tensor) -> tuple[bool, bool]:
-    """Whether something is not finite, and whether an own sample is rejected."""
+    """Whether a result is not finite, and whether the class rejects its own sample."""
     a, t = logits.clone().requires_grad_(), torch.tensor(tau).requires_grad_()
     d = make(t, logits=a, validate_args=False)
     value = d.rsample()

@@ -1,8 +1,8 @@
-"""Keeps what a run of the whole suite has found, for the site's table: one row a Python and set of
-versions. `run.sh` calls it, with the interpreter of the environment that was tested.
+"""Keeps the result of a run of the whole suite, for the site's table: one row for each Python and
+set of versions. `run.sh` calls it, with the interpreter of the tested environment.
 
-Usage: record.py CONSTRAINTS REPORT...   (JUnit's XML; a later report, of tests that were mended and
-run again, replaces what an earlier one says of them)
+Usage: record.py CONSTRAINTS REPORT...   (JUnit's XML; a later report, of tests that were corrected
+and run again, replaces the results of an earlier one)
 """
 
 import json
@@ -19,7 +19,7 @@ BAD = "failure", "error"
 
 
 def outcomes(report: Path) -> dict[str, str]:
-    """By test; one whose teardown fails is there twice."""
+    """The outcome by test; a test whose teardown fails is there twice."""
     found: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
@@ -42,7 +42,7 @@ def row(constraints: str, reports: list[Path]) -> dict[str, object]:
 
 
 def kept(rows: list[dict], new: dict) -> list[dict]:
-    """The rows with the new one in the place of its like."""
+    """The rows; the new one replaces the one with the same Python and constraints."""
 
     def key(row: dict) -> tuple:
         return [int(part) for part in row["python"].split(".")[:2]], row["constraints"]

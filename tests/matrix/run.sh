@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tests on one Python with one set of versions, in an environment of its own that is removed again.
+# Tests one Python with one set of versions, in a new environment that is removed at the end.
 # Usage: tests/matrix/run.sh PYTHON CONSTRAINTS [pyro|numpyro|both] [TEST...]
-# Without a side and tests: the whole suite of both. One side alone installs that PPL alone; tests
-# that are named do without the packages of the paper's models. With RECORD=1 in the environment, a
-# whole suite that passes leaves its row in record.json, which the site shows.
+# Without side and tests, it runs the whole suite of both sides. With one side, it installs only that
+# PPL. With named tests, it does not install the packages of the paper's models. With RECORD=1 in the
+# environment, a whole suite that passes writes its row to record.json, which the site shows.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$1 constraints=$2 side=${3:-both}

@@ -1,4 +1,4 @@
-"""First steps with the installed wheel where Pyro is the only PPL; started by run.sh."""
+"""First steps with the installed wheel and Pyro as the only PPL; run.sh starts it."""
 
 import sys
 from importlib.util import find_spec
@@ -44,7 +44,7 @@ log_prob = gs.GumbelSoftmax(0.5, logits=torch.tensor(logits)).log_prob(torch.ten
 expected = reference.gumbel_softmax_log_prob(0.5, logits, np.log(y))
 assert abs(log_prob.item() - expected) < 1e-5, (log_prob, expected)
 
-# compare, and its table, need no other extra; pictures and data sets say which one they want.
+# compare and its table need no other extra; pictures and data sets name the extra that they need.
 
 
 def program():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds sdist and wheel, and uses both in clean environments, from a folder that is not the
+# Builds sdist and wheel, and tests both in clean environments, from a folder outside of the
 # checkout: the wheel with only Pyro, the sdist with only NumPyro.
 # Usage: tests/wheel/run.sh PYTHON   (an interpreter with the packages `build` and `twine`)
 set -euo pipefail
@@ -9,7 +9,7 @@ python=$1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# By way of the source distribution, so that it is tested too and no build/ is left behind.
+# Builds the wheel from the source distribution, which is thus tested too; this leaves no build/.
 "$python" -m build --outdir "$scratch/dist" . >"$scratch/build.log" 2>&1 || {
     cat "$scratch/build.log"
     exit 1
@@ -30,7 +30,7 @@ check() {
     echo "$(basename "$package")[$ppl] in a clean environment: done"
 }
 
-# Side by side: most of the time is pip's, on one core.
+# In parallel: most of the time is pip's, on one core.
 check pyro "$wheel" &
 pyro=$!
 check numpyro "$sdist" &
