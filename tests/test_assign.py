@@ -367,7 +367,7 @@ def too_large(backend):
     [
         (local, r"site 'w' has a value for each row of plate 'data'.*condition\(model, data="),
         (not_drawn, r"site 'shift' is a latent without a finite set of classes, and the guide"),
-        (of_other_rows, r"site 'w' has shape \(4,\) at these arguments, and the guide draws \(6,"),
+        (of_other_rows, r"site 'w' has shape \(4,\).*, but the guide draws shape \(6,"),
         (of_its_training, r"does not run on these arguments: give only the part of it that draws"),
         (subsampled, r"plate 'data' has only 2 of its 4 rows"),
         (continuous, r"the program has no discrete latents"),

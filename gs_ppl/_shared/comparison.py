@@ -257,7 +257,7 @@ def relative_costs(
 
 
 class Draws(NamedTuple):
-    """One row of the table; seconds are those of one draw."""
+    """The draws of one row of the table; `seconds` is the CPU time of one draw."""
 
     elbo: np.ndarray
     gradients: Gradients

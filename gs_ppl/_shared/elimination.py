@@ -100,7 +100,7 @@ def _check_rows(
 
 
 def shown(entries: int) -> str:
-    """A size in words; it may be larger than any float."""
+    """A size as text; it may be larger than any float."""
     if entries < 10**7:
         return f"{entries:,}"
     power = len(str(entries)) - 1

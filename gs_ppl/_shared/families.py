@@ -99,7 +99,7 @@ class Relaxation:
 
 
 def named(option: Any) -> set[str]:
-    """The sites that an option by site name names."""
+    """The sites that an option names, if it is a dict by site name."""
     return set(option) if isinstance(option, Mapping) else set()
 
 
@@ -144,7 +144,7 @@ def _class_at(family: Any, event_dims: int, objective: str, site: str) -> Any:
 
 
 def refuse_integer(site: str) -> None:
-    """Refuses an integer site of a program that runs inside of a bare handler."""
+    """A program inside of the context manager cannot compute with a soft index."""
     raise ValueError(
         f"site {site!r} draws an integer, which the context manager cannot relax: write"
         " relax(program) instead"
@@ -160,7 +160,7 @@ def refuse_support(site: str, law: str) -> None:
 
 
 def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
-    """Refuses truncation of a law that is no law of counts, or at what is no count."""
+    """Only a law of counts can be truncated, and only at a count."""
     if not isinstance(largest, int) or isinstance(largest, bool) or largest < 1:
         raise ValueError(
             f"site {site!r}: truncate wants the largest count, 1 or more, got {largest!r}"
@@ -227,7 +227,7 @@ def refuse_enumerated_parents(site: str, cause: Exception | None = None) -> NoRe
 
 @contextmanager
 def at_site(site: str) -> Iterator[None]:
-    """Within it, errors about parameters name the site."""
+    """Adds the name of the site to an error about its parameters."""
     try:
         yield
     except ValueError as error:

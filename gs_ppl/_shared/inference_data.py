@@ -42,7 +42,7 @@ class Layout:
         return [name for name, site in self.sites.items() if site.kind == kind]
 
     def check(self, in_guide: Collection[str] | None, enumerated: Collection[str]) -> None:
-        """Refuses a guide, or none, if a latent then has no law, or the guide has one more."""
+        """Refuses latents that are neither in the guide nor enumerated, or only in the guide."""
         latents = {*self.named("latent")}
         missing = latents - {*(in_guide or ())} - {*enumerated}
         extra = {*(in_guide or ())} - latents
@@ -118,7 +118,7 @@ class Names:
 
 
 def build(layout: Layout, names: Names, groups: Mapping[str, Group], attrs: dict[str, str]) -> Any:
-    """InferenceData or DataTree, as the installed ArviZ has."""
+    """InferenceData or DataTree, the one that the installed ArviZ has."""
     arviz = require("arviz")
     scores = ("log_likelihood", "sample_stats")
     shown = {

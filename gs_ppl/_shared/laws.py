@@ -67,5 +67,5 @@ def refuse_form(law: Any, what: str) -> NoReturn:
 
 
 def refuse_undefined(thing: Any, method: str) -> NoReturn:
-    """Refuses a subclass that does not define a method of its own."""
+    """For a method that each subclass must define."""
     raise NotImplementedError(f"{type(thing).__name__} must define {method}")

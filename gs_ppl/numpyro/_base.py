@@ -105,8 +105,8 @@ def check_temperature(
 class LogitsTree(Distribution):
     """The pytree: its leaves are the logits, and the temperature if it is an array.
 
-    A number is static: it stays the same number in jit and vmap. The batch shape follows
-    the logits, to which vmap adds axes, and whose axes it removes.
+    A number is static: it stays the same number in jit and vmap. The batch shape follows the
+    logits; vmap adds axes to them and removes axes.
     """
 
     pytree_data_fields = ("logits", "temperature")
@@ -241,7 +241,7 @@ class Parameters(LogitsTree):
 
 
 class KeepsIntermediates:
-    """Wraps so that a sample keeps how it was drawn; NumPyro's MaskedDistribution does not.
+    """Makes wrappers that keep intermediates; NumPyro's own MaskedDistribution does not keep them.
 
     The intermediates are a list of one OwnSample: how a sample was drawn.
     """
@@ -294,7 +294,7 @@ class OwnMasked(KeepsIntermediates, MaskedDistribution):
 
 
 class LogitsDistribution(KeepsIntermediates, Parameters):
-    """What all classes have: their kind, and their parameters in the form of the formulas.
+    """What all classes have: their properties, and their parameters as the formulas use them.
 
     `a` are the logits in at least float32. `tau` is the temperature; an array is cast to the dtype
     of `a`.
@@ -384,7 +384,7 @@ class BitWithoutTemperature(WithoutTemperature):
 
 
 class OwnSample(NamedTuple):
-    """How a relaxed sample was drawn; for a sample of another distribution, its log alone."""
+    """How a relaxed sample was drawn; for a sample of another distribution, only its log."""
 
     log_value: Array  # l, or the logit of a relaxed bit
     residue: Array | None = None  # the noise's part of the score; for a bit, its noise

@@ -277,8 +277,8 @@ def _refuse_in_scan(site: str, why: str) -> NoReturn:
 
 
 def refuse_taken_apart(site: str) -> NoReturn:
-    """Leaves out what TraceEnum_ELBO makes of a guide's scan: these are no sites of the model."""
-    cure = "give scan history=0 and take config_enumerate(guide), or"
+    """TraceEnum_ELBO splits the scan of a guide into sites that the model does not have."""
+    cure = "give scan history=0 and use config_enumerate(guide), or"
     _refuse_in_scan(site, f" are taken apart in a guide, by TraceEnum_ELBO: {cure}")
 
 
@@ -308,7 +308,7 @@ def _is_lazy() -> bool:
 
 
 class _Step(Messenger):
-    """Names the sites of a step, and removes masks from what is drawn and from what is summed."""
+    """Adds the step to the names of sites, and removes masks from summed sites, as _AsMeasure."""
 
     def __init__(self, step: int, summed: list[str], body: Callable) -> None:
         super().__init__(body)

@@ -186,7 +186,7 @@ class Parameters(TorchDistribution):
 
 
 class LogitsDistribution(Parameters):
-    """What all classes have: their kind, and their parameters in the form of the formulas.
+    """What all classes have: their properties, and their parameters as the formulas use them.
 
     `a` are the logits in at least float32. `tau` is the temperature; a tensor is cast to the dtype
     and device of `a`.

@@ -36,7 +36,7 @@ def costs_by_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> M
 
 
 class SameRows(Messenger):
-    """Within it a subsampled plate draws its rows in the first run of the programs alone."""
+    """Around several runs of the programs: subsampled plates keep the rows of the first run."""
 
     def __init__(self) -> None:
         super().__init__()

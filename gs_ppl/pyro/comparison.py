@@ -277,7 +277,7 @@ class Session(comparison.Session):
         program = self.model if side == "model" else self.guide
         rest = self.guide if self.model.continuous else _empty
         others = poutine.block(rest, hide=list(self.guide.discrete))
-        if side == "guide":  # in model and guide, since Pyro warns of auxiliary sites
+        if side == "guide":  # its sites are then in both programs: no warning of auxiliary ones
             others = poutine.infer_config(others, lambda site: {"is_auxiliary": False})
         tilts = program.tilts()
         tilted = config_enumerate(Tilt(tilts)(program))
@@ -327,7 +327,7 @@ class Session(comparison.Session):
 
     @contextmanager
     def _without_state(self) -> Iterator[None]:
-        """Within it the store has the programs' parameters alone; afterwards it is as before."""
+        """Within it the store has only the programs' parameters; afterwards it is as before."""
         store, own = pyro.get_param_store(), {**self.model.parameters, **self.guide.parameters}
         kept = {
             kind: {name: x for name, x in entries.items() if name in own}
@@ -380,7 +380,7 @@ class Session(comparison.Session):
 def _value_and_gradient(
     elbo: ELBO, model: Callable, guide: Callable, leaves: list[Tensor]
 ) -> tuple[float, list[Tensor | None]]:
-    """The gradient of the ELBO; `grad` of the leaves does not change."""
+    """Value and gradient of the ELBO; `grad` of the leaves does not change."""
     if not leaves:
         return -float(elbo.loss(model, guide)), []
     if hasattr(elbo, "differentiable_loss"):

@@ -57,7 +57,7 @@ class EnumerateMessenger(Messenger):
             msg["fn"], msg["one_hot"] = Categorical(logits=msg["fn"].logits), True
         if getattr(msg["fn"], "has_enumerate_support", False):
             msg["infer"] = {"enumerate": "parallel", "expand": False, **msg["infer"]}
-            for mask in masks(msg["fn"]):  # Pyro sums the classes that the law has
+            for mask in masks(msg["fn"]):  # Pyro would sum a masked law to K, where it must be 1
                 msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
             msg["fn"] = unmasked(msg["fn"])
 

@@ -136,7 +136,7 @@ class _Handled(_bound_partial):
 
 
 class HandledModule(nn.Module):
-    """A module inside a messenger, with the parameters of the module, for a loss that is one."""
+    """A module inside a messenger: it has the module's parameters, for ELBO(model, guide)."""
 
     def __init__(self, messenger: Any, module: nn.Module, run: Callable) -> None:
         super().__init__()
@@ -438,7 +438,7 @@ def _discretized(law: Any) -> Any:
 
 
 class SureBernoulli(Bernoulli):
-    """Pyro's Bernoulli; it has no score where the logits are infinite."""
+    """Pyro's Bernoulli, with a score where the logits are infinite."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return F.bernoulli_log_prob(self.logits, value, self.logits.isfinite())

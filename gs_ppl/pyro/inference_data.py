@@ -115,7 +115,7 @@ class Unscaled(Messenger):
 
 
 class Uncondition(UnconditionMessenger):
-    """Pyro's plates repeat deterministic values along their axis; this undoes that."""
+    """Pyro's handler, but not for deterministic sites: it would repeat them along their plates."""
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not site_is_deterministic(msg):
