@@ -422,7 +422,7 @@ def test_families_with_options_by_site(backend):
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        (lambda gs: partial(gs.GumbelRao, 0.5), "site 'a': the options of GumbelRao.. go by key"),
+        (lambda gs: partial(gs.GumbelRao, 0.5), "site 'a': give the options of GumbelRao.. by key"),
         (lambda gs: partial(gs.GumbelRaoBernoulli, num_samples=2), "site 'a' is a one-hot vector"),
     ],
     ids=["positional", "bit"],
