@@ -119,6 +119,22 @@ def test_no_derivative_at_all(backend):
         check(backend, model)
 
 
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("size", [5, 3], ids=["plate too small", "rows forgotten"])
+def test_data_of_another_size(backend, size):
+    """Six rows of data in a smaller plate: the error names the site, as Pyro's own does."""
+    ppl, native, array = backend.ppl, backend.native, backend.array
+
+    def model():
+        options = {"subsample_size": size} if size == 3 else {}
+        with ppl.plate("rows", 6 if options else size, **options):
+            z = ppl.sample("z", native.Categorical(probs=array(PRIOR)))
+            ppl.sample("x", native.Normal(array(TABLE)[z], 1.0), obs=array(np.zeros(6)))
+
+    with pytest.raises(ValueError, match=r"site 'x': data of shape \(6,\)"):
+        check(backend, model)
+
+
 @pytest.mark.parametrize("logits", [(14.0, 7.0), (-14.0, -7.0)], ids=["of 0", "of 1"])
 def test_the_score_of_a_bit_below(backend, logits):
     """The score of one value of the bit jumps; the other value is almost certain."""

@@ -124,7 +124,21 @@ def _backward(terms: Callable, t: Array) -> tuple:
     return values, pull([jnp.ones_like(x) for x in values])
 
 
+def _check_data(site: str, law: Any, given: tuple[int, ...]) -> None:
+    """Data must broadcast with their law; JAX's own error does not name the site."""
+    try:
+        jnp.broadcast_shapes(given, law.shape())
+    except ValueError:
+        raise ValueError(
+            f"site {site!r}: data of shape {given} do not fit {type(innermost(law)).__name__} of"
+            f" shape {law.shape()}: in a subsampled plate give the rows of the plate, as in"
+            " obs=x[rows]"
+        ) from None
+
+
 def _score(site: dict[str, Any]) -> Array:
+    if site["is_observed"]:
+        _check_data(site["name"], site["fn"], jnp.shape(site["value"]))
     intermediates = [site["intermediates"]] if site["intermediates"] else []
     return scale_and_mask(site["fn"].log_prob(site["value"], *intermediates), site["scale"])
 
