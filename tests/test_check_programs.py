@@ -119,19 +119,40 @@ def test_no_derivative_at_all(backend):
         check(backend, model)
 
 
+@pytest.mark.parametrize("of_all", [False, True], ids=["rows of six", "one datum for all"])
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [(6, None), (6, 3), (5, None), (1, None)],
+    ids=["all", "subsampled", "plate too small", "plate of one"],
+)
+def test_rows_of_data_and_of_their_plate(backend, size, drawn, of_all):
+    """Six rows of data fit only a plate of six; one datum is the same for all rows."""
+    ppl, native, array = backend.ppl, backend.native, backend.array
+    data = array(np.zeros(1 if of_all else 6))
+
+    def model():
+        with ppl.plate("rows", size, subsample_size=drawn):
+            z = ppl.sample("z", native.Categorical(probs=array(PRIOR)))
+            ppl.sample("x", native.Normal(array(TABLE)[z], 1.0), obs=data)
+
+    if of_all or (drawn or size) == 6:
+        check(backend, model)
+        return
+    message = f"site 'x': its data have 6 rows along plate 'rows', which has {drawn or size}:"
+    with pytest.raises(ValueError, match=message):
+        check(backend, model)
+
+
 @pytest.mark.only("numpyro")
-@pytest.mark.parametrize("size", [5, 3], ids=["plate too small", "rows forgotten"])
-def test_data_of_another_size(backend, size):
-    """Six rows of data in a smaller plate: the error names the site, as Pyro's own does."""
+def test_an_error_of_the_program_itself(backend):
+    """The probe raises it as it is: the program has no value, which is not a missing gradient."""
     ppl, native, array = backend.ppl, backend.native, backend.array
 
     def model():
-        options = {"subsample_size": size} if size == 3 else {}
-        with ppl.plate("rows", 6 if options else size, **options):
-            z = ppl.sample("z", native.Categorical(probs=array(PRIOR)))
-            ppl.sample("x", native.Normal(array(TABLE)[z], 1.0), obs=array(np.zeros(6)))
+        z = ppl.sample("z", native.Categorical(probs=array(PRIOR)))
+        ppl.sample("x", native.Normal(array(TABLE)[z] * array(np.ones(5)), 1.0), obs=np.zeros(6))
 
-    with pytest.raises(ValueError, match=r"site 'x': data of shape \(6,\)"):
+    with pytest.raises(TypeError, match="incompatible shapes"):
         check(backend, model)
 
 

@@ -9,6 +9,7 @@ import pytest
 from gs_ppl._shared import comparison
 from gs_ppl._shared.comparison import Program
 from gs_ppl._shared.elimination import Factor, largest_table
+from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl.report import Comparison, Estimate, Gradient, Marginal, Value
 
 
@@ -201,7 +202,10 @@ def test_marginal():
     ("shape", "event_dims", "count"), [((), 0, 2), ((3,), 0, 8), ((3,), 1, 3), ((2, 3), 1, 9)]
 )
 def test_joined_variables_multiply_their_values(shape, event_dims, count):
-    program = Program()
+    class One(Program):
+        upstream = dict  # no site depends on another one
+
+    program = One()
     program.sites = {"z": {"fn": SimpleNamespace(event_shape=shape)}}
     program.discrete = {"z": event_dims}
     assert program.classes("z") == count
@@ -212,6 +216,7 @@ def test_a_fault_of_ours_is_no_note():
 
     class Theirs(comparison.Session):
         stochastic, sizes = False, {}
+        logits = relaxed = discrete = None  # not used here
 
         def table(self, side):
             return 1, []
@@ -223,12 +228,13 @@ def test_a_fault_of_ours_is_no_note():
             raise NotImplementedError("theirs")
 
     class Ours(Theirs):
-        marginals = comparison.Session.marginals
+        def marginals(self, side, draws):
+            refuse_undefined(self, "surrogate")
 
     options = comparison.Options([], [], [], 2, 1, [], 10, False)
     notes = comparison.run(Theirs(), options).notes
     assert [note.endswith(": not enumerated: theirs") for note in notes] == [True, True]
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="Ours must define surrogate"):
         comparison.run(Ours(), options)
     Ours.marginals = eval("lambda *_: {}['z']", {"__name__": "gs_ppl.somewhere"})
     with pytest.raises(KeyError, match="z"):

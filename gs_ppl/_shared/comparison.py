@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -39,7 +40,7 @@ def normalized(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: w / w.sum(-1, keepdims=True) for name, w in weights.items()}
 
 
-class Program:
+class Program(ABC):
     """A program made discrete, and the sites of one run.
 
     Each backend sets `sites`, `discrete` (event dims by latent) and `continuous` from the trace.
@@ -61,9 +62,9 @@ class Program:
         shape = self.sites[site]["fn"].event_shape
         return shape[-1] ** math.prod(shape[:-1]) if self.discrete[site] else 2 ** math.prod(shape)
 
+    @abstractmethod
     def upstream(self) -> Mapping[str, Collection[str]]:
         """For each site, the sites that its law depends on."""
-        raise NotImplementedError
 
     @cached_property
     def factors(self) -> list[Factor]:
@@ -80,7 +81,7 @@ class Program:
         ]
 
 
-class Session:
+class Session(ABC):
     """One pair of programs on one backend. Draw i has the same noise in all methods."""
 
     model: Program
@@ -103,12 +104,12 @@ class Session:
             for name in self.parameters
         }
 
+    @abstractmethod
     def logits(self) -> Collection[str]:
         """The parameters of the guide on which the law of a discrete latent depends directly.
 
         The other latents are fixed: a parameter that acts only through their values does not count.
         """
-        raise NotImplementedError
 
     def plates(self, site: str) -> tuple[str, ...]:
         """Names of the plates around a site, from the left."""
@@ -128,23 +129,24 @@ class Session:
         # each term of the model is averaged over the guide separately
         return max(largest_table([*guide.factors, term], plates, sizes) for term in model.factors)
 
+    @abstractmethod
     def marginals(self, side: str, draws: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Log evidence, shape (draws,), and class probabilities by site.
 
         Of the "model", given its data, or of the "guide", which has no data.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def elbo(self, draws: int) -> tuple[np.ndarray, Gradients]:
         """The enumerated ELBO of the discretized guide, and its gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def relaxed(
         self, family: Family, objective: str, temperature: float, draws: int
     ) -> tuple[np.ndarray, Gradients]:
         """ELBO of the relaxed program, and its gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def discrete(
         self, elbo: Any, draws: int, adaptation_steps: int
     ) -> tuple[np.ndarray, Gradients]:
@@ -152,7 +154,6 @@ class Session:
 
         Before, the state that the ELBO keeps in the guide is trained for that many steps.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from gs_ppl._shared import assignment
 from gs_ppl._shared.assignment import FIT_DRAWS
 from gs_ppl.numpyro.autoguide import AutoGumbelSoftmax
 from gs_ppl.numpyro.comparison import Program, SeedBySite, Session
-from gs_ppl.numpyro.enumeration import config_enumerate, unpacked
+from gs_ppl.numpyro.enumeration import config_enumerate
 from gs_ppl.numpyro.handlers import discretize
+from gs_ppl.numpyro.scan_enumeration import unpacked
 from gs_ppl.numpyro.score_function import RLOO_ELBO
 
 __all__ = ["assign"]

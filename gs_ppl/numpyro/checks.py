@@ -22,6 +22,7 @@ from numpyro.primitives import Messenger
 from gs_ppl._shared.pairings import (
     PairedSite,
     check_axes,
+    check_data,
     check_divergence,
     check_order,
     check_pairing,
@@ -37,10 +38,10 @@ from gs_ppl.numpyro import trace_enum
 from gs_ppl.numpyro._base import LogitsDistribution, read
 from gs_ppl.numpyro.control_flow import is_scan
 from gs_ppl.numpyro.distributions import ExpGumbelSoftmax
-from gs_ppl.numpyro.enumeration import refuse_taken_apart, runs_whole
 from gs_ppl.numpyro.handlers import is_latent
 from gs_ppl.numpyro.integers import is_integer, tail
 from gs_ppl.numpyro.probe import Probe
+from gs_ppl.numpyro.scan_enumeration import refuse_taken_apart, runs_whole
 
 __all__ = ["check"]
 
@@ -246,10 +247,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ValueError: naming the site and the cure, for: a density paired with a mass, class indices
             with vectors, log-space with the simplex; a discrete site of the guide if the loss has
             no gradient for it; a soft mass if the loss has no analytic divergence; plates, rows,
-            scales or masks that differ; a batch axis outside of plates; a latent that is neither in
-            the guide nor enumerated; under TraceMeanField_ELBO dependent sites in another order
-            than in the model; a relaxed value that is used as a class, by astype(int), argmax or
-            ==, which has no gradient.
+            scales or masks that differ; data with other rows than their plate; a batch axis outside
+            of plates; a latent that is neither in the guide nor enumerated; under
+            TraceMeanField_ELBO dependent sites in another order than in the model; a relaxed value
+            that is used as a class, by astype(int), argmax or ==, which has no gradient.
 
     Example:
         >>> import jax.numpy as jnp, numpyro
@@ -276,6 +277,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
                 " the guide: use gs_ppl.numpyro.TraceEnum_ELBO, or give both the same rows by"
                 " substitute"
             )
+    for name, msg in model_trace.items():
+        if msg["type"] == "sample" and msg["is_observed"]:
+            shape, fn = jnp.shape(msg["value"]), msg["fn"]
+            check_data(name, shape, fn.event_dim, msg["cond_indep_stack"])
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     if isinstance(loss, TraceEnum_ELBO) and scans.found:

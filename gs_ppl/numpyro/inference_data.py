@@ -20,9 +20,10 @@ from gs_ppl._shared.annealing import annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.control_flow import reach_into_bodies
-from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class, unpacked
+from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class
 from gs_ppl.numpyro.handlers import discretize
 from gs_ppl.numpyro.integers import event_dims
+from gs_ppl.numpyro.scan_enumeration import unpacked
 
 __all__ = ["to_inference_data"]
 

@@ -77,6 +77,7 @@ class Probe:
                 else:
                     self.compiled[tuple(point[0])] = run
                     return found
+        self._values_and_slopes(_plain, *point)  # if the program itself fails, its own error
         raise NoDerivative(str(cause)) from cause
 
     def _values_and_slopes(
@@ -115,6 +116,10 @@ class Probe:
         return sites, terms
 
 
+def _plain(terms: Callable, t: Array) -> tuple:
+    return terms(t), []
+
+
 def _forward(terms: Callable, t: Array) -> tuple:
     return jax.jvp(terms, (t,), (jnp.ones_like(t),))
 
@@ -124,21 +129,7 @@ def _backward(terms: Callable, t: Array) -> tuple:
     return values, pull([jnp.ones_like(x) for x in values])
 
 
-def _check_data(site: str, law: Any, given: tuple[int, ...]) -> None:
-    """Data must broadcast with their law; JAX's own error does not name the site."""
-    try:
-        jnp.broadcast_shapes(given, law.shape())
-    except ValueError:
-        raise ValueError(
-            f"site {site!r}: data of shape {given} do not fit {type(innermost(law)).__name__} of"
-            f" shape {law.shape()}: in a subsampled plate give the rows of the plate, as in"
-            " obs=x[rows]"
-        ) from None
-
-
 def _score(site: dict[str, Any]) -> Array:
-    if site["is_observed"]:
-        _check_data(site["name"], site["fn"], jnp.shape(site["value"]))
     intermediates = [site["intermediates"]] if site["intermediates"] else []
     return scale_and_mask(site["fn"].log_prob(site["value"], *intermediates), site["scale"])
 

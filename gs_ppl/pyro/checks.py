@@ -22,6 +22,7 @@ from torch.distributions import (
 from gs_ppl._shared.pairings import (
     PairedSite,
     check_axes,
+    check_data,
     check_divergence,
     check_order,
     check_pairing,
@@ -203,10 +204,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             with vectors, log-space with the simplex; a straight-through guide with Pyro's own
             OneHotCategorical, whose log_prob has no gradient; a discrete site of the guide if the
             loss has no gradient for it; a soft mass if the loss has no analytic divergence; plates,
-            rows, scales or masks that differ; a batch axis outside of plates; a latent that is
-            neither in the guide nor enumerated; under TraceMeanField_ELBO dependent sites in
-            another order than in the model; a relaxed value that is used as a class, by long(),
-            argmax, == or if, which has no gradient.
+            rows, scales or masks that differ; data with other rows than their plate; a batch axis
+            outside of plates; a latent that is neither in the guide nor enumerated; under
+            TraceMeanField_ELBO dependent sites in another order than in the model; a relaxed value
+            that is used as a class, by long(), argmax, == or if, which has no gradient.
 
     Example:
         >>> import pyro, torch
@@ -228,6 +229,11 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         if plate in guide_trace.nodes:
             drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])
             check_rows(plate, drawn.numpy(force=True), torch.as_tensor(rows).numpy(force=True))
+    for name in model_trace.observation_nodes:
+        node = model_trace.nodes[name]
+        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+        shape = tuple(getattr(node["value"], "shape", ()))
+        check_data(name, shape, node["fn"].event_dim, frames)
     in_guide, in_model = _latents(guide_trace), _latents(model_trace)
     for name, site in [*in_guide.items(), *in_model.items()]:
         check_tail(name, site, tail(site.law))
