@@ -192,7 +192,8 @@ class Comparison:
         estimates: ELBO and gradient of each family, objective and temperature.
         marginals: by discrete site; given the guide's draws of continuous latents.
         notes: what could not be computed, and why: a table that is too large, or an error that only
-            enumeration raises. Other errors are raised.
+            enumeration raises (other errors are raised); also parameters that NumPyro's compare was
+            not given, and draws that are all equal.
         budget: CPU time to spend on a gradient, in estimates by the unit.
         unit: the family whose estimate costs 1: STGumbelSoftmax, or the cheapest family if
             STGumbelSoftmax is not compared.

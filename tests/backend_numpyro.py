@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -420,7 +421,9 @@ class NumPyroBackend:
 
     def compare(self, model, guide, *args, seed: int = 0, **options: Any) -> Any:
         key = self.jax.random.key(seed)
-        return self.gs.compare(model, guide, *args, rng_key=key, progress_bar=False, **options)
+        report = self.gs.compare(model, guide, *args, rng_key=key, progress_bar=False, **options)
+        notes = [x for x in report.notes if not x.startswith("at their initial values")]
+        return dataclasses.replace(report, notes=tuple(notes))  # Pyro's store is never left out
 
     def tanh(self, x: Array) -> Array:
         return self.jnp.tanh(x)

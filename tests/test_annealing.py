@@ -293,6 +293,29 @@ def test_auto_guide_without_discrete_latents(backend):
         backend.trace(backend.gs.AutoGumbelSoftmax(model, 0.5), 0)
 
 
+@pytest.mark.parametrize("make", ["AutoGumbelSoftmax", "auto_relaxed"])
+def test_auto_guide_of_counts(backend, make):
+    def model():
+        n = backend.ppl.sample("n", backend.native.Poisson(backend.array(2.0)))
+        backend.ppl.sample("x", backend.native.Normal(n, 1.0), obs=backend.array(1.0))
+
+    wanted = r"site 'n': Poisson has no largest value: .* relax\(model, truncate={'n': LARGEST}\)"
+    with pytest.raises(ValueError, match=wanted):
+        backend.trace(getattr(backend.gs, make)(model, temperature=0.5), 0)
+
+
+def test_guide_of_svi(backend):
+    """The guide of an AnnealedSVI is the guide that it was given."""
+    model = plain(backend, by_name("mixture"))
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    elbo = backend.infer.TraceMeanField_ELBO()
+    svi = backend._annealed(backend.gs.relax(model), guide, elbo, lambda t: 0.5)
+    assert svi.guide.probs == guide.probs
+    assert repr(svi.guide) == repr(guide)
+    with pytest.raises(AttributeError, match="quantile_of"):
+        svi.guide.quantile_of  # noqa: B018
+
+
 # --- exact at low temperature, through replay -----------------------------------------------------
 
 

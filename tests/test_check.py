@@ -342,6 +342,51 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
+@pytest.mark.parametrize("through", ["check", "AnnealedSVI"])
+def test_model_that_fails_at_the_values_of_its_guide(backend, family, through):
+    """A model that is not relaxed cannot index by weights: the pair is named, not the index."""
+    table, ppl, gs = backend.array([1.0, 2.0, 4.0]), backend.ppl, backend.gs
+
+    def model():
+        z = ppl.sample("z", backend.native.Categorical(probs=backend.array([0.2, 0.3, 0.5])))
+        ppl.sample("x", backend.native.Normal(table[z], 1.0), obs=backend.array(1.5))
+
+    guide = gs.AutoGumbelSoftmax(model, 0.5, family=getattr(gs, family))
+    with pytest.raises(ValueError, match="site 'z': .* mixes class indices with vectors") as error:
+        if through == "check":
+            gs.check(model, guide, make_elbo(backend, TRACE))
+        else:
+            backend.anneal(model, guide, make_elbo(backend, TRACE), lambda t: 0.5, steps=1)
+    assert isinstance(error.value.__cause__, IndexError | TypeError)
+
+
+@pytest.mark.parametrize("through", ["check", "AnnealedSVI"])
+def test_error_of_the_model_itself(backend, through):
+    """An error that the guide's values do not cause stays as it is."""
+
+    def model():
+        backend.ppl.sample("z", backend.native.Bernoulli(probs=backend.array(0.5)))
+        raise RuntimeError("of the model itself")
+
+    guide = backend.without_observed(lambda: None)
+    with pytest.raises(RuntimeError, match="of the model itself"):
+        if through == "check":
+            backend.gs.check(model, guide, make_elbo(backend, TRACE))
+        else:
+            backend.anneal(model, guide, make_elbo(backend, TRACE), lambda t: 0.5, steps=1)
+
+
+def test_cure_of_a_soft_guide(backend):
+    """Over a relaxed model it is the family; over a discrete one, relax."""
+    model, _ = programs(backend, "OneHotCategorical", "OneHotCategorical")
+    soft = backend.gs.relax(model, 0.5)
+    hard = backend.gs.relax(model, 0.5, family=backend.gs.STGumbelSoftmax)
+    for other, cure in ((hard, "give both the same family="), (model, "relax the model too")):
+        with pytest.raises(ValueError, match=f"only for hard ones: {cure}"):
+            backend.gs.check(other, soft, make_elbo(backend, TRACE))
+
+
 @pytest.mark.parametrize(("guide", "model", "message"), BAD)
 def test_every_other_pairing_is_refused(backend, guide, model, message):
     """Without the check, some of these report 96 for a KL of 0."""

@@ -274,3 +274,25 @@ def test_nothing_is_left_behind(backend):
         assert torch.equal(torch.rand(3), expected)
         assert torch.equal(ppl.get_param_store()["logits"].grad, logits.grad)
         assert (logits.grad == 1).all()
+
+
+@pytest.mark.only("numpyro")
+def test_parameters_that_are_not_given(backend):
+    """NumPyro's compare has only the parameters that it is given; a note names the others."""
+    ppl, options = backend.ppl, {"num_samples": 2, "families": (), "progress_bar": False}
+
+    def model():
+        loc = ppl.param("loc", backend.array(0.0))
+        z = ppl.sample("z", backend.native.Bernoulli(probs=backend.array(0.5)))
+        ppl.sample("x", backend.native.Normal(loc + z, 1.0), obs=backend.array(1.0))
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    (note,) = backend.gs.compare(model, guide, **options).notes
+    assert note.endswith("params= does not have them: z_auto_logits, loc")
+    given = {"z_auto_logits": backend.array(1.0), "loc": backend.array(0.5)}
+    (note,) = backend.gs.compare(model, guide, params={"loc": given["loc"]}, **options).notes
+    assert note.endswith(": z_auto_logits")
+    assert backend.gs.compare(model, guide, params=given, **options).notes == ()
+    fixed = ppl.handlers.substitute(guide, data=given)
+    (note,) = backend.gs.compare(model, fixed, **options).notes
+    assert note.endswith(": loc")

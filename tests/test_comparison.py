@@ -211,6 +211,19 @@ def test_joined_variables_multiply_their_values(shape, event_dims, count):
     assert program.classes("z") == count
 
 
+@pytest.mark.parametrize(
+    ("elbo", "noted"),
+    [(Value(-3.0, 0.0), True), (Value(-3.0, 0.1), False), (Value(-2.0, 0.0), False)],
+    ids=["all draws equal", "draws differ", "exact"],
+)
+def test_draws_without_spread(elbo, noted):
+    """The ELBO of hard draws that are all equal is not exact, although its error is 0."""
+    rows = [Estimate("STGumbelSoftmax", "discrete", 0.3, elbo, None, {})]
+    notes = comparison.without_spread(rows, Value(-2.0), 100)
+    assert [note.split(":")[0] for note in notes] == ["STGumbelSoftmax at τ = 0.3"] * noted
+    assert comparison.without_spread(rows, None, 100) == []
+
+
 def test_a_fault_of_ours_is_no_note():
     """What a PPL does not implement is a note; a fault of this library is raised."""
 

@@ -185,7 +185,7 @@ REFUSED = {
     ),
     "Multinomial": (  # torch's law refuses it before a site exists
         lambda s, z: s.ppl.sample("k", s.d.Multinomial(z, probs=s.array([0.5, 0.5]))),
-        "site '[zk]': .* integer parameter total_count .* use a table of laws",
+        "site '[zk]': .* integer parameter total_count .* write the score as factor",
     ),
 }
 

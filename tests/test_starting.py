@@ -54,6 +54,29 @@ def test_rows_that_do_not_fit(backend, shape, rows):
         backend.starts(init, "locs", standard(backend, *shape), 1)
 
 
+@pytest.mark.parametrize(
+    ("law", "rows", "bad"),
+    [
+        ("positive", [0.5, 0.0, 2.0], r"row 1 of the data, 0\.0, is not inside of the support of"),
+        ("positive", [0.5, 1.0, -2.0], r"row 2 of the data, -2\.0"),
+        ("simplex", [[0.5, 0.5], [0.25, 0.75], [0.5, 1.0]], r"row 2 of the data, \[0\.5, 1\.0\]"),
+        ("simplex", [[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]], None),
+        ("positive", [0.5, 1.0, 2.0], None),
+    ],
+    ids=["boundary", "outside", "not a point", "points", "inside"],
+)
+def test_rows_outside_of_the_support(backend, law, rows, bad):
+    ones = backend.array(np.ones(2))
+    law = backend.native.Gamma(ones, 1.0) if law == "positive" else backend.native.Dirichlet(ones)
+    law = law.expand((2,)) if law.event_shape else law
+    init = backend.gs.init_to_rows(rows={"rates": backend.array(np.array(rows))})
+    if bad is None:
+        backend.starts(init, "rates", law, 1)
+        return
+    with pytest.raises(ValueError, match=f"init_to_rows: site 'rates': {bad}"):
+        backend.starts(init, "rates", law, 1)
+
+
 @pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro's warning
 def test_the_best_start_wins(backend):
     """Of starts at 0, 50, 100 and one with loss NaN, the nearest to 100 wins; steps are made."""

@@ -48,27 +48,42 @@ def refuse_without_temperature(site: str) -> NoReturn:
     )
 
 
-def annealed(fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn: fn) -> Callable:
-    """`fn` with the temperature as first positional argument; handlers and guides use it.
+class Annealed:
+    """A program with the temperature as first positional argument; handlers and guides use it.
 
-    A program that declares an argument `temperature` gets it too, at any position.
-    `innermost` finds the program inside of handlers that hide its signature.
+    A program that declares an argument `temperature` gets it too, at any position. Attributes are
+    those of the program: `svi.guide.probs()` works.
+
+    Args:
+        fn: program.
+        innermost: finds the program inside of handlers that hide its signature.
     """
-    inside = innermost(fn)
-    parameters = inspect.signature(getattr(inside, "forward", inside)).parameters
-    declared = "temperature" in parameters
-    position = list(parameters).index("temperature") if declared else 0
-    by_keyword = declared and parameters["temperature"].kind is inspect.Parameter.KEYWORD_ONLY
 
-    def program(temperature: Any, *args: Any, **kwargs: Any) -> Any:
+    def __init__(
+        self, fn: Callable, innermost: Callable[[Callable], Callable] = lambda fn: fn
+    ) -> None:
+        inside = innermost(fn)
+        parameters = inspect.signature(getattr(inside, "forward", inside)).parameters
+        self._fn, declared = fn, parameters.get("temperature")
+        self._position = list(parameters).index("temperature") if declared else None
+        self._by_keyword = declared is not None and declared.kind is declared.KEYWORD_ONLY
+
+    def __call__(self, temperature: Any, *args: Any, **kwargs: Any) -> Any:
+        position = self._position
         with at_temperature(temperature):
-            if not declared:
-                return fn(*args, **kwargs)
-            if by_keyword or position > len(args):
-                return fn(*args, temperature=temperature, **kwargs)
-            return fn(*args[:position], temperature, *args[position:], **kwargs)
+            if position is None:
+                return self._fn(*args, **kwargs)
+            if self._by_keyword or position > len(args):
+                return self._fn(*args, temperature=temperature, **kwargs)
+            return self._fn(*args[:position], temperature, *args[position:], **kwargs)
 
-    return program
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # also while it is copied, when it has no program yet
+            raise AttributeError(name)
+        return getattr(self._fn, name)
+
+    def __repr__(self) -> str:
+        return repr(self._fn)
 
 
 def refuse_before_first_run(takes_arguments: bool, first_run: str) -> None:

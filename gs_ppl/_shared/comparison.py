@@ -89,6 +89,7 @@ class Session(ABC):
     sizes: Mapping[str, int]  # rows of each plate that a draw sees
     stochastic: bool  # has continuous latents or subsampled rows: exact numbers need draws too
     seconds: float  # CPU time of one draw of the last estimate
+    notes: Sequence[str] = ()
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -230,10 +231,21 @@ def run(session: Session, options: Options) -> Comparison:
         tuple(estimates),
         {site: m.match() if site in relabel else m for site, m in marginals.items()},
         draws,
-        tuple(exact.notes),
+        (*session.notes, *exact.notes, *without_spread(estimates, exact.elbo, draws)),
         options.budget,
         unit,
     )
+
+
+def without_spread(estimates: Sequence[Estimate], exact: Value | None, draws: int) -> list[str]:
+    """A note for each estimate whose draws are all equal, but not to the exact ELBO."""
+    return [
+        f"{row.label}: all {draws} draws gave the same values, so that the standard error of its"
+        " ELBO is 0, but rare classes were not drawn: take more num_samples"
+        for row in estimates
+        if exact is not None and not row.elbo.error
+        if not math.isclose(row.elbo.mean, exact.mean, rel_tol=1e-5, abs_tol=1e-5)
+    ]
 
 
 def relative_costs(

@@ -169,6 +169,31 @@ def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
         raise ValueError(f"site {site!r}: truncate is for laws of counts 0, 1, 2, ..., got {law}")
 
 
+def is_unbounded(law: Any) -> bool:
+    """Whether it is a law of single integers without a largest one, such as Poisson."""
+    try:
+        discrete = getattr(getattr(law, "support", None), "is_discrete", False)
+    except NotImplementedError:  # a law without a support, or a constraint of unknown kind
+        return False
+    return discrete and law.event_shape == () and not law.has_enumerate_support
+
+
+def cure_unbounded(site: str) -> str:
+    return (
+        f"truncate its counts, as in relax(model, truncate={{{site!r}: LARGEST}}), and make the"
+        " guide from the relaxed program"
+    )
+
+
+def refuse_without_latents(laws: Mapping[str, Any]) -> NoReturn:
+    """Refuses a program without latents that an automatic guide could relax."""
+    for site, law in laws.items():
+        if is_unbounded(law):
+            law = type(law).__name__
+            raise ValueError(f"site {site!r}: {law} has no largest value: {cure_unbounded(site)}")
+    raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
+
+
 def refuse_weights(site: str) -> None:
     """The guide relaxes a site that is still an integer in the model."""
     raise ValueError(
@@ -192,6 +217,11 @@ def refuse_choice(site: str) -> None:
         f"site {site!r} is observed inside of cond, whose predicate is a soft index: observe it"
         " after cond, with parameters that jnp.where chooses"
     )
+
+
+TABLE_OF_SCORES = (  # the cure for an integer parameter
+    "write the score as factor(name, table[z]), where the table has log_prob for each class"
+)
 
 
 def refuse_soft_value(site: str, what: str, cure: str) -> None:

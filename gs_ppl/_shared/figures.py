@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gs_ppl.report import Comparison, Estimate, Marginal
 
+MOST_TICKS = 6
 STYLES = {"categorical": "-", "relaxed": "--", "discrete": "-"}
 
 
@@ -62,6 +63,15 @@ def _is_level(rows: list[Estimate]) -> bool:
     return math.isnan(rows[0].temperature)
 
 
+def _scale_temperatures(ax: Axes, comparison: Comparison) -> None:
+    """A logarithmic axis with a tick at each temperature, if there are few."""
+    ax.set_xscale("log")
+    taus = sorted({t for row in comparison.estimates if math.isfinite(t := row.temperature)})
+    if len(taus) <= MOST_TICKS:
+        ax.set_xticks(taus, [f"{tau:g}" for tau in taus])
+        ax.minorticks_off()
+
+
 def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
     for name, value in (("log evidence", comparison.evidence), ("exact ELBO", comparison.elbo)):
         if value is not None:
@@ -86,7 +96,8 @@ def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
             ls=STYLES[objective],
             **style,
         )
-    ax.set(title="ELBO, ± two standard errors", xlabel="temperature τ", ylabel="nats", xscale="log")
+    ax.set(title="ELBO, ± two standard errors", xlabel="temperature τ", ylabel="nats")
+    _scale_temperatures(ax, comparison)
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -105,7 +116,8 @@ def _draw_gradients(ax: Axes, comparison: Comparison, what: str, title: str) -> 
         ax.plot(taus, values, marker="o", ms=4, ls=STYLES[objective], **style)
         if what == "bias":
             ax.fill_between(taus, 0, [g.floor for g in gradients], color=color, alpha=0.12, lw=0)
-    ax.set(title=title, xlabel="temperature τ", xscale="log")
+    ax.set(title=title, xlabel="temperature τ")
+    _scale_temperatures(ax, comparison)
     if what == "bias":
         ax.set_ylim(bottom=0)
         ax.set_xlabel("temperature τ (shaded: Monte Carlo floor)")

@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from gs_ppl._shared.families import cure_unbounded, is_unbounded
+
 
 @dataclass(frozen=True)
 class PairedSite:
@@ -72,9 +74,8 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
             " OneHotCategorical; or apply config_enumerate to both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
-        raise ValueError(
-            f"{pair} gives soft values to a law that is only for hard ones: relax the model too"
-        )
+        cure = "give both the same family=" if model.is_relaxed else "relax the model too"
+        raise ValueError(f"{pair} gives soft values to a law that is only for hard ones: {cure}")
     if guide.masked != model.masked and guide.kind is not None:
         side, other = ("guide", "model") if guide.masked else ("model", "guide")
         raise ValueError(
@@ -84,6 +85,20 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
     if not guide.is_certain:
         _check_plates(site, pair, guide, model)
         _check_scale(pair, guide, model)
+
+
+def refuse_pairs(
+    in_guide: Mapping[str, PairedSite], in_model: Mapping[str, PairedSite], error: Exception
+) -> None:
+    """Names the pair, if it is wrong, for which a model fails at the values of its guide.
+
+    For example, a model that is not relaxed cannot index by the weights that a relaxed guide draws.
+    """
+    for name in sorted(in_guide.keys() & in_model.keys()):
+        try:
+            check_pairing(name, in_guide[name], in_model[name])
+        except ValueError as refusal:
+            raise refusal from error
 
 
 def _check_plates(site: str, pair: str, guide: PairedSite, model: PairedSite) -> None:
@@ -179,6 +194,8 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
         return
     if model.kind is not None or getattr(model.law, "has_enumerate_support", False):
         cure = "Add it to the guide, or config_enumerate the model and use TraceEnum_ELBO"
+    elif is_unbounded(model.law):
+        cure = f"Add it to the guide, or {cure_unbounded(site)}"
     else:
         cure = "Add it to the guide; AutoGuideList joins automatic guides"
     raise ValueError(

@@ -21,6 +21,17 @@ def check_rows_for(site: str, shape: Sequence[int], rows: Sequence[int]) -> None
         )
 
 
+def check_inside(site: str, law: str, rows: np.ndarray, inside: np.ndarray) -> None:
+    """Refuses rows at which a guide cannot start: outside of the support, or on its boundary."""
+    bad = np.flatnonzero(~inside)
+    if bad.size:
+        raise ValueError(
+            f"init_to_rows: site {site!r}: row {bad[0]} of the data, {rows[bad[0]].tolist()}, is"
+            f" not inside of the support of {law}; its unconstrained value is not finite: give"
+            " other rows, such as rows + 0.5 for counts that include 0"
+        )
+
+
 def check_tries(num_starts: int, num_steps: int) -> None:
     for name, count in (("num_starts", num_starts), ("num_steps", num_steps)):
         if count < 1:

@@ -30,6 +30,7 @@ from gs_ppl._shared.pairings import (
     check_tail,
     check_unpaired,
     divergence,
+    refuse_pairs,
     to_probe,
 )
 from gs_ppl._shared.starting import are_equal, warn_of_equal
@@ -171,8 +172,15 @@ def _run(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[A
         seeded = handlers.seed(guide, jax.random.key(0))
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         given = _GivenRows(model)
-        replayed = handlers.replay(handlers.seed(given, jax.random.key(0)), trace=guide_trace)
-        return guide_trace, handlers.trace(replayed).get_trace(*args, **kwargs), given.rows
+        seeded = handlers.seed(given, jax.random.key(0))
+        replayed = handlers.replay(seeded, trace=guide_trace)
+        try:
+            model_trace = handlers.trace(replayed).get_trace(*args, **kwargs)
+        except Exception as error:
+            alone = handlers.trace(seeded).get_trace(*args, **kwargs)
+            refuse_pairs(_latents(guide_trace), _latents(alone), error)
+            raise
+        return guide_trace, model_trace, given.rows
 
 
 def _centre(guide_trace: dict[str, Any], name: str) -> Array:

@@ -21,7 +21,7 @@ from numpyro.infer.util import transform_fn
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared import comparison
-from gs_ppl._shared.annealing import annealed
+from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
@@ -75,8 +75,8 @@ def compare(
         model: program.
         guide: program, or an automatic guide.
         *args: what the programs take.
-        params: of model and guide, as SVI returns them. None: the initial parameters, those before
-            training.
+        params: of model and guide, as SVI returns them. Others have their initial values, those
+            before training; a note names them.
         families: classes to relax by; also ELBOs that have a gradient for the discrete program,
             such as RLOO_ELBO(), which has no temperature. ELBOs with state in the guide are
             wrapped by compare.
@@ -174,6 +174,18 @@ class Tilt(Messenger):
             numpyro.factor(f"{name}_tilt", select(tilt, value, binary=binary))
 
 
+class Initial(Messenger):
+    """Records the parameters that no handler gives a value."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn)
+        self.names: list[str] = []
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "param" and msg["value"] is None:
+            self.names.append(msg["name"])
+
+
 class Plates(Messenger):
     """Records the size of each plate, and of the part that a draw uses, inside of scan too."""
 
@@ -196,7 +208,7 @@ class Program(comparison.Program):
     """A program made discrete, with its arguments bound, and the sites of one run."""
 
     def __init__(self, fn: Callable, args: tuple, kwargs: dict) -> None:
-        self._fn = discretize(annealed(fn))
+        self._fn = discretize(Annealed(fn))
         self._args, self._kwargs = args, kwargs
 
     def at(self, temperature: Any) -> None:
@@ -212,7 +224,9 @@ class Program(comparison.Program):
         program = handlers.seed(plates, key)
         if guide_trace is not None:
             program = handlers.replay(program, trace=guide_trace)
-        self.trace = handlers.trace(handlers.substitute(program, data=params)).get_trace()
+        initial = Initial(handlers.substitute(program, data=params))
+        self.trace = handlers.trace(initial).get_trace()
+        self.initial = initial.names
         nodes = self.trace.items()
         self.sites = {name: node for name, node in nodes if node["type"] == "sample"}
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
@@ -281,6 +295,10 @@ class Session(comparison.Session):
         self.guide.run(params, first)
         self.model.run({**params, **self.guide.values}, first, self.guide.trace)
         self.values = {**params, **self.model.values, **self.guide.values}
+        if missing := [*self.guide.initial, *self.model.initial]:
+            self.notes = (
+                f"at their initial values, since params= does not have them: {', '.join(missing)}",
+            )
         rows = {**self.model.rows, **self.guide.rows}
         self.sizes = {name: size for name, (_, size) in rows.items()}
         subsampled = any(size != full for full, size in rows.values())

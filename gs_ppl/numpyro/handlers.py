@@ -18,6 +18,7 @@ from numpyro.primitives import Messenger
 
 from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.families import (
+    TABLE_OF_SCORES,
     Family,
     Relaxation,
     check_sites,
@@ -258,7 +259,7 @@ def _without_soft(site: str, fn: Any) -> Any:
     for name, constraint in getattr(law, "arg_constraints", {}).items():
         # a lazy property would compute other parameters; some integers are not leaves of the law
         if isinstance(vars(law).get(name), Soft) and _is_counted(constraint):
-            refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
+            refuse_soft_value(site, f"its integer parameter {name}", TABLE_OF_SCORES)
     if not any(isinstance(x, Soft) for x in jax.tree.leaves(fn)):
         return fn
     if any(isinstance(mask, Soft) for mask in masks(fn)):

@@ -16,7 +16,7 @@ from numpyro.infer.util import log_density
 from numpyro.primitives import Messenger
 
 from gs_ppl._shared import inference_data
-from gs_ppl._shared.annealing import annealed
+from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro.control_flow import reach_into_bodies
@@ -200,7 +200,7 @@ class _Sampler:
 
 def _bound(fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array) -> Callable:
     """The discrete program, with its arguments and parameters bound."""
-    program = Unscaled(discretize(partial(annealed(fn), 1.0, *args, **kwargs)))
+    program = Unscaled(discretize(partial(Annealed(fn), 1.0, *args, **kwargs)))
     sites = _run(program, key).values()
     initial = {site["name"]: site["value"] for site in sites if site["type"] == "param"}
     return handlers.substitute(program, data=initial | dict(params))

@@ -46,7 +46,8 @@ def select(table: Array, z: Array, binary: bool = False, *, axis: int = -1) -> A
     if (table.shape[axis],) != classes:
         raise ValueError(
             f"select: axis {axis} of the table and the classes of z must agree, got shapes"
-            f" {table.shape} and {z.shape}; pass binary=True for a soft bit"
+            f" {table.shape} and {z.shape}; pass binary=True for a soft bit, and"
+            " z.astype(int) for a count"
         )
     if axis == 0 and is_vector:  # a matrix product: no array of rows x columns x classes
         return jnp.tensordot(z, table, 1, precision=lax.Precision.HIGHEST)

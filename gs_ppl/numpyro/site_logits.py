@@ -17,7 +17,7 @@ from numpyro.infer.inspect import get_dependencies
 
 from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
-from gs_ppl._shared.families import check_sites, named, refuse_sure_rows
+from gs_ppl._shared.families import check_sites, named, refuse_sure_rows, refuse_without_latents
 from gs_ppl._shared.following import check_broadcast
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import (
@@ -201,16 +201,17 @@ class SiteLogits(Follows):
         super()._setup_prototype(*args, **kwargs)
         trace = self.prototype_trace
         upstream = partial(prior_dependencies, self.model, args, kwargs)
-        wanted = [name for name in trace if self._wanted is None or name in self._wanted]
-        latents = [
-            read_latent(name, trace[name])
-            for name in wanted
-            if trace[name]["type"] == "sample" and not trace[name]["is_observed"]
-        ]
+        sites = {
+            name: site
+            for name, site in trace.items()
+            if site["type"] == "sample" and not site["is_observed"]
+            if self._wanted is None or name in self._wanted
+        }
+        latents = [read_latent(name, site) for name, site in sites.items()]
         self._latents = {z.name: z for z in latents if z is not None}
         check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._latents})
         if not self._latents:
-            raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
+            refuse_without_latents({name: innermost(site["fn"]) for name, site in sites.items()})
         self._parents = self._find_parents(upstream)
         self._row_plates = self._find_row_plates(args, kwargs) if self.sparse else {}
         self._initial_logits: dict[str, Array] = {}

@@ -6,10 +6,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from numpyro.distributions import biject_to
 from numpyro.infer import SVI, init_to_median
 
-from gs_ppl._shared.starting import check_rows_for, check_scores, check_tries
+from gs_ppl._shared.starting import check_inside, check_rows_for, check_scores, check_tries
+from gs_ppl._shared.wrappers import innermost
 from gs_ppl.numpyro._base import read
 
 __all__ = ["best_start", "init_to_rows"]
@@ -34,7 +37,7 @@ def init_to_rows(
         fallback: the init_loc_fn of all other sites.
 
     Raises:
-        ValueError: naming the site, if its rows do not fit.
+        ValueError: naming the site, if its rows do not fit, or are not inside of its support.
 
     Source: k-means++, Arthur and Vassilvitskii 2007.
 
@@ -60,6 +63,11 @@ def init_to_rows(
     data = jnp.asarray(given[site["name"]])
     shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
     check_rows_for(site["name"], shape, data.shape)
+    with jax.ensure_compile_time_eval():  # best_start is compiled; the rows are known before
+        inside = _are_inside(site["fn"].support, data)
+    if (values := read(inside)) is not None:
+        law = type(innermost(site["fn"])).__name__
+        check_inside(site["name"], law, np.asarray(data), values.astype(bool))
     flat = data.reshape(len(data), -1).astype(jnp.result_type(data, float))
     found, weight = [], jnp.zeros(len(data))
     nearest = jnp.full_like(weight, jnp.inf)
@@ -69,6 +77,14 @@ def init_to_rows(
         nearest = jnp.minimum(nearest, jnp.square(flat - flat[row]).sum(-1))
         weight = jnp.where(nearest.any(), jnp.log(nearest), 0.0)
     return data[jnp.stack(found)].astype(flat.dtype)
+
+
+def _are_inside(support: Any, rows: Array) -> Array:
+    """Whether each row is in the support, and finite without constraints."""
+    rows = rows.astype(jnp.result_type(rows, float))[:, None]  # a second axis for those of the site
+    free = biject_to(support).inv(rows)
+    found, finite = (x.reshape(len(rows), -1).all(-1) for x in (support(rows), jnp.isfinite(free)))
+    return found & finite
 
 
 def best_start(

@@ -13,7 +13,7 @@ from numpyro import handlers
 from numpyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceGraph_ELBO
 from numpyro.infer.svi import SVIRunResult
 
-from gs_ppl._shared.annealing import LOSS, SCHEDULE, annealed, check_argument, takes
+from gs_ppl._shared.annealing import LOSS, SCHEDULE, Annealed, check_argument, takes
 from gs_ppl._shared.following import missing_site_named
 from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import call, program_name
@@ -86,7 +86,7 @@ class AnnealedSVI(SVI):
         check_argument("loss", is_loss, LOSS, loss)
         is_schedule = not isinstance(schedule, ELBO) and takes(schedule, 1)
         check_argument("schedule", is_schedule, SCHEDULE, schedule)
-        super().__init__(annealed(model), annealed(guide), optim, loss, **kwargs)
+        super().__init__(Annealed(model), Annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self._sparse = automatic(guide)
         if self._sparse is not None:
@@ -112,8 +112,13 @@ class AnnealedSVI(SVI):
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
         first = jnp.asarray(self.schedule(0), jnp.result_type(float))
-        state = super().init(rng_key, first, *args, **kwargs)
-        self._check(first, *args, **{k: v for k, v in kwargs.items() if k != "init_params"})
+        for_programs = {k: v for k, v in kwargs.items() if k != "init_params"}
+        try:
+            state = super().init(rng_key, first, *args, **kwargs)
+        except Exception:
+            self._check(first, *args, **for_programs)  # it names the site of a wrong pair
+            raise
+        self._check(first, *args, **for_programs)
         return state
 
     def run(

@@ -30,6 +30,7 @@ from gs_ppl._shared.pairings import (
     check_tail,
     check_unpaired,
     divergence,
+    refuse_pairs,
     to_probe,
 )
 from gs_ppl._shared.starting import are_equal, warn_of_equal
@@ -224,7 +225,12 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         given = _GivenRows()
         replayed = poutine.replay(given(model), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        try:
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+        except Exception as error:
+            alone = poutine.trace(model).get_trace(*args, **kwargs)
+            refuse_pairs(_latents(guide_trace), _latents(alone), error)
+            raise
     for plate, rows in given.rows.items():
         if plate in guide_trace.nodes:
             drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])

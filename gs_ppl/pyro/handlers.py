@@ -25,6 +25,7 @@ from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from gs_ppl._shared import annealing
 from gs_ppl._shared.annealing import refuse_without_temperature
 from gs_ppl._shared.families import (
+    TABLE_OF_SCORES,
     Family,
     Relaxation,
     check_sites,
@@ -108,7 +109,7 @@ def random_state() -> Iterator[None]:
 
 def annealed(fn: Callable) -> Callable:
     """`fn` with the temperature as first positional argument; handlers and guides use it."""
-    return annealing.annealed(fn, program_inside)
+    return annealing.Annealed(fn, program_inside)
 
 
 def program_inside(fn: Callable) -> Callable:
@@ -332,7 +333,7 @@ def _without_soft(site: str, fn: Any, take: Callable[[Any], Any] = as_float) -> 
     for name in changed:
         given = fn.__dict__[name]
         if isinstance(given, SoftIndex) and name in constraints and _is_counted(constraints[name]):
-            refuse_soft_value(site, f"its integer parameter {name}", "use a table of laws")
+            refuse_soft_value(site, f"its integer parameter {name}", TABLE_OF_SCORES)
         if isinstance(given, SoftIndex) and name == "mask":  # of MaskedMixture
             _refuse_mask(site)
     new = copy.copy(fn)

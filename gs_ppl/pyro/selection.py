@@ -46,7 +46,8 @@ def select(table: Tensor, z: Tensor, binary: bool = False, *, axis: int = -1) ->
     if (table.shape[axis],) != tuple(classes):
         raise ValueError(
             f"select: axis {axis} of the table and the classes of z must agree, got shapes"
-            f" {tuple(table.shape)} and {tuple(z.shape)}; pass binary=True for a soft bit"
+            f" {tuple(table.shape)} and {tuple(z.shape)}; pass binary=True for a soft bit, and"
+            " z.long() for a count"
         )
     if axis == 0 and is_vector:  # a matrix product: no array of rows x columns x classes
         dtype = promote_types(table.dtype, z.dtype)

@@ -19,7 +19,7 @@ from torch.distributions import Bernoulli, constraints
 
 from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
-from gs_ppl._shared.families import check_sites, named, refuse_sure_rows
+from gs_ppl._shared.families import check_sites, named, refuse_sure_rows, refuse_without_latents
 from gs_ppl._shared.following import check_broadcast
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import Law, Parents, check_parents, find_parents, refuse_joined
@@ -188,15 +188,16 @@ class SiteLogits(Follows):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         upstream = partial(prior_dependencies, self.model, args, kwargs)
-        latents = [
-            read_latent(name, site)
+        sites = {
+            name: site
             for name, site in self.prototype_trace.iter_stochastic_nodes()
             if self._wanted is None or name in self._wanted
-        ]
+        }
+        latents = [read_latent(name, site) for name, site in sites.items()]
         self._latents = {z.name: z for z in latents if z is not None}
         check_sites({*named(self._init_logits), *(self._wanted or ())}, {*self._latents})
         if not self._latents:
-            raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
+            refuse_without_latents({name: innermost(site["fn"]) for name, site in sites.items()})
         self._parents = self._find_parents(upstream)
         self._row_plates = self._find_row_plates(args, kwargs) if self.sparse else {}
         self.logits = PyroModule()

@@ -23,6 +23,7 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_map
 
+from gs_ppl._shared.families import TABLE_OF_SCORES
 from gs_ppl.pyro import soft_rules  # noqa: F401  enters the rules
 from gs_ppl.pyro.soft_value import (
     Axis,
@@ -178,7 +179,7 @@ def _name_total(error: NotImplementedError) -> None:
     """Refuses a soft total_count of Multinomial: torch's own error does not name the site."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     if soft := soft_in(frame.f_locals.get("total_count")):
-        raise refusal(soft, "an integer parameter total_count", "use a table of laws") from error
+        raise refusal(soft, "an integer parameter total_count", TABLE_OF_SCORES) from error
 
 
 def interpret(fn: Callable) -> Callable:

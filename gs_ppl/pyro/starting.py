@@ -11,8 +11,11 @@ from pyro import validation_enabled
 from pyro.infer import SVI
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+from torch.distributions import biject_to
 
-from gs_ppl._shared.starting import check_rows_for, check_scores, check_tries
+from gs_ppl._shared.starting import check_inside, check_rows_for, check_scores, check_tries
+from gs_ppl._shared.wrappers import innermost
 
 __all__ = ["best_start", "init_to_rows"]
 
@@ -36,7 +39,7 @@ def init_to_rows(
         fallback: the init_loc_fn of all other sites.
 
     Raises:
-        ValueError: naming the site, if its rows do not fit.
+        ValueError: naming the site, if its rows do not fit, or are not inside of its support.
 
     Source: k-means++, Arthur and Vassilvitskii 2007.
 
@@ -62,6 +65,9 @@ def init_to_rows(
     data = torch.as_tensor(given[site["name"]])
     shape = site["fn"].shape()
     check_rows_for(site["name"], shape, data.shape)
+    law = type(innermost(site["fn"])).__name__
+    inside = _are_inside(site["fn"].support, data)
+    check_inside(site["name"], law, data.numpy(force=True), inside.numpy(force=True))
     flat = data.reshape(len(data), -1).to(torch.get_default_dtype())
     found, weight = [], torch.ones(len(data), device=data.device)
     nearest = torch.full_like(weight, torch.inf)
@@ -71,6 +77,14 @@ def init_to_rows(
         nearest = torch.minimum(nearest, (flat - flat[row]).square().sum(-1))
         weight = nearest if nearest.any() else torch.ones_like(nearest)
     return data[torch.cat(found)].to(flat.dtype)
+
+
+def _are_inside(support: Any, rows: Tensor) -> Tensor:
+    """Whether each row is in the support, and finite without constraints."""
+    rows = rows.to(torch.get_default_dtype())[:, None]  # a second axis for those of the site
+    free = biject_to(support).inv(rows)
+    found = support.check(rows).flatten(1).all(-1)
+    return found & free.isfinite().flatten(1).all(-1)
 
 
 def best_start(
