@@ -342,8 +342,16 @@ BAD = [
 ]
 
 
+THROUGH = {
+    "check": lambda backend, *pair: backend.gs.check(*pair, make_elbo(backend, TRACE)),
+    "AnnealedSVI": lambda backend, *pair: backend.anneal(
+        *pair, make_elbo(backend, TRACE), lambda t: 0.5, steps=1
+    ),
+}
+
+
 @pytest.mark.parametrize("family", ["GumbelSoftmax", "STGumbelSoftmax"])
-@pytest.mark.parametrize("through", ["check", "AnnealedSVI"])
+@pytest.mark.parametrize("through", THROUGH)
 def test_model_that_fails_at_the_values_of_its_guide(backend, family, through):
     """A model that is not relaxed cannot index by weights: the pair is named, not the index."""
     table, ppl, gs = backend.array([1.0, 2.0, 4.0]), backend.ppl, backend.gs
@@ -353,15 +361,12 @@ def test_model_that_fails_at_the_values_of_its_guide(backend, family, through):
         ppl.sample("x", backend.native.Normal(table[z], 1.0), obs=backend.array(1.5))
 
     guide = gs.AutoGumbelSoftmax(model, 0.5, family=getattr(gs, family))
-    with pytest.raises(ValueError, match="site 'z': .* mixes class indices with vectors") as error:
-        if through == "check":
-            gs.check(model, guide, make_elbo(backend, TRACE))
-        else:
-            backend.anneal(model, guide, make_elbo(backend, TRACE), lambda t: 0.5, steps=1)
+    with pytest.raises(ValueError, match=r"site 'z': .* mixes class indices with vectors") as error:
+        THROUGH[through](backend, model, guide)
     assert isinstance(error.value.__cause__, IndexError | TypeError)
 
 
-@pytest.mark.parametrize("through", ["check", "AnnealedSVI"])
+@pytest.mark.parametrize("through", THROUGH)
 def test_error_of_the_model_itself(backend, through):
     """An error that the guide's values do not cause stays as it is."""
 
@@ -371,10 +376,7 @@ def test_error_of_the_model_itself(backend, through):
 
     guide = backend.without_observed(lambda: None)
     with pytest.raises(RuntimeError, match="of the model itself"):
-        if through == "check":
-            backend.gs.check(model, guide, make_elbo(backend, TRACE))
-        else:
-            backend.anneal(model, guide, make_elbo(backend, TRACE), lambda t: 0.5, steps=1)
+        THROUGH[through](backend, model, guide)
 
 
 def test_cure_of_a_soft_guide(backend):
