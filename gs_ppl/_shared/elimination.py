@@ -65,7 +65,7 @@ def largest_table(
         if crossed:
             raise ValueError(
                 f"latents {', '.join(map(repr, sorted(joint.latents)))} depend on each other across"
-                f" plates that are not nested, along {', '.join(map(repr, crossed))}"
+                f" plates, and neither plate is inside the other: {', '.join(map(repr, crossed))}"
             )
         if largest is None or joint.size(sizes) > largest.size(sizes):
             largest = joint
