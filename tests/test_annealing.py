@@ -1,5 +1,7 @@
 """AnnealedSVI and AutoGumbelSoftmax: schedules reach the sites, and guides fit."""
 
+import copy
+
 import numpy as np
 import optax
 import pytest
@@ -312,6 +314,7 @@ def test_guide_of_svi(backend):
     svi = backend._annealed(backend.gs.relax(model), guide, elbo, lambda t: 0.5)
     assert svi.guide.probs == guide.probs
     assert repr(svi.guide) == repr(guide)
+    assert copy.copy(svi.guide).probs == guide.probs
     with pytest.raises(AttributeError, match="quantile_of"):
         svi.guide.quantile_of  # noqa: B018
 

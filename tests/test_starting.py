@@ -59,16 +59,18 @@ def test_rows_that_do_not_fit(backend, shape, rows):
     [
         ("positive", [0.5, 0.0, 2.0], r"row 1 of the data, 0\.0, is not inside of the support of"),
         ("positive", [0.5, 1.0, -2.0], r"row 2 of the data, -2\.0"),
+        ("half normal", [0.5, 1.0, 0.0], r"row 2 of the data, 0\.0"),  # 0 is in torch's support
         ("simplex", [[0.5, 0.5], [0.25, 0.75], [0.5, 1.0]], r"row 2 of the data, \[0\.5, 1\.0\]"),
         ("simplex", [[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]], None),
         ("positive", [0.5, 1.0, 2.0], None),
     ],
-    ids=["boundary", "outside", "not a point", "points", "inside"],
+    ids=["boundary", "outside", "boundary inside", "not a point", "points", "inside"],
 )
 def test_rows_outside_of_the_support(backend, law, rows, bad):
     ones = backend.array(np.ones(2))
-    law = backend.native.Gamma(ones, 1.0) if law == "positive" else backend.native.Dirichlet(ones)
-    law = law.expand((2,)) if law.event_shape else law
+    d = backend.native
+    laws = {"positive": d.Gamma(ones, 1.0), "half normal": d.HalfNormal(ones)}
+    law = laws[law] if law in laws else d.Dirichlet(ones).expand((2,))
     init = backend.gs.init_to_rows(rows={"rates": backend.array(np.array(rows))})
     if bad is None:
         backend.starts(init, "rates", law, 1)
