@@ -160,16 +160,16 @@ def several_devices() -> str:
             TITLES[row["backend"]],
             {"ddp": "torchrun", "lightning": "Lightning", "jax": "a mesh"}[row["engine"]],
             f"{row['processes']} x {row['devices']}",
-            f"{row['cpu_ms']:.0f}",
-            f"{row['wall_ms']:.0f}",
-            f"{record['load']:.0f}",
+            f"{row['cpu_ms']:.1f}",
+            f"{row['wall_ms']:.1f}",
+            f"{record['batch'] / row['wall_ms']:.0f}",
         ]
         for record in records
         for row in record["rows"]
     ]
     found = {f"{n} {v}" for record in records for n, v in record["versions"].items()}
     header = ["PPL", "started by", "processes x devices", "ms of CPU a step"]
-    header += ["ms a step", "load"]
+    header += ["ms a step", "rows in a ms"]
     source = f"{records[0]['cores']} cores; {', '.join(sorted(found))}."
     commands = "\n".join(f"`python {record['command']}`" for record in records)
     return f"{table(header, rows)}\n\n{source}\n\n{commands}"
