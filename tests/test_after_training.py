@@ -105,6 +105,17 @@ def test_parameters_are_read_without_a_run(backend):
     assert mode["c"] == 0
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (3, 4)], ids=["no rows", "rows", "classes"])
+def test_logits_of_another_guide(backend, shape):
+    """Pyro's store keeps them until it is cleared; NumPyro's params may be of another run."""
+    guide = backend.gs.AutoGumbelSoftmax(plain(backend, by_name("mixture")))
+    params = backend.saved_logits({"z": np.zeros(shape)})
+    given = re.escape(str(shape))
+    wanted = rf"z.* of shape {given}, but the guide of this program needs shape \(3, 3\)"
+    with pytest.raises(ValueError, match=wanted):
+        backend.guide_probs(guide, params)
+
+
 def rows(backend):
     """A program that takes its data as an argument."""
 

@@ -29,6 +29,17 @@ def check_broadcast(site: str, given: tuple[int, ...], wanted: tuple[int, ...]) 
         raise ValueError(f"site {site!r}: init_logits of shape {given} do not fit shape {wanted}")
 
 
+def check_logits_of(
+    name: str, given: tuple[int, ...], wanted: tuple[int, ...], where: str, cure: str
+) -> None:
+    """Refuses logits of another guide; axes of several runs may come first."""
+    if given[len(given) - len(wanted) :] != wanted:
+        raise ValueError(
+            f"{where} {name} of shape {given}, but the guide of this program needs shape {wanted}:"
+            f" {cure}"
+        )
+
+
 def check_full_size(plate: str, known: int, size: int) -> None:
     """Refuses a plate with more or fewer rows than an automatic guide has logits for."""
     if known != size:

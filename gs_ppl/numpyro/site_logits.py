@@ -18,7 +18,7 @@ from numpyro.infer.inspect import get_dependencies
 from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import check_sites, named, refuse_sure_rows, refuse_without_latents
-from gs_ppl._shared.following import check_broadcast
+from gs_ppl._shared.following import check_broadcast, check_logits_of
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import (
     Law,
@@ -290,7 +290,12 @@ class ReadLogits(SiteLogits):
             refuse_unless_without_arguments(self.model)
             with handlers.seed(rng_seed=0):
                 self._setup_prototype()
-        return {name: params[self._param_name(name)] for name in self._latents}
+        found = {name: params[self._param_name(name)] for name in self._latents}
+        for name, logits in found.items():
+            shapes = jnp.shape(logits), self._initial_logits[name].shape
+            cure = "give the parameters of this guide"
+            check_logits_of(self._param_name(name), *shapes, "params has", cure)
+        return found
 
     def _laws(self, logits: Mapping[str, Array]) -> dict[str, Law] | None:
         """The law of each site; None if no site has parents."""

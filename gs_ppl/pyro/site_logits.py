@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.utils import deep_setattr
@@ -20,7 +21,7 @@ from torch.distributions import Bernoulli, constraints
 from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
 from gs_ppl._shared.families import check_sites, named, refuse_sure_rows, refuse_without_latents
-from gs_ppl._shared.following import check_broadcast
+from gs_ppl._shared.following import check_broadcast, check_logits_of
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import Law, Parents, check_parents, find_parents, refuse_joined
 from gs_ppl._shared.wrappers import innermost, rewrap
@@ -204,9 +205,21 @@ class SiteLogits(Follows):
         for name, latent in self._latents.items():
             latent = latent._replace(parents=self._parents[name])
             logits = self._start(latent, upstream)
+            self._check_store(name, logits.shape)
             self._latents[name] = latent._replace(infinite=bool(logits.isinf().any()))
             dims = None if name in self._row_plates else latent.table_dims  # no plate selects rows
             deep_setattr(self.logits, name, PyroParam(logits.contiguous(), constraints.real, dims))
+
+    def _check_store(self, site: str, shape: Size) -> None:
+        """The value in the parameter store is used, if there is one, and not the start."""
+        with self._pyro_context:
+            name, store = self.logits._pyro_get_fullname(site), pyro.get_param_store()
+        if name in store:
+            given, cure = (
+                tuple(store[name].shape),
+                "call pyro.clear_param_store() before it is made",
+            )
+            check_logits_of(name, given, tuple(shape), "the parameter store has", cure)
 
     def _find_parents(self, upstream: Upstream) -> dict[str, tuple[str, ...]]:
         sites = {name: self.prototype_trace.nodes[name] for name in self._latents}
