@@ -270,9 +270,6 @@ class Program(comparison.Program):
         return get_dependencies(hidden)["prior_dependencies"]
 
 
-BATCH = 2**22  # entries in the tables of the draws that are made together
-
-
 class Session(comparison.Session):
     """What comparison.run needs, computed by NumPyro's own ELBOs."""
 
@@ -316,7 +313,7 @@ class Session(comparison.Session):
             others = handlers.block(SeedBySite(rest, key), hide=hide)
             return -self.exact.loss(key, self.values, tilted, others)
 
-        draw, tilts = jax.jit(self._map(evidence, draws, self.table(side)[0])), program.tilts()
+        draw, tilts = jax.jit(self._map(evidence, draws)), program.tilts()
         values, slopes = _flat(tilts, *draw(tilts))
         weights = {name: slopes[name].mean(0).reshape(tilt.shape) for name, tilt in tilts.items()}
         return values, comparison.normalized(weights)
@@ -326,7 +323,7 @@ class Session(comparison.Session):
             pair = (config_enumerate(SeedBySite(p, key)) for p in (self.model, self.guide))
             return -self.exact.loss(key, self._constrained(parameters), *pair)
 
-        draw = jax.jit(self._map(elbo, draws, self.table("guide")[0]))
+        draw = jax.jit(self._map(elbo, draws))
         return _flat(self.parameters, *draw(self.parameters))
 
     def logits(self) -> set[str]:
@@ -377,8 +374,7 @@ class Session(comparison.Session):
 
         fixed = programs(temperature, lambda fn: handlers.substitute(fn, data=self.values))
         check(*fixed, self.loss)
-        entries = sum(jnp.size(node["value"]) for node in self.model.sites.values())
-        return jax.jit(self._map(elbo, draws, entries))
+        return jax.jit(self._map(elbo, draws))
 
     def discrete(
         self, elbo: ELBO, draws: int, adaptation_steps: int
@@ -392,8 +388,7 @@ class Session(comparison.Session):
 
         fixed = (handlers.substitute(p, data=self.values) for p in (self.model, guide))
         check(*fixed, elbo)
-        entries = sum(jnp.size(node["value"]) for node in self.model.sites.values())
-        draw = jax.jit(self._map(score, draws, entries))
+        draw = jax.jit(self._map(score, draws))
         compiled = draw.lower(self.parameters).compile()
         return self._timed(compiled, draws, self.parameters)
 
@@ -412,18 +407,18 @@ class Session(comparison.Session):
         transforms = {**self.model.transforms, **self.guide.transforms}
         return {**self.values, **transform_fn(transforms, parameters)}
 
-    def _map(self, score: Callable, draws: int, entries: int) -> Callable:
-        """Score and its gradient in the first argument, draw by draw, as many together as fit."""
-        batches = -(-draws // max(1, min(draws, BATCH // max(1, entries))))
-        size = -(-draws // batches)
+    def _map(self, score: Callable, draws: int) -> Callable:
+        """Score and its gradient in the first argument, one draw after the other.
+
+        In vmap XLA compiles the random numbers of many keys, which takes eight times as long.
+        """
 
         def draw(variables: Any, *rest: Any) -> tuple[Array, Any]:
             def one(i: Array) -> tuple[Array, Any]:
                 key = jax.random.fold_in(self.key, i)
                 return jax.value_and_grad(score)(variables, key, *rest)
 
-            drawn = jax.lax.map(one, jnp.arange(batches * size), batch_size=size)
-            return jax.tree.map(lambda x: x[:draws], drawn)
+            return jax.lax.map(one, jnp.arange(draws))
 
         return draw
 
