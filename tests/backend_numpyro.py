@@ -422,7 +422,7 @@ class NumPyroBackend:
     def compare(self, model, guide, *args, seed: int = 0, **options: Any) -> Any:
         key = self.jax.random.key(seed)
         report = self.gs.compare(model, guide, *args, rng_key=key, progress_bar=False, **options)
-        notes = [x for x in report.notes if not x.startswith("at their initial values")]
+        notes = [x for x in report.notes if not x.startswith("params= does not have")]
         return dataclasses.replace(report, notes=tuple(notes))  # Pyro's store is never left out
 
     def tanh(self, x: Array) -> Array:

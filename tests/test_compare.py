@@ -288,11 +288,11 @@ def test_parameters_that_are_not_given(backend):
 
     guide = backend.gs.AutoGumbelSoftmax(model)
     (note,) = backend.gs.compare(model, guide, **options).notes
-    assert note.endswith("params= does not have them: z_auto_logits, loc")
+    assert note.startswith("params= does not have z_auto_logits, loc: ")
     given = {"z_auto_logits": backend.array(1.0), "loc": backend.array(0.5)}
     (note,) = backend.gs.compare(model, guide, params={"loc": given["loc"]}, **options).notes
-    assert note.endswith(": z_auto_logits")
+    assert note.startswith("params= does not have z_auto_logits: ")
     assert backend.gs.compare(model, guide, params=given, **options).notes == ()
     fixed = ppl.handlers.substitute(guide, data=given)
     (note,) = backend.gs.compare(model, fixed, **options).notes
-    assert note.endswith(": loc")
+    assert note.startswith("params= does not have loc: ")

@@ -293,9 +293,8 @@ class Session(comparison.Session):
         self.model.run({**params, **self.guide.values}, first, self.guide.trace)
         self.values = {**params, **self.model.values, **self.guide.values}
         if missing := [*self.guide.initial, *self.model.initial]:
-            self.notes = (
-                f"at their initial values, since params= does not have them: {', '.join(missing)}",
-            )
+            names = ", ".join(missing)
+            self.notes = (f"params= does not have {names}: these have their initial values",)
         rows = {**self.model.rows, **self.guide.rows}
         self.sizes = {name: size for name, (_, size) in rows.items()}
         subsampled = any(size != full for full, size in rows.values())

@@ -215,11 +215,9 @@ class SiteLogits(Follows):
         with self._pyro_context:
             name, store = self.logits._pyro_get_fullname(site), pyro.get_param_store()
         if name in store:
-            given, cure = (
-                tuple(store[name].shape),
-                "call pyro.clear_param_store() before it is made",
-            )
-            check_logits_of(name, given, tuple(shape), "the parameter store has", cure)
+            shapes = tuple(store[name].shape), tuple(shape)
+            cure = "call pyro.clear_param_store() before it is made"
+            check_logits_of(name, *shapes, "the parameter store has", cure)
 
     def _find_parents(self, upstream: Upstream) -> dict[str, tuple[str, ...]]:
         sites = {name: self.prototype_trace.nodes[name] for name in self._latents}
