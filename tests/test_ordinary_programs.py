@@ -265,7 +265,7 @@ def test_a_declared_temperature(backend, place):
         "last": lambda x, temperature: body(temperature, x),
         "keyword": lambda x, *, temperature: body(temperature, x),
     }
-    run = annealing.annealed(programs[place])
+    run = annealing.Annealed(programs[place])
     backend.trace(lambda: run(0.25, backend.array(0.5)), 0)
     assert seen == [0.25]
 
