@@ -116,6 +116,15 @@ def test_logits_of_another_guide(backend, shape):
         backend.guide_probs(guide, params)
 
 
+def test_draws_with_logits_of_another_guide(backend):
+    """With other classes: Predictive, an ELBO and ArviZ's draws would leave classes out."""
+    model = plain(backend, by_name("mixture"))
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    params = backend.saved_logits({"z": np.eye(3)[:, 1:]})
+    with pytest.raises(ValueError, match=r"z.* but the guide of this program needs shape"):
+        backend.predict(model, backend.gs.discretize(guide), params, 2)
+
+
 def rows(backend):
     """A program that takes its data as an argument."""
 

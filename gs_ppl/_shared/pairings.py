@@ -69,9 +69,9 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
         )
     if {guide.kind, model.kind} in ({"integer", "mass"}, {"integer", "density"}):
         raise ValueError(
-            f"{pair} mixes class indices with vectors. Relax both, as in relax(guide), with the"
-            " same sites=, or use AutoGumbelSoftmax as the guide; or write both as"
-            " OneHotCategorical; or apply config_enumerate to both"
+            f"{pair} mixes class indices with vectors. Relax both, as in relax(model) and"
+            " relax(guide), with the same sites=, or use relax(model) with AutoGumbelSoftmax as the"
+            " guide; or write both as OneHotCategorical; or apply config_enumerate to both"
         )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
         cure = "give both the same family=" if model.is_relaxed else "relax the model too"
@@ -197,7 +197,7 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
     elif is_unbounded(model.law):
         cure = f"Add it to the guide, or {cure_unbounded(site)}"
     else:
-        cure = "Add it to the guide; AutoGuideList joins automatic guides"
+        cure = "Add it to the guide; auto_relaxed makes a guide for all latents"
     raise ValueError(
         f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it would"
         f" be drawn from the prior. {cure}"

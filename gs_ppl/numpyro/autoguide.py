@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpyro
 from jax import Array
 from numpyro import handlers
@@ -15,7 +16,7 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
 )
-from gs_ppl._shared.following import check_continuous
+from gs_ppl._shared.following import check_continuous, check_logits_of
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.structure import (
     Parents,
@@ -33,6 +34,7 @@ from gs_ppl.numpyro.handlers import (
 )
 from gs_ppl.numpyro.integers import of_values
 from gs_ppl.numpyro.site_logits import (
+    OTHER_GUIDE,
     Latent,
     ReadLogits,
     in_place_of,
@@ -109,15 +111,23 @@ class AutoGumbelSoftmax(ReadLogits):
         return handled(type(self).__name__, self.model, **self.relaxation.shown)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        check_sites(self.relaxation.named, {*self._latents})
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            check_sites(self.relaxation.named, {*self._latents})
+        except Exception:
+            self.prototype_trace = None  # the next call finds the same error
+            raise
 
     def _table(self, latent: Latent, plates: Mapping[str, Any]) -> Array:
         """The parameter, or its rows in these plates."""
         name, plate = self._param_name(latent.name), self._row_plates.get(latent.name)
         initial = self._initial_logits[latent.name]
         if plate is None:
-            return numpyro.param(name, initial, event_dim=latent.table_dims)
+            table = numpyro.param(name, initial, event_dim=latent.table_dims)
+            first = jnp.ndim(table) - latent.table_dims
+            shapes = jnp.shape(table)[first:], initial.shape[initial.ndim - latent.table_dims :]
+            check_logits_of(name, *shapes, "params has", OTHER_GUIDE)
+            return table
         return rows_of_table(name, numpyro.param(name, initial), rows_of(plates)[plate])
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:

@@ -177,6 +177,9 @@ def sure_logits(latent: Latent, value: Array, rows: Rows, upstream: Upstream) ->
     return sure.astype(jnp.result_type(value, float))
 
 
+OTHER_GUIDE = "give the parameters of this guide"  # the cure
+
+
 class SiteLogits(Follows):
     """Logits for each discrete latent of a program, for all rows of its plates."""
 
@@ -293,8 +296,7 @@ class ReadLogits(SiteLogits):
         found = {name: params[self._param_name(name)] for name in self._latents}
         for name, logits in found.items():
             shapes = jnp.shape(logits), self._initial_logits[name].shape
-            cure = "give the parameters of this guide"
-            check_logits_of(self._param_name(name), *shapes, "params has", cure)
+            check_logits_of(self._param_name(name), *shapes, "params has", OTHER_GUIDE)
         return found
 
     def _laws(self, logits: Mapping[str, Array]) -> dict[str, Law] | None:

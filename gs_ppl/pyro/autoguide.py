@@ -107,8 +107,12 @@ class AutoGumbelSoftmax(ReadLogits):
         return handled(type(self).__name__, self.model, **self.relaxation.shown)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        check_sites(self.relaxation.named, {*self._latents})
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            check_sites(self.relaxation.named, {*self._latents})
+        except Exception:
+            self.prototype_trace = None  # the next call finds the same error
+            raise
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is None:

@@ -115,6 +115,7 @@ class Follows(AutoGuide):
     """An automatic guide that has the same rows as the model, for the arguments of each call."""
 
     _prototype_frames: dict[str, Any]  # by plate
+    prototype_trace: Any
 
     def __init__(self, model: Callable, **options: Any) -> None:
         model = discretize(model)  # a first run needs no temperature
