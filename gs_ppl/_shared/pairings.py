@@ -93,7 +93,10 @@ def refuse_pairs(
     """Names the pair, if it is wrong, for which a model fails at the values of its guide.
 
     For example, a model that is not relaxed cannot index by the weights that a relaxed guide draws.
+    An error that already names a site says more.
     """
+    if str(error).startswith("site "):
+        return
     for name in sorted(in_guide.keys() & in_model.keys()):
         try:
             check_pairing(name, in_guide[name], in_model[name])
