@@ -181,6 +181,8 @@ def test_the_best_and_what_ties_with_it():
     assert str(report).split()[-1] == "near."
     assert [row.family for row in judged(far=far, least=least).best] == ["least"]
     assert "tie" not in judged(far=far, least=least).verdict
+    assert "no family is of use" not in judged(far=Value(0.99, 0.1)).verdict
+    assert judged(far=Value(1.0, 0.1)).verdict.endswith("at this cost no family is of use here.")
     unknown = judged(a=None)
     assert unknown.best == ()
     assert unknown.verdict.endswith("the exact gradient of the logits is zero.")
