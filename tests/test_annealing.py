@@ -311,6 +311,15 @@ def test_auto_guide_of_counts(backend, make):
         backend.anneal(backend.gs.relax(model), guide, elbo, lambda t: 0.5, steps=1)
 
 
+@pytest.mark.only("numpyro")
+def test_a_number_is_no_key(backend):
+    model = plain(backend, by_name("mixture"))
+    guide, elbo = backend.gs.AutoGumbelSoftmax(model), backend.infer.TraceMeanField_ELBO()
+    svi = backend._annealed(backend.gs.relax(model), guide, elbo, lambda t: 0.5)
+    with pytest.raises(TypeError, match=r"AnnealedSVI: rng_key must be a key, .* got 0"):
+        svi.run(0, 300)
+
+
 def test_guide_of_svi(backend):
     """The guide of an AnnealedSVI is the guide that it was given."""
     model = plain(backend, by_name("mixture"))

@@ -26,6 +26,7 @@ __all__ = ["AnnealedSVI"]
 
 OPTIONS = ("forward_mode_differentiation",)  # arguments of update that the programs do not get
 EVALUATION_DRAWS = 10
+KEY = "a key, such as jax.random.key(0)"
 OPTIMIZER = "an optimizer of NumPyro, optax or jax.example_libraries"
 
 
@@ -111,6 +112,7 @@ class AnnealedSVI(SVI):
             self._checked.add(signature)
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
+        check_argument("rng_key", not isinstance(rng_key, int), KEY, rng_key)
         first = jnp.asarray(self.schedule(0), jnp.result_type(float))
         for_programs = {k: v for k, v in kwargs.items() if k != "init_params"}
         try:
