@@ -165,6 +165,6 @@ def to_verdict(comparison: Comparison) -> str:
     if ties:
         shown = [row.label for row in ties[:4]] + [f"{len(ties) - 4} more"] * (len(ties) > 4)
         line += f" A tie, within two standard errors: {', '.join(shown)}."
-    if first.squared_error.mean >= 1:
+    if (error := first.squared_error) and error.mean >= 1:
         line += " An error of 1 is that of no step at all: at this cost no family is of use here."
     return line
