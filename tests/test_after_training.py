@@ -116,10 +116,11 @@ def test_logits_of_another_guide(backend, shape):
         backend.guide_probs(guide, params)
 
 
-def test_draws_with_logits_of_another_guide(backend):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_draws_with_logits_of_another_guide(backend, sparse):
     """With other classes: Predictive, an ELBO and ArviZ's draws would leave classes out."""
     model = plain(backend, by_name("mixture"))
-    guide = backend.gs.AutoGumbelSoftmax(model)
+    guide = backend.gs.AutoGumbelSoftmax(model, sparse=sparse)
     params = backend.saved_logits({"z": np.eye(3)[:, 1:]})
     with pytest.raises(ValueError, match=r"z.* but the guide of this program needs shape"):
         backend.predict(model, backend.gs.discretize(guide), params, 2)

@@ -170,7 +170,7 @@ def check_truncation(site: str, largest: Any, law: str, counts: bool) -> None:
 
 
 def is_unbounded(law: Any) -> bool:
-    """Whether it is a law of single integers without a largest one, such as Poisson."""
+    """Whether it is a law of single integers without a known largest one, such as Poisson."""
     try:
         discrete = getattr(getattr(law, "support", None), "is_discrete", False)
     except NotImplementedError:  # a law without a support, or a constraint of unknown kind
@@ -190,7 +190,9 @@ def refuse_without_latents(laws: Mapping[str, Any]) -> NoReturn:
     for site, law in laws.items():
         if is_unbounded(law):
             law = type(law).__name__
-            raise ValueError(f"site {site!r}: {law} has no largest value: {cure_unbounded(site)}")
+            raise ValueError(
+                f"site {site!r}: {law} has no known largest value: {cure_unbounded(site)}"
+            )
     raise ValueError("AutoGumbelSoftmax: the program has no discrete latents")
 
 

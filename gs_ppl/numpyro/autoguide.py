@@ -122,13 +122,13 @@ class AutoGumbelSoftmax(ReadLogits):
         """The parameter, or its rows in these plates."""
         name, plate = self._param_name(latent.name), self._row_plates.get(latent.name)
         initial = self._initial_logits[latent.name]
-        if plate is None:
-            table = numpyro.param(name, initial, event_dim=latent.table_dims)
-            first = jnp.ndim(table) - latent.table_dims
-            shapes = jnp.shape(table)[first:], initial.shape[initial.ndim - latent.table_dims :]
-            check_logits_of(name, *shapes, "params has", OTHER_GUIDE)
-            return table
-        return rows_of_table(name, numpyro.param(name, initial), rows_of(plates)[plate])
+        # with rows of its own optimizer, no plate selects them
+        dims = {"event_dim": latent.table_dims} if plate is None else {}
+        table = numpyro.param(name, initial, **dims)
+        first = jnp.ndim(table) - latent.table_dims
+        classes = jnp.shape(table)[first:], initial.shape[initial.ndim - latent.table_dims :]
+        check_logits_of(name, *classes, "along its classes, params has", OTHER_GUIDE)
+        return table if plate is None else rows_of_table(name, table, rows_of(plates)[plate])
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
