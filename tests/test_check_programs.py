@@ -579,7 +579,13 @@ def test_a_smaller_batch_is_checked(backend):
         backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches)
 
 
-@pytest.mark.parametrize("law", ["Categorical", "OneHotCategorical"])
+CURES = {
+    "Categorical": r"site 'z': .*Relax both, as in relax\(model\) and relax\(guide\)",
+    "OneHotCategorical": r"site 'z': .*relax model and guide",
+}
+
+
+@pytest.mark.parametrize("law", CURES)
 def test_a_guide_by_hand_over_an_integer_site(backend, law):
     """It fits if it is relaxed like the model; otherwise it is refused, and the message says what
     to do."""
@@ -597,7 +603,5 @@ def test_a_guide_by_hand_over_an_integer_site(backend, law):
 
     loss, relaxed = backend.infer.TraceMeanField_ELBO(), gs.relax(model, 0.5)
     gs.check(relaxed, gs.relax(guide, 0.5), loss)
-    with pytest.raises(
-        ValueError, match=r"site 'z': .*[Rr]elax (both, as in relax\(guide\)|model and)"
-    ):
+    with pytest.raises(ValueError, match=CURES[law]):
         gs.check(relaxed, guide, loss)
