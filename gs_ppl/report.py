@@ -209,12 +209,22 @@ class Comparison:
     unit: str = UNIT
 
     @property
+    def evidence_name(self) -> str:
+        """What `evidence` is: without draws of the guide it is exact, otherwise a bound."""
+        drawn = self.evidence is not None and self.evidence.error > 0
+        return "bound on the log evidence" if drawn else "log evidence"
+
+    @property
     def best(self) -> tuple[Estimate, ...]:
         """The estimate of least squared error first, then those within two standard errors of it.
 
         Empty if the exact gradient is not known.
         """
-        found = [(row.squared_error, row) for row in self.estimates if row.squared_error]
+        found = [
+            (row.squared_error, row)
+            for row in self.estimates
+            if row.squared_error and math.isfinite(row.squared_error.mean)
+        ]
         if not found:
             return ()
         found.sort(key=lambda pair: pair[0].mean)

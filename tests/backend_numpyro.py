@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,14 @@ import numpy as np
 from gs_ppl._shared.wrappers import innermost, masks
 
 Array = Any
+
+
+@contextmanager
+def _at_the_start() -> Iterator[None]:
+    """A guide has its initial values; Pyro's store gives them without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*: params= does not have", UserWarning)
+        yield
 
 
 class NumPyroBackend:
@@ -220,8 +229,9 @@ class NumPyroBackend:
         return {name: self.numpy(value) for name, value in draws.items()}
 
     def to_inference_data(self, model, guide=None, *args, params=None, seed=0, **options) -> Any:
-        key = self.jax.random.key(seed)
-        return self.gs.to_inference_data(model, guide, *args, params=params, rng_key=key, **options)
+        key, draw = self.jax.random.key(seed), self.gs.to_inference_data
+        with _at_the_start() if params is None else nullcontext():
+            return draw(model, guide, *args, params=params, rng_key=key, **options)
 
     def infer_discrete(self, model: Callable, plates: int, seed: int) -> dict[str, Any]:
         infer = importlib.import_module("numpyro.contrib.funsor").infer_discrete
@@ -604,7 +614,8 @@ class NumPyroBackend:
         params = {}
         if trained_on is not None:
             params = self._initial_params(lambda: self.gs.discretize(guide)(*trained_on))
-        found = self.gs.assign(model, guide, *args, params=params, **options)
+        with nullcontext() if params else _at_the_start():
+            found = self.gs.assign(model, guide, *args, params=params, **options)
         return tuple({name: self.numpy(x) for name, x in by_site.items()} for by_site in found)
 
     def init_to(self, **values: Array) -> Callable:

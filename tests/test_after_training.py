@@ -117,11 +117,12 @@ def test_logits_of_another_guide(backend, shape):
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_draws_with_logits_of_another_guide(backend, sparse):
-    """With other classes: Predictive, an ELBO and ArviZ's draws would leave classes out."""
+@pytest.mark.parametrize("logits", [np.eye(3)[:, 1:], np.eye(3)[:1]], ids=["classes", "one row"])
+def test_draws_with_logits_of_another_guide(backend, sparse, logits):
+    """Predictive, an ELBO and ArviZ's draws would leave classes out, or repeat one row."""
     model = plain(backend, by_name("mixture"))
     guide = backend.gs.AutoGumbelSoftmax(model, sparse=sparse)
-    params = backend.saved_logits({"z": np.eye(3)[:, 1:]})
+    params = backend.saved_logits({"z": logits})
     with pytest.raises(ValueError, match=r"z.* but the guide of this program needs shape"):
         backend.predict(model, backend.gs.discretize(guide), params, 2)
 

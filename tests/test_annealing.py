@@ -1,6 +1,7 @@
 """AnnealedSVI and AutoGumbelSoftmax: schedules reach the sites, and guides fit."""
 
 import copy
+import math
 
 import numpy as np
 import optax
@@ -116,6 +117,19 @@ def test_optax_schedule(backend):
     recorded = backend.recorded_temperatures(plain(backend, by_name("mixture")), schedule, steps=12)
     expected = np.maximum(0.5 ** (np.arange(12) / 5), 0.3)
     np.testing.assert_allclose(recorded, expected, rtol=1e-6)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize(
+    "schedule",
+    [lambda step: 1.0 if step < 5 else 0.5, lambda step: math.exp(-0.1 * step)],
+    ids=["if", "math"],
+)
+def test_a_schedule_of_numbers(backend, schedule):
+    """NumPyro's steps are traced: what needs their number is refused. Pyro's are numbers."""
+    model = plain(backend, by_name("mixture"))
+    with pytest.raises(TypeError, match=r"schedule must be a function that JAX can trace.*where"):
+        backend.recorded_temperatures(model, schedule, steps=7)
 
 
 @pytest.mark.parametrize("declared_by", ["model", "guide", "both", "neither"])

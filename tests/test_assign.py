@@ -206,6 +206,17 @@ def test_in_a_fresh_process(backend):
         np.testing.assert_allclose(probs["z"], posterior(SHIFT), rtol=1e-5)
 
 
+@pytest.mark.only("numpyro")
+def test_parameters_that_are_not_given(backend):
+    model, x = mixture(backend), backend.array(ROWS)
+    guide = delta(backend, model)
+    with pytest.warns(UserWarning, match="^assign: params= does not have shift_auto_loc: these"):
+        backend.gs.assign(model, guide, x, params={"loc": backend.array(0.0)}, num_samples=1)
+    params = {"shift_auto_loc": backend.array(0.0)}
+    probs, _ = backend.gs.assign(model, guide, x, params=params, num_samples=1)
+    np.testing.assert_allclose(probs["z"], posterior(0.0), rtol=1e-5)
+
+
 def test_masked_rows(backend):
     ppl, array = backend.ppl, backend.array
 

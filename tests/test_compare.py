@@ -210,6 +210,18 @@ def test_relabel(backend):
         backend.compare(model, guide, relabel=["y"], **options)
 
 
+def test_a_bound_is_not_called_exact(backend):
+    """With continuous latents the first number is a mean over draws of the guide."""
+    options = {"families": (), "num_samples": 3}
+    bound = backend.compare(*shifted_mixture(backend), **options)
+    assert bound.evidence_name == "bound on the log evidence"
+    assert "bound on the log evidence" in str(bound)
+    model = plain(backend, "mixture")
+    exact = backend.compare(model, backend.gs.AutoGumbelSoftmax(model), **options)
+    assert exact.evidence_name == "log evidence"
+    assert "bound" not in str(exact)
+
+
 def test_report(backend):
     case = CASES[2]
     model = case.program.build(backend, laws(backend, "OneHotCategorical"))

@@ -8,6 +8,7 @@ from enumerable import (
     plain,
 )
 from programs import BITS, DATA, LOCS, PRIOR
+from scipy import stats
 
 from gs_ppl._shared import comparison
 
@@ -23,6 +24,53 @@ def test_a_guide_without_parameters(backend):
     assert str(report)
     assert report.plot().axes
     assert report.to_dataset().sizes["parameter"] == 0
+
+
+def truncated_counts(backend):
+    """A program with counts, its truncation, and a guide of that."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        with ppl.plate("rows", 2):
+            n = ppl.sample("n", backend.native.Poisson(array(1.0)))
+            ppl.sample("x", backend.native.Normal(1.0 * n, 1.0), obs=array([0.0, 2.0]))
+
+    program = backend.gs.relax(model, truncate={"n": 9})
+    return model, program, backend.gs.AutoGumbelSoftmax(program)
+
+
+def test_counts_that_only_the_guide_truncates(backend):
+    model, program, guide = truncated_counts(backend)
+    message = (
+        r"site 'n': Poisson .*no known largest value.* relax\(model, truncate={'n': LARGEST}\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        backend.compare(model, guide, families=())
+    with pytest.raises(ValueError, match=message):
+        backend.assign(model, guide, None)
+    n, x = np.arange(10), np.array([0.0, 2.0])
+    weights = stats.poisson(1.0).pmf(n) * stats.norm(n).pdf(x[:, None])
+    expected = np.log(weights.sum(-1)).sum()
+    found = backend.compare(program, guide, families=(), num_samples=2)
+    assert found.evidence.mean == pytest.approx(expected, rel=1e-5)
+    probs, _ = backend.assign(program, guide, None)
+    np.testing.assert_allclose(probs["n"], weights / weights.sum(-1, keepdims=True), rtol=1e-4)
+
+
+def test_infinite_terms(backend):
+    """The datum lies outside of the support of one class: notes name what is infinite."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        z = ppl.sample("z", backend.native.Categorical(probs=array([0.4, 0.6])))
+        ppl.factor("x", array([0.0, -np.inf])[z])
+
+    report = backend.compare(model, backend.gs.AutoGumbelSoftmax(model), families=(), num_samples=2)
+    assert report.evidence.mean == pytest.approx(np.log(0.4))
+    assert report.notes == (
+        "the model excludes its data, or values that the guide draws: the exact ELBO is infinite",
+    )
+    assert "-inf" in str(report)
 
 
 def test_a_limit_to_the_tables(backend):

@@ -428,6 +428,18 @@ def test_latents_left_out(backend):
         backend.to_inference_data(plain(backend, by_name("mixture")), shift_guide(backend, True))
 
 
+@pytest.mark.only("numpyro")
+def test_parameters_that_are_not_given(backend):
+    """NumPyro has no store: a guide without its parameters, or with others, is not trained."""
+    model = plain(backend, by_name("mixture"))
+    guide, draw = backend.gs.AutoGumbelSoftmax(model), backend.gs.to_inference_data
+    message = "^to_inference_data: params= does not have z_auto_logits: these have their initial"
+    for params in (None, {"z_logits": backend.array(np.zeros((3, 3)))}):
+        with pytest.warns(UserWarning, match=message):
+            draw(model, guide, params=params, num_samples=2)
+    draw(model, guide, params={"z_auto_logits": backend.array(np.zeros((3, 3)))}, num_samples=2)
+
+
 def test_subsampled_plate(backend):
     def model():
         with backend.ppl.plate("data", 6, subsample_size=2):

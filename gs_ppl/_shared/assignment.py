@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from gs_ppl._shared.comparison import Program, Session, check_size
+from gs_ppl._shared.families import is_unbounded
+from gs_ppl._shared.wrappers import innermost
 
 FIT_DRAWS = 4  # particles of RLOO_ELBO in a step
 
@@ -18,7 +20,8 @@ def check_program(model: Program, plates: Mapping[str, tuple[int, int]]) -> None
 
     `plates`: by name, the full size and the number of rows that the program sees.
     """
-    if not model.discrete:
+    counts = [n for n in model.continuous if is_unbounded(innermost(model.sites[n]["fn"]))]
+    if not model.discrete and not counts:
         raise ValueError("assign: the program has no discrete latents")
     for name, (size, seen) in plates.items():
         if size != seen:
@@ -29,6 +32,12 @@ def check_program(model: Program, plates: Mapping[str, tuple[int, int]]) -> None
     of_data = {frame.name for name in _with_rows(model) for frame in model.frames(name)}
     for name in model.continuous:
         local = [frame.name for frame in model.frames(name) if frame.name in of_data]
+        if name in counts and (local or not model.discrete):
+            law = type(innermost(model.sites[name]["fn"])).__name__
+            raise ValueError(
+                f"site {name!r}: {law} has no known largest value, so that its values cannot be"
+                f" summed over: give assign relax(model, truncate={{{name!r}: LARGEST}})"
+            )
         if local:
             raise ValueError(
                 f"site {name!r} has a value for each row of plate {local[0]!r}, and no finite set"

@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from gs_ppl._shared import elimination
 from gs_ppl._shared.elimination import Factor, largest_table
-from gs_ppl._shared.families import Family, bare, check_family, family_label
+from gs_ppl._shared.families import (
+    Family,
+    bare,
+    check_family,
+    family_label,
+    is_unbounded,
+)
+from gs_ppl._shared.wrappers import innermost
 from gs_ppl.report import (
     ALL,
     CONTINUOUS,
@@ -205,6 +212,19 @@ def list_rows(
     return rows
 
 
+def refuse_unbounded(model: Program, guide: Program) -> None:
+    """Refuses counts that only the guide truncates: the model would be another one."""
+    for name in model.continuous:
+        law = innermost(model.sites[name]["fn"])
+        if name in guide.discrete and is_unbounded(law):
+            raise ValueError(
+                f"site {name!r}: {type(law).__name__} in the model has no known largest value, but"
+                f" the guide has {guide.classes(name)} classes: give the relaxed program that the"
+                f" guide was made from, such as relax(model, truncate={{{name!r}: LARGEST}})"
+            )
+
+
+@np.errstate(invalid="ignore")  # an infinite term gives NaN in the table; a note says so
 def run(session: Session, options: Options) -> Comparison:
     """Enumerates what fits, relaxes once for each row of the table, and compares both."""
     draws, relabel = options.num_samples, options.relabel
@@ -231,10 +251,26 @@ def run(session: Session, options: Options) -> Comparison:
         tuple(estimates),
         {site: m.match() if site in relabel else m for site, m in marginals.items()},
         draws,
-        (*session.notes, *exact.notes, *without_spread(estimates, exact.elbo, draws)),
+        (
+            *session.notes,
+            *exact.notes,
+            *infinite(exact, estimates),
+            *without_spread(estimates, exact.elbo, draws),
+        ),
         options.budget,
         unit,
     )
+
+
+def infinite(exact: _Exact, estimates: Sequence[Estimate]) -> list[str]:
+    """A note that names the numbers that are infinite or NaN."""
+    named = [("the log evidence", exact.evidence), ("the exact ELBO", exact.elbo)]
+    named += [(row.family, row.elbo) for row in estimates]
+    bad = [name for name, value in named if value and not math.isfinite(value.mean)]
+    return [
+        f"the model excludes its data, or values that the guide draws: {name} is infinite"
+        for name in dict.fromkeys(bad)
+    ]
 
 
 def without_spread(estimates: Sequence[Estimate], exact: Value | None, draws: int) -> list[str]:

@@ -73,7 +73,8 @@ def _scale_temperatures(ax: Axes, comparison: Comparison) -> None:
 
 
 def _draw_elbos(ax: Axes, comparison: Comparison) -> None:
-    for name, value in (("log evidence", comparison.evidence), ("exact ELBO", comparison.elbo)):
+    evidence = comparison.evidence_name, comparison.evidence
+    for name, value in (evidence, ("exact ELBO", comparison.elbo)):
         if value is not None:
             ax.axhline(
                 value.mean, color="black", ls="-" if name == "exact ELBO" else ":", lw=1, label=name

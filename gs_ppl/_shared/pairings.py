@@ -1,6 +1,6 @@
 """Which pairings of guide and model would give a finite but wrong loss."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -167,19 +167,6 @@ def check_tail(site: str, paired: PairedSite, tail: float | None) -> None:
             f"site {site!r}: its counts above {paired.law.values[-1]} have the probability"
             f" {tail:.2g}, more than max_tail={limit:g}: truncate at a larger count"
         )
-
-
-def check_data(site: str, shape: tuple[int, ...], event_dims: int, frames: Iterable[Any]) -> None:
-    """Refuses data with another number of rows than their plate; one row stands for all."""
-    batch = shape[: len(shape) - event_dims]
-    for frame in frames:
-        rows = batch[frame.dim] if len(batch) >= -frame.dim else 1
-        if rows not in (1, frame.size):
-            raise ValueError(
-                f"site {site!r}: its data have {rows} rows along plate {frame.name!r}, which has"
-                f" {frame.size}: use one size for both; in a subsampled plate, give the data of its"
-                " rows, as in obs=x[rows]"
-            )
 
 
 def check_rows(plate: str, guide: np.ndarray, model: np.ndarray) -> None:

@@ -79,7 +79,7 @@ def to_html(comparison: Comparison) -> str:
 
 def _exact(comparison: Comparison) -> Sheet:
     rows = [
-        ["log evidence", _show(comparison.evidence)],
+        [comparison.evidence_name, _show(comparison.evidence)],
         ["ELBO of the guide, discretized", _show(comparison.elbo)],
     ]
     if comparison.evidence and comparison.elbo:
@@ -156,6 +156,8 @@ def to_verdict(comparison: Comparison) -> str:
         return "No family is best: the guide has no parameters of discrete latents."
     if not comparison.best:
         why = "is zero" if comparison.elbo else "was not enumerated"
+        if comparison.elbo and not math.isfinite(comparison.elbo.mean):
+            why = "is not known"
         return f"No family is named the best: the exact gradient of the logits {why}."
     first, *ties = comparison.best
     spend = f"{comparison.budget:g} estimates by {comparison.unit}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
+from warnings import warn
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,8 @@ def assign(
         guide: an automatic guide, or a program that runs on these arguments. Continuous latents
             must be outside of the plates of the rows.
         *args: what the model takes: the new rows.
-        params: of model and guide, as SVI returns them; missing ones have their initial values.
+        params: of model and guide, as SVI returns them. Others have their initial values, those
+            before training; a warning names them.
         num_samples: number of draws of the continuous latents. Without such latents there is one
             enumeration. The median of a guide without a method `median` is that of these draws.
         max_entries: largest table of an enumeration, in numbers.
@@ -89,6 +91,8 @@ def assign(
         drawn.run(params, key)
     assignment.check_guide(program, drawn)
     session = Session(model, draw, args, kwargs, params, TraceMeanField_ELBO(), key)
+    for note in session.notes:
+        warn(f"assign: {note}", stacklevel=2)
     if not assignment.fits(session, max_entries, fit_steps):
         return _fit(session, _median(session, guide, num_samples), fit_steps)
     _, marginals = session.marginals("model", num_samples if program.continuous else 1)

@@ -40,7 +40,7 @@ from gs_ppl.numpyro.site_logits import (
     in_place_of,
     refuse_unless_without_arguments,
 )
-from gs_ppl.numpyro.sparse import rows_of_table
+from gs_ppl.numpyro.sparse import is_in_step, rows_of_table
 from gs_ppl.numpyro.structure import weights_of
 
 __all__ = ["AutoGuideList", "AutoGumbelSoftmax", "auto_relaxed"]
@@ -125,10 +125,12 @@ class AutoGumbelSoftmax(ReadLogits):
         # with rows of its own optimizer, no plate selects them
         dims = {"event_dim": latent.table_dims} if plate is None else {}
         table = numpyro.param(name, initial, **dims)
-        first = jnp.ndim(table) - latent.table_dims
-        classes = jnp.shape(table)[first:], initial.shape[initial.ndim - latent.table_dims :]
-        check_logits_of(name, *classes, "along its classes, params has", OTHER_GUIDE)
-        return table if plate is None else rows_of_table(name, table, rows_of(plates)[plate])
+        rows, wanted = rows_of(plates), [*initial.shape]
+        if plate is None or is_in_step():
+            for frame in self.prototype_trace[latent.name]["cond_indep_stack"]:
+                wanted[frame.dim - latent.table_dims] = len(rows[frame.name])
+        check_logits_of(name, jnp.shape(table), tuple(wanted), "params has", OTHER_GUIDE)
+        return table if plate is None else rows_of_table(table, rows[plate])
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:

@@ -19,10 +19,10 @@ from numpyro.distributions import (
 from numpyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from numpyro.primitives import Messenger
 
+from gs_ppl._shared.observed import check_data
 from gs_ppl._shared.pairings import (
     PairedSite,
     check_axes,
-    check_data,
     check_divergence,
     check_order,
     check_pairing,
@@ -159,6 +159,12 @@ def _parents(
     }
 
 
+def check_observed(site: str, msg: dict[str, Any]) -> None:
+    """Refuses data with other rows than their plates, and NaN where no mask is."""
+    values = None if is_masked(msg["fn"]) else read(msg["value"])
+    check_data(site, msg, 0 if values is None else int(np.isnan(values).sum()))
+
+
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
     """Refuses truncations that leave out too much mass."""
     for trace in _run(model, guide, args, kwargs)[:2]:
@@ -287,8 +293,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             )
     for name, msg in model_trace.items():
         if msg["type"] == "sample" and msg["is_observed"]:
-            shape, fn = jnp.shape(msg["value"]), msg["fn"]
-            check_data(name, shape, fn.event_dim, msg["cond_indep_stack"])
+            check_observed(name, msg)
     scanned = _in_scan(guide_trace) | _in_scan(model_trace)
     in_guide, in_model = _latents(guide_trace, scanned), _latents(model_trace, scanned)
     if isinstance(loss, TraceEnum_ELBO) and scans.found:

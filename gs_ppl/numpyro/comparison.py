@@ -25,7 +25,7 @@ from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.numpyro.checks import check
+from gs_ppl.numpyro.checks import check, check_observed
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
@@ -186,6 +186,10 @@ class Initial(Messenger):
             self.names.append(msg["name"])
 
 
+def initial_values(names: Iterable[str]) -> str:
+    return f"params= does not have {', '.join(names)}: these have their initial values"
+
+
 class Plates(Messenger):
     """Records the size of each plate, and of the part that a draw uses, inside of scan too."""
 
@@ -230,6 +234,8 @@ class Program(comparison.Program):
         nodes = self.trace.items()
         self.sites = {name: node for name, node in nodes if node["type"] == "sample"}
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
+        for name in self.sites.keys() - latents:
+            check_observed(name, self.sites[name])
         dims = {name: class_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
@@ -291,10 +297,10 @@ class Session(comparison.Session):
         first = jax.random.fold_in(key, 0)
         self.guide.run(params, first)
         self.model.run({**params, **self.guide.values}, first, self.guide.trace)
+        comparison.refuse_unbounded(self.model, self.guide)
         self.values = {**params, **self.model.values, **self.guide.values}
         if missing := [*self.guide.initial, *self.model.initial]:
-            names = ", ".join(missing)
-            self.notes = (f"params= does not have {names}: these have their initial values",)
+            self.notes = (initial_values(missing),)
         rows = {**self.model.rows, **self.guide.rows}
         self.sizes = {name: size for name, (_, size) in rows.items()}
         subsampled = any(size != full for full, size in rows.values())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from warnings import warn
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from gs_ppl._shared import inference_data
 from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
+from gs_ppl.numpyro.checks import check_observed
+from gs_ppl.numpyro.comparison import initial_values
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class
 from gs_ppl.numpyro.handlers import discretize
@@ -63,7 +66,8 @@ def to_inference_data(
         guide: program, or an automatic guide; None draws discrete latents from their exact
             posterior, by enumeration.
         *args: what the programs take.
-        params: of model and guide, as SVI returns them; missing ones have their initial values.
+        params: of model and guide, as SVI returns them. Others have their initial values, those
+            before training; a warning names them.
         num_samples: number of draws.
         rng_key: of the draws; default jax.random.key(0).
         infer_discrete: whether to draw discrete latents from their exact posterior too, given the
@@ -86,7 +90,8 @@ def to_inference_data(
         ...         z = numpyro.sample("z", OneHotCategorical(logits=jnp.zeros(2)))
         ...         loc = z @ jnp.array([-1.0, 1.0])
         ...         numpyro.sample("x", numpyro.distributions.Normal(loc, 1.0), obs=jnp.ones(2))
-        >>> approximate = to_inference_data(model, AutoGumbelSoftmax(model), num_samples=100)
+        >>> guide, params = AutoGumbelSoftmax(model), {"z_auto_logits": jnp.ones((2, 2))}
+        >>> approximate = to_inference_data(model, guide, params=params, num_samples=100)
         >>> exact = to_inference_data(model, num_samples=100)
         >>> exact["posterior"]["z"].dims, exact["posterior"]["z"].dtype
         (('chain', 'draw', 'data'), dtype('int64'))
@@ -95,14 +100,17 @@ def to_inference_data(
     """
     key, first = jax.random.split(jax.random.key(0) if rng_key is None else rng_key)
     bind = partial(_bound, args=args, kwargs=kwargs, params=params or {}, key=first)
-    exact = infer_discrete or guide is None
-    sampler = _Sampler(bind(model), bind(guide) if guide else None, first, exact)
-    names = Names.of(sampler.layout, coords, dims)
+    program, missing = bind(model)
+    fitted, untrained = bind(guide) if guide else (None, [])
+    if names := dict.fromkeys([*missing, *untrained]):
+        warn(f"to_inference_data: {initial_values(names)}", stacklevel=2)
+    sampler = _Sampler(program, fitted, first, infer_discrete or guide is None)
+    shown = Names.of(sampler.layout, coords, dims)
     # one after the other: a batch would hold all tables of enumeration at the same time
     draws = jax.jit(partial(jax.lax.map, sampler.draw))(jax.random.split(key, num_samples))
     groups = jax.tree.map(np.asarray, draws)
     attrs = {"method": sampler.method, "numpyro_version": numpyro.__version__}
-    return inference_data.build(sampler.layout, names, groups, attrs)
+    return inference_data.build(sampler.layout, shown, groups, attrs)
 
 
 class Unscaled(Messenger):
@@ -198,12 +206,15 @@ class _Sampler:
         return {name: unpacked(x, sites[name].value.shape) for name, x in drawn.items()}
 
 
-def _bound(fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array) -> Callable:
-    """The discrete program, with its arguments and parameters bound."""
+def _bound(
+    fn: Callable, args: tuple, kwargs: dict, params: Mapping, key: Array
+) -> tuple[Callable, list[str]]:
+    """The discrete program with its arguments and parameters; and the parameters not given."""
     program = Unscaled(discretize(partial(Annealed(fn), 1.0, *args, **kwargs)))
     sites = _run(program, key).values()
     initial = {site["name"]: site["value"] for site in sites if site["type"] == "param"}
-    return handlers.substitute(program, data=initial | dict(params))
+    bound = handlers.substitute(program, data=initial | dict(params))
+    return bound, [name for name in initial if name not in params]
 
 
 def _run(program: Callable, key: Array) -> dict[str, Any]:
@@ -225,6 +236,8 @@ def _layout(trace: Mapping[str, Any]) -> Layout:
             sites[name] = Site("deterministic", np.asarray(site["value"]), plates)
             continue
         fn, law = site["fn"], innermost(site["fn"])
+        if site["is_observed"]:
+            check_observed(name, site)
         if not (isinstance(law, Unit) or site["infer"].get("is_auxiliary")):
             kind = "observed" if site["is_observed"] else "latent"
             drawn = tuple(site["kwargs"].get("sample_shape", ()))

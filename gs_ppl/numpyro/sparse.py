@@ -22,9 +22,13 @@ PAST_THE_END = np.iinfo(np.int32).max  # an index outside of every table
 _rows: ContextVar[Mapping[str, Array] | None] = ContextVar("rows", default=None)  # by table
 
 
-def rows_of_table(name: str, table: Array, rows: Array) -> Array:
-    """Within a step of ByRow the table has only these rows; elsewhere it has all rows."""
-    return jnp.asarray(table)[rows] if _rows.get() is None else table
+def is_in_step() -> bool:
+    """Within a step of ByRow a table has only the rows of its plate; elsewhere it has all rows."""
+    return _rows.get() is not None
+
+
+def rows_of_table(table: Array, rows: Array) -> Array:
+    return table if is_in_step() else jnp.asarray(table)[rows]
 
 
 def automatic(guide: Any) -> Follows | None:

@@ -27,6 +27,11 @@ __all__ = ["AnnealedSVI"]
 OPTIONS = ("forward_mode_differentiation",)  # arguments of update that the programs do not get
 EVALUATION_DRAWS = 10
 KEY = "a key, such as jax.random.key(0)"
+NOT_KNOWN = (  # what JAX raises where a program needs the number in a traced value
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 OPTIMIZER = "an optimizer of NumPyro, optax or jax.example_libraries"
 
 
@@ -87,6 +92,7 @@ class AnnealedSVI(SVI):
         check_argument("loss", is_loss, LOSS, loss)
         is_schedule = not isinstance(schedule, ELBO) and takes(schedule, 1)
         check_argument("schedule", is_schedule, SCHEDULE, schedule)
+        _check_traced(schedule)
         super().__init__(Annealed(model), Annealed(guide), optim, loss, **kwargs)
         self.schedule = schedule
         self._sparse = automatic(guide)
@@ -250,6 +256,18 @@ class AnnealedSVI(SVI):
         self._check(temperature, *args, **kwargs)
         with missing_site_named("numpyro"):
             return super().evaluate(svi_state, temperature, *args, **kwargs)
+
+
+def _check_traced(schedule: Callable[[Any], Any]) -> None:
+    """Refuses a schedule that needs the number of the step: in a compiled run it is not known."""
+    try:
+        jax.eval_shape(schedule, 0)
+    except NOT_KNOWN as error:
+        raise TypeError(
+            f"AnnealedSVI: schedule must be a function that JAX can trace, but {schedule!r} needs"
+            " the number of the step, for example in `if` or math.exp: use jnp.where, jnp.exp, or a"
+            " schedule of gs_ppl.temperature"
+        ) from error
 
 
 class RunResult(SVIRunResult):

@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer.inspect import site_is_deterministic
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -19,10 +20,10 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from gs_ppl._shared.observed import check_data
 from gs_ppl._shared.pairings import (
     PairedSite,
     check_axes,
-    check_data,
     check_divergence,
     check_order,
     check_pairing,
@@ -36,7 +37,7 @@ from gs_ppl._shared.pairings import (
 from gs_ppl._shared.starting import are_equal, warn_of_equal
 from gs_ppl._shared.wrappers import innermost, is_masked
 from gs_ppl.pyro import trace_enum
-from gs_ppl.pyro._base import LogitsDistribution
+from gs_ppl.pyro._base import LogitsDistribution, read
 from gs_ppl.pyro.distributions import ExpGumbelSoftmax
 from gs_ppl.pyro.handlers import random_state
 from gs_ppl.pyro.integers import is_integer, tail
@@ -132,6 +133,20 @@ def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> 
     for trace in (guide_trace, model_trace):
         for name, site in _latents(trace).items():
             check_tail(name, site, tail(site.law))
+
+
+def check_observed(site: str, node: dict[str, Any]) -> None:
+    """Refuses data with other rows than their plates, NaN where no mask is, and what is no tensor.
+
+    Pyro scores only tensors, and its own error comes late.
+    """
+    value = node["value"]
+    if not isinstance(value, Tensor):
+        raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
+    if not site_is_deterministic(node):
+        is_masked_out = node["mask"] is not None or is_masked(node["fn"])
+        found = None if is_masked_out else read(value.isnan().sum())
+        check_data(site, node, int(found[0]) if found else 0)
 
 
 def _centre(guide_trace: Any, model_trace: Any, name: str) -> Tensor:
@@ -236,10 +251,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])
             check_rows(plate, drawn.numpy(force=True), torch.as_tensor(rows).numpy(force=True))
     for name in model_trace.observation_nodes:
-        node = model_trace.nodes[name]
-        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
-        shape = tuple(getattr(node["value"], "shape", ()))
-        check_data(name, shape, node["fn"].event_dim, frames)
+        check_observed(name, model_trace.nodes[name])
     in_guide, in_model = _latents(guide_trace), _latents(model_trace)
     for name, site in [*in_guide.items(), *in_model.items()]:
         check_tail(name, site, tail(site.law))

@@ -23,12 +23,11 @@ from gs_ppl._shared import comparison
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.pyro.checks import check
+from gs_ppl.pyro.checks import check, check_observed
 from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
 from gs_ppl.pyro.handlers import (
     annealed,
-    check_observed,
     discretize,
     random_state,
     relax,
@@ -217,7 +216,7 @@ class Program(comparison.Program):
         }
         latents = {name: node for name, node in self.sites.items() if not node["is_observed"]}
         for name in self.sites.keys() - latents:
-            check_observed(name, self.sites[name]["value"])
+            check_observed(name, self.sites[name])
         dims = {name: class_dims(innermost(node["fn"])) for name, node in latents.items()}
         self.discrete = {name: dim for name, dim in dims.items() if dim is not None}
         self.continuous = [name for name, dim in dims.items() if dim is None]
@@ -265,6 +264,7 @@ class Session(comparison.Session):
         with SeedBySite(seed, 0):
             self.guide.run()
             self.model.run(self.guide.trace)
+        comparison.refuse_unbounded(self.model, self.guide)
         frames = [f for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         subsampled = any(frame.size != (frame.full_size or frame.size) for frame in frames)
         self.stochastic = bool(self.model.continuous) or subsampled

@@ -89,12 +89,6 @@ def is_latent(msg: dict[str, Any]) -> bool:
     return not msg["is_observed"] and not site_is_subsample(msg)
 
 
-def check_observed(site: str, value: Any) -> None:
-    """Refuses what is no tensor: Pyro scores only tensors, and its own error comes late."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
-
-
 @contextmanager
 def random_state() -> Iterator[None]:
     """Restores the random state, also that of GPUs, which Pyro's own function leaves out."""

@@ -20,8 +20,9 @@ from torch import Tensor
 from gs_ppl._shared import inference_data
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
+from gs_ppl.pyro.checks import check_observed
 from gs_ppl.pyro.enumeration import config_enumerate
-from gs_ppl.pyro.handlers import annealed, check_observed, discretize, random_state
+from gs_ppl.pyro.handlers import annealed, discretize, random_state
 from gs_ppl.pyro.integers import event_dims
 
 __all__ = ["to_inference_data"]
@@ -219,7 +220,8 @@ def _layout(trace: Any) -> Layout:
             sites[name] = Site("deterministic", _numpy(value), plates)
         elif not (isinstance(law, Unit) or _is_auxiliary(node)):
             kind = "observed" if node["is_observed"] else "latent"
-            check_observed(name, value)
+            if node["is_observed"]:
+                check_observed(name, node)
             plates = inference_data.plate_axes(frames, len(fn.batch_shape))
             value = _numpy(value.expand(fn.shape()))
             sites[name] = Site(kind, value, plates, event_dims(law))

@@ -171,7 +171,8 @@ class AnnealedSVI(SVI):
     Args:
         model, guide, loss: as in pyro.infer.SVI.
         optim: an optimizer of Pyro; or, faster, an optimizer of torch, or a function that makes one
-            from a list of parameters, such as partial(torch.optim.Adam, lr=1e-3, fused=True).
+            from a list of parameters, such as partial(torch.optim.Adam, lr=0.05, fused=True). A
+            class alone, such as torch.optim.Adam, has torch's default rate, 1e-3.
         schedule: step -> temperature, e.g. one of gs_ppl.temperature.
 
     Example:
