@@ -36,6 +36,7 @@ ONE_HOT = {"variables": 20, "classes": 10, "steps": 60_000}
 BITS = {"variables": 200, "steps": 60_000}
 LINEAR = {"learning_rate": 1e-2, "weight_decay": 0.03}
 LONGER = {"steps": 150_000, "learning_rate": 2e-2, "minimum": 0.3}
+MANY = {"steps": 1_000_000}
 SBN = {"model": "structured_output", "rate": 0.0}  # temperature 1 throughout, as in the paper
 COLUMNS = {  # the paper's, in its order, then others
     "SF": {"family": "NVIL_ELBO", "baseline": 200, "learning_rate": 3e-3},
@@ -56,6 +57,8 @@ ROWS = {
     "VAE, categorical": Settings(**ONE_HOT, **LINEAR),
     "VAE, bits, 150,000 steps": Settings(**BITS | LINEAR | LONGER),
     "VAE, categorical, 150,000 steps": Settings(**ONE_HOT | {"steps": 150_000}, **LINEAR),
+    "VAE, bits, 1,000,000 steps": Settings(**BITS | LINEAR | MANY | {"learning_rate": 3e-2}),
+    "VAE, categorical, 1,000,000 steps": Settings(**ONE_HOT | LINEAR | MANY),
     "VAE, bits, hidden layer": Settings(**BITS, hidden=(200,)),
     "VAE, categorical, hidden layer": Settings(**ONE_HOT, hidden=(200,), learning_rate=3e-3),
 }
@@ -69,6 +72,8 @@ PAPER = {
 COLUMNS_OF = {  # the rows that the paper does not have
     "VAE, bits, 150,000 steps": ("Gumbel-S.",),
     "VAE, categorical, 150,000 steps": ("Gumbel-S.",),
+    "VAE, bits, 1,000,000 steps": ("Gumbel-S.",),
+    "VAE, categorical, 1,000,000 steps": ("Gumbel-S.",),
     "VAE, bits, hidden layer": ("Gumbel-S.", "ST Gumbel-S."),
     "VAE, categorical, hidden layer": ("Gumbel-S.", "ST Gumbel-S."),
 }

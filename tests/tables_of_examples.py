@@ -125,7 +125,7 @@ def many_rows() -> str:
     versions = dict.fromkeys(
         f"{n} {v}" for record in records for n, v in record["versions"].items()
     )
-    commands = "\n".join(f"`python {record['command']}`" for record in records)
+    commands = "\n".join(f"- `python {record['command']}`" for record in records)
     return f"{table(header, rows)}\n\n{', '.join(versions)}.\n\n{commands}"
 
 
@@ -147,7 +147,7 @@ def starting() -> str:
     found = {f"{n} {v}" for record in records for n, v in record["versions"].items()}
     source = f"Seed {records[0]['seed']}, {records[0]['steps']} steps; {', '.join(sorted(found))}."
     header = ["mixture", "PPL", "classes", "right", "where enumeration is"]
-    commands = "\n".join(f"`python {record['command']}`" for record in records)
+    commands = "\n".join(f"- `python {record['command']}`" for record in records)
     return f"{table(header, rows)}\n\n{source}\n\n{commands}"
 
 
@@ -171,7 +171,7 @@ def several_devices() -> str:
     header = ["PPL", "started by", "processes x devices", "ms of CPU a step"]
     header += ["ms a step", "rows in a ms"]
     source = f"{records[0]['cores']} cores; {', '.join(sorted(found))}."
-    commands = "\n".join(f"`python {record['command']}`" for record in records)
+    commands = "\n".join(f"- `python {record['command']}`" for record in records)
     return f"{table(header, rows)}\n\n{source}\n\n{commands}"
 
 

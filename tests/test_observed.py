@@ -42,7 +42,7 @@ def score(backend, door, *data):
     [
         (X[:5], "site 'x': its data have 5 rows along plate 'rows', which has 6: "),
         (X[:, None], r"site 'x': its data of shape \(6, 1\) have 1 row along plate 'rows', which"),
-        (np.where(X > 1, np.nan, X), "site 'x': NaN in its data, in 2 places: "),
+        (np.where(X > 1, np.nan, X), "site 'x': NaN in its data, 2 of 6: "),
     ],
     ids=["five rows", "a column", "NaN"],
 )

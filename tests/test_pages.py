@@ -12,6 +12,7 @@ SHOWN = {"pyro": "Pyro", "numpyro": "NumPyro"}
 ALL = None
 CHECKS = {  # the functions in which check finds errors and warnings
     "gs_ppl/_shared/pairings.py": ALL,
+    "gs_ppl/_shared/observed.py": ALL,
     "gs_ppl/_shared/probing.py": ALL,
     "gs_ppl/_shared/starting.py": {"warn_of_equal"},
     "gs_ppl/_shared/families.py": {"refuse_enumerated_parents", "refuse_straight_through"},

@@ -1,6 +1,7 @@
 """Which data of an observed site are refused: their rows, their axes, and NaN."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 
@@ -33,8 +34,8 @@ def check_data(site: str, node: Mapping[str, Any], missing: int) -> None:
             )
     if missing:
         raise ValueError(
-            f"site {site!r}: NaN in its data, in {missing} places: leave these out, or put numbers"
-            " in their places and mask them, as in fn.mask(is_known)"
+            f"site {site!r}: NaN in its data, {missing} of {prod(shape)}: leave these out, or put"
+            " numbers in their places and mask them, as in fn.mask(is_known)"
         )
 
 

@@ -169,4 +169,6 @@ def to_verdict(comparison: Comparison) -> str:
         line += f" A tie, within two standard errors: {', '.join(shown)}."
     if (error := first.squared_error) and error.mean >= 1:
         line += " An error of 1 is that of no step at all: at this cost no family is of use here."
+        if not any(math.isnan(row.temperature) for row in comparison.estimates):
+            line += " RLOO_ELBO() among the families= has no bias."
     return line
