@@ -22,9 +22,14 @@ from gs_ppl._shared import quadrature
 
 Temperature = float | Array
 
+# Outside of jit these are compiled as a whole, in less time than their operations one by one.
+whole = functools.partial(jax.jit, inline=True)
+whole_of_shape = functools.partial(whole, static_argnames=("shape", "dtype"))
+
 # --- noise ----------------------------------------------------------------------------------------
 
 
+@whole_of_shape
 def uniform_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.float32) -> Array:
     """Uniform noise that is never 0 and never 1.
 
@@ -59,6 +64,7 @@ def random_words(key: Array, size: int) -> Array:
     return words.at[:half].set(pairs[:, 0]).at[half:].set(pairs[:, 1])[:size]
 
 
+@whole_of_shape
 def exponential_noise(
     key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.float32
 ) -> Array:
@@ -80,6 +86,7 @@ def exponential_noise(
     return -jnp.log(uniform_noise(key, shape, dtype=dtype))
 
 
+@whole_of_shape
 def logistic_noise(key: Array, shape: tuple[int, ...], *, dtype: np.dtype = jnp.float32) -> Array:
     """Standard logistic noise L = log u - log(1 - u), finite: in float32 in [-17.33, 16.636]."""
     u = uniform_noise(key, shape, dtype=dtype)
@@ -275,6 +282,7 @@ def exp_gumbel_softmax_noise_log_prob(
     return exp_gumbel_softmax_own_log_prob(temperature, noise, residue, finite)
 
 
+@whole
 def noise_residue(noise: Array, finite: Array | None = None) -> Array:
     """The part of the log density that depends on the noise: sum log E - K log(mean E)."""
     K = noise.shape[-1] if finite is None else finite.sum(-1).astype(noise.dtype)
@@ -425,6 +433,7 @@ def one_hot_argmax(log_value: Array) -> Array:
     return jax.nn.one_hot(log_value.argmax(-1), log_value.shape[-1], dtype=log_value.dtype)
 
 
+@whole
 def categorical_log_prob(logits: Array, value: Array, finite: Array | None = None) -> Array:
     """Log mass, linear in the value: sum_i value_i log pi_i; -inf if a masked one has weight.
 
@@ -441,6 +450,7 @@ def categorical_log_prob(logits: Array, value: Array, finite: Array | None = Non
     return jnp.where((~finite & (value != 0)).any(-1), -jnp.inf, log_prob)
 
 
+@whole
 def categorical_entropy(logits: Array, finite: Array | None = None) -> Array:
     """Entropy -sum pi log pi; with logits of -inf pass `finite`, as in categorical_log_prob."""
     log_pi = log_softmax(logits)
@@ -448,6 +458,7 @@ def categorical_entropy(logits: Array, finite: Array | None = None) -> Array:
     return -(jnp.exp(log_pi) * existing).sum(-1)
 
 
+@whole
 def categorical_kl(
     p_logits: Array,
     q_logits: Array,
@@ -542,6 +553,7 @@ def _from_unit_interval_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tu
     return from_unit_interval(y), t / jnp.maximum(y * (1 - y), _steepest(y.dtype))
 
 
+@whole
 def bernoulli_log_prob(logits: Array, value: Array, unsure: Array | None = None) -> Array:
     """Log mass, linear in the value: value log p + (1 - value) log(1 - p).
 
@@ -558,11 +570,13 @@ def bernoulli_log_prob(logits: Array, value: Array, unsure: Array | None = None)
     return score_sure(log_prob, value, logits, unsure)
 
 
+@whole
 def bernoulli_entropy(logits: Array, unsure: Array | None = None) -> Array:
     """Entropy -p log p - (1 - p) log(1 - p)."""
     return -bernoulli_log_prob(logits, jax.nn.sigmoid(logits), unsure)
 
 
+@whole
 def bernoulli_kl(
     p_logits: Array,
     q_logits: Array,
