@@ -5,7 +5,7 @@
 writes a section of speed.json. 784-(20x10)-784, linear, batches of 100 drawn at each step, Adam.
 The loops have no PPL, but the same networks, minibatches, objective and optimizer. One pinned
 thread; the contenders take turns, round by round; process CPU time. In JAX also the seconds to the
-end of the first step, which include tracing and compiling.
+end of the first step of a process, which include tracing and compiling.
 """
 
 import importlib
