@@ -218,6 +218,7 @@ class Comparison:
     def best(self) -> tuple[Estimate, ...]:
         """The estimate of least squared error first, then those within two standard errors of it.
 
+        An error of 1 is that of no step at all: one of 1 or more, however uncertain, is no tie.
         Empty if the exact gradient is not known.
         """
         found = [
@@ -229,11 +230,12 @@ class Comparison:
             return ()
         found.sort(key=lambda pair: pair[0].mean)
         least = found[0][0]
-        return tuple(
-            row
-            for error, row in found
-            if error.mean - least.mean <= 2 * math.hypot(error.error, least.error) or error is least
-        )
+
+        def is_tie(error: Value) -> bool:
+            spread = math.hypot(error.error, least.error)
+            return error.mean < 1 and error.mean - least.mean <= 2 * spread
+
+        return tuple(row for error, row in found if error is least or is_tie(error))
 
     @property
     def verdict(self) -> str:

@@ -1,5 +1,6 @@
 """A guide after its training: reading it, or replacing its laws, needs no temperature."""
 
+import functools
 import json
 import re
 import subprocess
@@ -125,6 +126,19 @@ def test_draws_with_logits_of_another_guide(backend, sparse, logits):
     params = backend.saved_logits({"z": logits})
     with pytest.raises(ValueError, match=r"z.* but the guide of this program needs shape"):
         backend.predict(model, backend.gs.discretize(guide), params, 2)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("door", ["probs", "mode", "assign", "compare", "to_inference_data"])
+def test_a_result_in_place_of_its_parameters(backend, door):
+    gs, model = backend.gs, plain(backend, by_name("mixture"))
+    guide, elbo = gs.AutoGumbelSoftmax(model), backend.infer.TraceMeanField_ELBO()
+    run = backend.run(gs.relax(model), guide, elbo, lambda t: 0.5, 2, 0.1, progress_bar=False)
+    call = getattr(guide, door, None) or functools.partial(getattr(gs, door, None), model, guide)
+    with pytest.raises(TypeError, match=r"params must be a dict of arrays, .*got RunResult"):
+        call(params=run)
+    with pytest.raises(ValueError, match="params does not have z_auto_logits"):
+        guide.probs({"z_logits": run.params["z_auto_logits"]})
 
 
 def rows(backend):

@@ -119,6 +119,27 @@ def test_optax_schedule(backend):
     np.testing.assert_allclose(recorded, expected, rtol=1e-6)
 
 
+def test_a_schedule_that_becomes_negative(backend):
+    """It is refused at the step, or, where the steps are traced, before the first one."""
+    model, elbo = plain(backend, by_name("mixture")), backend.infer.TraceMeanField_ELBO()
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    with pytest.raises(ValueError, match="temperature must be positive and finite"):
+        backend.anneal(backend.gs.relax(model), guide, elbo, lambda t: 0.35 - 0.1 * t, steps=6)
+
+
+@pytest.mark.only("numpyro")
+def test_a_negative_temperature_in_compiled_steps(backend):
+    """Nothing can be raised there: the loss is NaN from that step on."""
+    model, elbo = plain(backend, by_name("mixture")), backend.infer.TraceMeanField_ELBO()
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    svi = backend._annealed(backend.gs.relax(model), guide, elbo, lambda t: 1.5 - t)
+    state, update, losses = svi.init(backend.jax.random.key(0)), backend.jax.jit(svi.update), []
+    for _ in range(3):
+        state, loss = update(state)
+        losses.append(float(loss))
+    assert [bool(np.isnan(loss)) for loss in losses] == [False, False, True]
+
+
 @pytest.mark.only("numpyro")
 @pytest.mark.parametrize(
     "schedule",

@@ -579,6 +579,21 @@ def test_a_smaller_batch_is_checked(backend):
         backend.train_on(gs.relax(model), guide, elbo, lambda t: 0.5, batches)
 
 
+@pytest.mark.parametrize("law", ["Categorical", "OneHotCategorical"])
+def test_a_guide_of_another_number_of_classes(backend, law):
+    gs, array = backend.gs, backend.array
+    make = backend.native.Categorical if law == "Categorical" else gs.OneHotCategorical
+
+    def model(K):
+        with backend.ppl.plate("rows", 2):
+            backend.ppl.sample("z", make(logits=array(np.zeros(K))))
+
+    guide = gs.AutoGumbelSoftmax(partial(model, 3), 0.5)
+    message = "site 'z': .*the guide has 3 classes.* make the guide from this model"
+    with pytest.raises(ValueError, match=message):
+        gs.check(gs.relax(partial(model, 2), 0.5), guide, backend.infer.Trace_ELBO())
+
+
 CURES = {
     "Categorical": r"site 'z': .*Relax both, as in relax\(model\) and relax\(guide\)",
     "OneHotCategorical": r"site 'z': .*relax model and guide",

@@ -57,6 +57,17 @@ def test_counts_that_only_the_guide_truncates(backend):
     np.testing.assert_allclose(probs["n"], weights / weights.sum(-1, keepdims=True), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("families", "GumbelSoftmax"), ("objectives", "relaxed"), ("temperatures", 0.5)],
+)
+def test_options_that_are_lists(backend, option, given):
+    model = plain(backend, "mixture")
+    given = getattr(backend.gs, given) if option == "families" else given
+    with pytest.raises(TypeError, match=rf"{option} must be a list, as in {option}=\[...\], got"):
+        backend.compare(model, backend.gs.AutoGumbelSoftmax(model), **{option: given})
+
+
 def test_infinite_terms(backend):
     """The datum lies outside of the support of one class: notes name what is infinite."""
     ppl, array = backend.ppl, backend.array

@@ -180,6 +180,8 @@ def test_the_best_and_what_ties_with_it():
     )
     assert str(report).split()[-1] == "near."
     assert [row.family for row in judged(far=far, least=least).best] == ["least"]
+    wide = Value(900.0, 600.0)  # within two of its own standard errors, but worse than no step
+    assert [row.family for row in judged(wide=wide, least=least).best] == ["least"]
     assert "tie" not in judged(far=far, least=least).verdict
     assert "no family is of use" not in judged(far=Value(0.99, 0.1)).verdict
     assert judged(far=Value(1.0, 0.1)).verdict.endswith("at this cost no family is of use here.")

@@ -180,6 +180,10 @@ class Options:
     cost: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        for what in ("families", "objectives", "temperatures"):
+            got = getattr(self, what)
+            if isinstance(got, str) or not isinstance(got, Collection):
+                raise TypeError(f"{what} must be a list, as in {what}=[...], got {got!r}")
         positive = {"budget": self.budget, **{f"cost of {n}": c for n, c in self.costs.items()}}
         for what, number in positive.items():
             if not 0 < number < math.inf:

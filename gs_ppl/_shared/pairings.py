@@ -1,6 +1,6 @@
 """Which pairings of guide and model would give a finite but wrong loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -22,6 +22,8 @@ class PairedSite:
         plates: (name, size, full size) by axis.
         loose: axes of the batch shape that lie in no plate.
         scale: the factor of its score; None if it is traced.
+        classes: the number of values; None for a law without classes.
+        auxiliary: whether the value is computed from an auxiliary site, as in AutoNormal of Pyro.
     """
 
     law: Any
@@ -33,6 +35,8 @@ class PairedSite:
     plates: Mapping[int, tuple[str, int, int]] = field(default_factory=dict)
     loose: tuple[int, ...] = ()
     scale: Any = 1.0
+    classes: int | None = None
+    auxiliary: bool = False
 
     @property
     def name(self) -> str:
@@ -73,18 +77,46 @@ def check_pairing(site: str, guide: PairedSite, model: PairedSite) -> None:
             " relax(guide), with the same sites=, or use relax(model) with AutoGumbelSoftmax as the"
             " guide; or write both as OneHotCategorical; or apply config_enumerate to both"
         )
+    if None not in (guide.classes, model.classes) and guide.classes != model.classes:
+        raise ValueError(
+            f"{pair}: the guide has {guide.classes} classes, the model {model.classes}: make the"
+            " guide from this model, or give it logits for the classes of the model"
+        )
     if guide.kind == model.kind == "mass" and model.is_hard and not guide.is_hard:
         cure = "give both the same family=" if model.is_relaxed else "relax the model too"
         raise ValueError(f"{pair} gives soft values to a law that is only for hard ones: {cure}")
-    if guide.masked != model.masked and guide.kind is not None:
-        side, other = ("guide", "model") if guide.masked else ("model", "guide")
-        raise ValueError(
-            f"{pair} is masked only in the {side}: apply the same mask to the {other}; without it,"
-            f" the loss has the term of the {other} but not that of the {side}"
-        )
+    check_masks(site, guide, model)
     if not guide.is_certain:
         _check_plates(site, pair, guide, model)
         _check_scale(pair, guide, model)
+
+
+def check_masks(site: str, guide: PairedSite, model: PairedSite) -> None:
+    """Refuses a mask in one program only; a certain value of the guide has no term to miss."""
+    has_term = guide.auxiliary or not guide.is_certain
+    free = model.masked and not guide.masked and has_term
+    if free or (guide.kind is not None and guide.masked != model.masked):
+        side, other = ("guide", "model") if guide.masked else ("model", "guide")
+        cure = ""
+        if site.endswith("_unobserved"):
+            cure = ". In place of obs_mask=, write fn.mask(is_known) for data that are missing"
+        raise ValueError(
+            f"site {site!r}: {guide.name} in the guide over {model.name} in the model is masked"
+            f" only in the {side}: apply the same mask to the {other}; without it, the loss has the"
+            f" term of the {other} but not that of the {side}{cure}"
+        )
+
+
+def has_auxiliary(site: str, auxiliary: Collection[str]) -> bool:
+    """Whether automatic guides draw a site by an auxiliary one: its own, or one for all sites."""
+    return any(name == f"{site}_unconstrained" or name.endswith("_latent") for name in auxiliary)
+
+
+def number_of_classes(law: Any, kind: str | None) -> int | None:
+    """Of a law over vectors or bits, the length of its event; None where it is not seen so."""
+    if kind in ("mass", "density"):
+        return int(law.event_shape[-1]) if law.event_shape else 2
+    return None
 
 
 def refuse_pairs(

@@ -23,6 +23,7 @@ from gs_ppl.numpyro.enumeration import config_enumerate
 from gs_ppl.numpyro.handlers import discretize
 from gs_ppl.numpyro.scan_enumeration import unpacked
 from gs_ppl.numpyro.score_function import RLOO_ELBO
+from gs_ppl.numpyro.site_logits import check_params
 
 __all__ = ["assign"]
 
@@ -82,6 +83,7 @@ def assign(
         (['0.5000', '0.7311', '0.9975'], [1, 1])
     """
     assignment.check_draws(num_samples)
+    check_params(params)
     key = jax.random.key(0) if rng_key is None else rng_key
     draw = partial(_draw, guide) if isinstance(guide, AutoGuide) else guide
     program, drawn = Program(model, args, kwargs), Program(draw, args, kwargs)

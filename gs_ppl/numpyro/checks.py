@@ -11,6 +11,8 @@ from numpyro import handlers
 from numpyro.distributions import (
     BernoulliLogits,
     BernoulliProbs,
+    CategoricalLogits,
+    CategoricalProbs,
     Normal,
     TransformedDistribution,
     biject_to,
@@ -24,12 +26,15 @@ from gs_ppl._shared.pairings import (
     PairedSite,
     check_axes,
     check_divergence,
+    check_masks,
     check_order,
     check_pairing,
     check_rows,
     check_tail,
     check_unpaired,
     divergence,
+    has_auxiliary,
+    number_of_classes,
     refuse_pairs,
     to_probe,
 )
@@ -46,6 +51,7 @@ from gs_ppl.numpyro.scan_enumeration import refuse_taken_apart, runs_whole
 
 __all__ = ["check"]
 
+BITS, CATEGORIES = (BernoulliLogits, BernoulliProbs), (CategoricalLogits, CategoricalProbs)
 ANALYTIC_LOSSES = (TraceMeanField_ELBO, trace_enum.TraceEnum_ELBO)
 
 
@@ -54,12 +60,14 @@ def _in_scan(trace: dict[str, Any]) -> set[str]:
     return {name for name, msg in trace.items() if msg.get("_control_flow_done")}
 
 
-def _site(msg: dict[str, Any], full_sizes: dict[str, int], in_scan: bool) -> PairedSite:
+def _site(
+    msg: dict[str, Any], full_sizes: dict[str, int], in_scan: bool, auxiliary: Collection[str]
+) -> PairedSite:
     law = innermost(msg["fn"])
     kind: str | None = None
     if isinstance(law, LogitsDistribution):
         kind = law.scored_as
-    elif isinstance(law, BernoulliLogits | BernoulliProbs):
+    elif isinstance(law, BITS):
         kind = "mass"
     elif is_integer(law):
         kind = "integer"
@@ -76,6 +84,8 @@ def _site(msg: dict[str, Any], full_sizes: dict[str, int], in_scan: bool) -> Pai
         plates={dim: (f.name, f.size, full_sizes.get(f.name, f.size)) for dim, f in frames.items()},
         loose=tuple(d for d in range(first, 0) if shape[d] > 1 and d not in frames),
         scale=1.0 if scale is None else read(scale),
+        classes=number_of_classes(law, kind),
+        auxiliary=has_auxiliary(msg["name"], auxiliary),
     )
 
 
@@ -92,10 +102,12 @@ def _is_unscored(fn: Any) -> bool:
 
 def _latents(trace: dict[str, Any], scanned: Collection[str] = ()) -> dict[str, PairedSite]:
     full_sizes = {n: msg["args"][0] for n, msg in trace.items() if msg["type"] == "plate"}
+    latents = {name: msg for name, msg in trace.items() if is_latent(msg)}
+    auxiliary = {name for name, msg in latents.items() if msg["infer"].get("is_auxiliary")}
     return {
-        name: _site(msg, full_sizes, name in scanned)
-        for name, msg in trace.items()
-        if is_latent(msg) and not msg["infer"].get("is_auxiliary") and jnp.size(msg["value"])
+        name: _site(msg, full_sizes, name in scanned, auxiliary)
+        for name, msg in latents.items()
+        if name not in auxiliary and jnp.size(msg["value"])
     }
 
 
@@ -160,9 +172,35 @@ def _parents(
 
 
 def check_observed(site: str, msg: dict[str, Any]) -> None:
-    """Refuses data with other rows than their plates, and NaN where no mask is."""
-    values = None if is_masked(msg["fn"]) else read(msg["value"])
+    """Refuses data with other rows than their plates, NaN, and classes that the law does not have.
+
+    Values behind a mask are not looked at.
+    """
+    law, value = innermost(msg["fn"]), msg["value"]
+    if isinstance(value, list | tuple):
+        raise TypeError(
+            f"site {site!r}: NumPyro takes an array for obs, got {type(value).__name__}"
+        )
+    if isinstance(law, CATEGORIES) and jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(
+            f"site {site!r}: NumPyro's Categorical takes integers for obs, got"
+            f" {jnp.result_type(value)}: write x.astype(int)"
+        )
+    values = None if is_masked(msg["fn"]) else read(value)
     check_data(site, msg, 0 if values is None else int(np.isnan(values).sum()))
+    has_classes = values is not None and isinstance(law, BITS + CATEGORIES)
+    if values is not None and has_classes and not np.all(law.support(values)):
+        raise ValueError(
+            f"site {site!r}: its data must be classes of {type(law).__name__},"
+            f" {law.support}, got values from {values.min():g} to {values.max():g}"
+        )
+
+
+def check_masks_of(guide_trace: dict[str, Any], model_trace: dict[str, Any]) -> None:
+    """Refuses continuous latents that are masked in the model only: q would have terms for free."""
+    in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    for name in in_guide.keys() & in_model.keys():
+        check_masks(name, in_guide[name], in_model[name])
 
 
 def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:

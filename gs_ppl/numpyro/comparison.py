@@ -25,7 +25,7 @@ from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.numpyro.checks import check, check_observed
+from gs_ppl.numpyro.checks import check, check_masks_of, check_observed
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
@@ -39,6 +39,7 @@ from gs_ppl.numpyro.integers import (
     support_of,
 )
 from gs_ppl.numpyro.selection import select
+from gs_ppl.numpyro.site_logits import check_params
 from gs_ppl.numpyro.straight_through import STGumbelSoftmax
 from gs_ppl.report import Comparison
 
@@ -111,7 +112,7 @@ def compare(
         >>> round(report.evidence.mean, 4), round(report.elbo.mean, 4)
         (-1.4238, -1.5439)
     """
-    temperatures = [temperature] if temperature is not None else list(temperatures)
+    temperatures = [temperature] if temperature is not None else temperatures
     options = Options(
         families,
         objectives,
@@ -124,6 +125,7 @@ def compare(
         budget,
         cost,
     )
+    check_params({} if params is None else params)
     key = jax.random.key(0) if rng_key is None else rng_key
     session = Session(model, guide, args, kwargs, params or {}, loss or TraceMeanField_ELBO(), key)
     return comparison.run(session, options)
@@ -298,6 +300,7 @@ class Session(comparison.Session):
         self.guide.run(params, first)
         self.model.run({**params, **self.guide.values}, first, self.guide.trace)
         comparison.refuse_unbounded(self.model, self.guide)
+        check_masks_of(self.guide.trace, self.model.trace)
         self.values = {**params, **self.model.values, **self.guide.values}
         if missing := [*self.guide.initial, *self.model.initial]:
             self.notes = (initial_values(missing),)

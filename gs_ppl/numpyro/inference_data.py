@@ -20,13 +20,14 @@ from gs_ppl._shared import inference_data
 from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.numpyro.checks import check_observed
+from gs_ppl.numpyro.checks import check_masks_of, check_observed
 from gs_ppl.numpyro.comparison import initial_values
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class
 from gs_ppl.numpyro.handlers import discretize
 from gs_ppl.numpyro.integers import event_dims
 from gs_ppl.numpyro.scan_enumeration import unpacked
+from gs_ppl.numpyro.site_logits import check_params
 
 __all__ = ["to_inference_data"]
 
@@ -98,6 +99,7 @@ def to_inference_data(
         >>> round(float(exact["sample_stats"]["log_weight"].mean()), 3)  # the log evidence
         -2.97
     """
+    check_params({} if params is None else params)
     key, first = jax.random.split(jax.random.key(0) if rng_key is None else rng_key)
     bind = partial(_bound, args=args, kwargs=kwargs, params=params or {}, key=first)
     program, missing = bind(model)
@@ -138,6 +140,7 @@ class _Sampler:
         self._trace = _run(model, key)
         self.layout = _layout(self._trace)
         guide_trace = _run(self._guide, key)
+        check_masks_of(guide_trace, self._trace)
         self._fixed: dict[str, Array] = {}  # the latents with only one class
         self._enumerated = self._find_enumerated(key) if infer_discrete else []
         in_guide = _layout(guide_trace).named("latent") if guide else None

@@ -177,6 +177,15 @@ def sure_logits(latent: Latent, value: Array, rows: Rows, upstream: Upstream) ->
     return sure.astype(jnp.result_type(value, float))
 
 
+def check_params(params: Any) -> None:
+    """Refuses the result or the state of a run in the place of its parameters."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            "params must be a dict of arrays, such as svi.run(...).params or svi.get_params(state),"
+            f" got {type(params).__name__}"
+        )
+
+
 OTHER_GUIDE = "give the parameters of this guide"  # the cure
 
 
@@ -293,6 +302,9 @@ class ReadLogits(SiteLogits):
             refuse_unless_without_arguments(self.model)
             with handlers.seed(rng_seed=0):
                 self._setup_prototype()
+        check_params(params)
+        if missing := [n for z in self._latents if (n := self._param_name(z)) not in params]:
+            raise ValueError(f"params does not have {', '.join(missing)}: {OTHER_GUIDE}")
         found = {name: params[self._param_name(name)] for name in self._latents}
         for name, logits in found.items():
             shapes = jnp.shape(logits), self._initial_logits[name].shape

@@ -99,7 +99,8 @@ def soft_index(site: str, weights: Any, values: Any = None) -> jax.Array:
     values = np.arange(k) if values is None else np.asarray(values)
     if values.shape != (k,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"site {site!r}: values must be {k} integers, got {values.dtype}, shape {values.shape}"
+            f"site {site!r}: values must be {k} integers, got {values.dtype}, shape {values.shape};"
+            f" if the guide has {k} classes and the model others, make the guide from this model"
         )
     law = Law(site, "index", tuple(values.tolist()), jnp.arange(1).dtype)
     return soft_index_p.bind(weights, law=law)

@@ -107,7 +107,8 @@ class AnnealedSVI(SVI):
 
     def temperature(self, svi_state: Any) -> Array:
         """The temperature of the coming step."""
-        return jnp.asarray(self.schedule(svi_state.optim_state[0]), jnp.result_type(float))
+        tau = jnp.asarray(self.schedule(svi_state.optim_state[0]), jnp.result_type(float))
+        return jnp.where(tau > 0, tau, jnp.nan)  # jit cannot refuse it: the loss becomes NaN
 
     def _check(self, temperature: Array, *args: Any, **kwargs: Any) -> None:
         """Checks the pairing once for each combination of shapes of the arguments."""
@@ -164,6 +165,7 @@ class AnnealedSVI(SVI):
         if start is None:
             start = self.init(rng_key, *args, init_params=init_params, **kwargs)
         first = int(start.optim_state[0])
+        temperatures = self._temperatures(first, num_steps)
         watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)
         update: Any = partial(self.stable_update if stable else self.update, **for_step)
 
@@ -180,8 +182,7 @@ class AnnealedSVI(SVI):
             refuse_nan(first + int(bad[0]), np.nan, self._scores(before, *args, **kwargs))
         if losses.size and np.isinf(losses).all():
             refuse_infinite(self._scores(start, *args, **kwargs))  # the logits may be NaN here
-        steps = jnp.arange(first, first + num_steps)
-        training = watch.finish(losses, jax.vmap(self.schedule)(steps))
+        training = watch.finish(losses, temperatures)
         if self._truncates:  # the parameters have changed since the first check
             params = self.get_params(state)
             pair = (handlers.substitute(fn, data=params) for fn in (self.model, self.guide))
@@ -189,6 +190,17 @@ class AnnealedSVI(SVI):
         result = RunResult(self.get_params(state), state, losses)
         result.training = training
         return result
+
+    def _temperatures(self, first: int, num_steps: int) -> np.ndarray:
+        """Those of the coming steps."""
+        found = np.asarray(jax.vmap(self.schedule)(jnp.arange(first, first + num_steps)))
+        bad = np.flatnonzero(~(np.isfinite(found) & (found > 0)))
+        if bad.size:
+            raise ValueError(
+                "AnnealedSVI: temperature must be positive and finite, but the schedule gives"
+                f" {found[bad[0]]:.3g} at step {first + bad[0]}"
+            )
+        return found
 
     def _watched(
         self, step: Callable, state: Any, watch: Watch, args: tuple, kwargs: dict

@@ -1,6 +1,6 @@
 """Which pairings of guide and model give a finite but wrong loss, seen on one run of both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +25,15 @@ from gs_ppl._shared.pairings import (
     PairedSite,
     check_axes,
     check_divergence,
+    check_masks,
     check_order,
     check_pairing,
     check_rows,
     check_tail,
     check_unpaired,
     divergence,
+    has_auxiliary,
+    number_of_classes,
     refuse_pairs,
     to_probe,
 )
@@ -50,7 +53,7 @@ PATHWISE_LOSSES = (TraceMeanField_ELBO, RenyiELBO)
 ANALYTIC_LOSSES = (TraceMeanField_ELBO, trace_enum.TraceEnum_ELBO)
 
 
-def _site(node: dict[str, Any]) -> PairedSite:
+def _site(node: dict[str, Any], auxiliary: Collection[str]) -> PairedSite:
     law, mask = innermost(node["fn"]), node["mask"]
     kind: str | None = None
     if isinstance(law, LogitsDistribution):
@@ -73,16 +76,20 @@ def _site(node: dict[str, Any]) -> PairedSite:
         plates={dim: (f.name, f.size, f.full_size or f.size) for dim, f in frames.items()},
         loose=tuple(d for d in range(-len(shape), 0) if shape[d] > 1 and d not in frames),
         scale=torch.as_tensor(node["scale"]).numpy(force=True),
+        classes=number_of_classes(law, kind),
+        auxiliary=has_auxiliary(node["name"], auxiliary),
     )
 
 
 def _latents(trace: Any) -> dict[str, PairedSite]:
+    nodes = {n: trace.nodes[n] for n in trace.stochastic_nodes}
+    auxiliary = {n for n, node in nodes.items() if node["infer"].get("is_auxiliary")}
     return {
-        name: _site(trace.nodes[name])
-        for name in trace.stochastic_nodes
-        if not site_is_subsample(trace.nodes[name])
-        and not trace.nodes[name]["infer"].get("is_auxiliary")
-        and torch.as_tensor(trace.nodes[name]["value"]).numel()
+        name: _site(node, auxiliary)
+        for name, node in nodes.items()
+        if not site_is_subsample(node)
+        and name not in auxiliary
+        and torch.as_tensor(node["value"]).numel()
     }
 
 
@@ -136,17 +143,24 @@ def check_tails(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> 
 
 
 def check_observed(site: str, node: dict[str, Any]) -> None:
-    """Refuses data with other rows than their plates, NaN where no mask is, and what is no tensor.
+    """Refuses data with other rows than their plates, NaN, and what is no tensor.
 
-    Pyro scores only tensors, and its own error comes late.
+    Pyro scores only tensors, and its own error comes late. A mask does not help against NaN: torch
+    multiplies its gradient by 0, which is NaN.
     """
     value = node["value"]
     if not isinstance(value, Tensor):
         raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
     if not site_is_deterministic(node):
-        is_masked_out = node["mask"] is not None or is_masked(node["fn"])
-        found = None if is_masked_out else read(value.isnan().sum())
+        found = read(value.isnan().sum())
         check_data(site, node, int(found[0]) if found else 0)
+
+
+def check_masks_of(guide_trace: Any, model_trace: Any) -> None:
+    """Refuses continuous latents that are masked in the model only: q would have terms for free."""
+    in_guide, in_model = _latents(guide_trace), _latents(model_trace)
+    for name in in_guide.keys() & in_model.keys():
+        check_masks(name, in_guide[name], in_model[name])
 
 
 def _centre(guide_trace: Any, model_trace: Any, name: str) -> Tensor:

@@ -23,7 +23,7 @@ from gs_ppl._shared import comparison
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.pyro.checks import check, check_observed
+from gs_ppl.pyro.checks import check, check_masks_of, check_observed
 from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
 from gs_ppl.pyro.handlers import (
@@ -112,7 +112,7 @@ def compare(
         >>> round(report.evidence.mean, 4), round(report.elbo.mean, 4)
         (-1.4238, -1.5439)
     """
-    temperatures = [temperature] if temperature is not None else list(temperatures)
+    temperatures = [temperature] if temperature is not None else temperatures
     options = Options(
         families,
         objectives,
@@ -265,6 +265,7 @@ class Session(comparison.Session):
             self.guide.run()
             self.model.run(self.guide.trace)
         comparison.refuse_unbounded(self.model, self.guide)
+        check_masks_of(self.guide.trace, self.model.trace)
         frames = [f for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         subsampled = any(frame.size != (frame.full_size or frame.size) for frame in frames)
         self.stochastic = bool(self.model.continuous) or subsampled
