@@ -128,8 +128,8 @@ def test_a_certain_value_has_no_term(backend):
 @pytest.mark.parametrize(
     ("law", "x", "error", "message"),
     [
-        ("Categorical", 2, ValueError, "its data must be classes of Categorical.* 2 to 2"),
-        ("Bernoulli", 2, ValueError, "its data must be classes of Bernoulli.* 2 to 2"),
+        ("Categorical", 2, ValueError, "Categorical.* has the classes 0 to 1, but .* 2 to 2"),
+        ("Bernoulli", 2, ValueError, "Bernoulli.* has the classes 0 to 1, but .* 2 to 2"),
         ("Categorical", 1.0, TypeError, r".* takes integers for obs, got float\d+: write"),
         ("Categorical", [1], TypeError, "NumPyro takes an array for obs, got list"),
     ],
