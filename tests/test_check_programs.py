@@ -594,6 +594,22 @@ def test_a_guide_of_another_number_of_classes(backend, law):
         gs.check(gs.relax(partial(model, 2), 0.5), guide, backend.infer.Trace_ELBO())
 
 
+@pytest.mark.only("numpyro")
+@pytest.mark.filterwarnings("ignore:Some algorithms will automatically enumerate:FutureWarning")
+def test_an_automatic_guide_of_continuous_latents_alone(backend):
+    """NumPyro's guide says what is wrong; the check, which then fails too, must not hide it."""
+    ppl, array = backend.ppl, backend.array
+
+    def model():
+        z = ppl.sample("z", backend.native.Categorical(probs=array(PRIOR)))
+        b = ppl.sample("b", backend.native.Normal(array(TABLE)[z], 1.0))
+        ppl.sample("x", backend.native.Normal(b, 1.0), obs=array(0.3))
+
+    guide, elbo = backend.infer.autoguide.AutoNormal(model), backend.infer.TraceMeanField_ELBO()
+    with pytest.raises(ValueError, match="cannot handle discrete sample site 'z'"):
+        backend.anneal(backend.gs.relax(model), guide, elbo, lambda t: 0.5, 2)
+
+
 CURES = {
     "Categorical": r"site 'z': .*Relax both, as in relax\(model\) and relax\(guide\)",
     "OneHotCategorical": r"site 'z': .*relax model and guide",

@@ -124,8 +124,13 @@ class AnnealedSVI(SVI):
         for_programs = {k: v for k, v in kwargs.items() if k != "init_params"}
         try:
             state = super().init(rng_key, first, *args, **kwargs)
-        except Exception:
-            self._check(first, *args, **for_programs)  # it names the site of a wrong pair
+        except Exception as error:
+            try:
+                self._check(first, *args, **for_programs)  # it names the site of a wrong pair
+            except (ValueError, TypeError):
+                raise
+            except Exception:
+                raise error from None
             raise
         self._check(first, *args, **for_programs)
         return state
