@@ -301,10 +301,10 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
         ValueError: naming the site and the cure, for: a density paired with a mass, class indices
             with vectors, log-space with the simplex; a discrete site of the guide if the loss has
             no gradient for it; a soft mass if the loss has no analytic divergence; plates, rows,
-            scales or masks that differ; data with other rows than their plate; a batch axis outside
-            of plates; a latent that is neither in the guide nor enumerated; under
-            TraceMeanField_ELBO dependent sites in another order than in the model; a relaxed value
-            that is used as a class, by astype(int), argmax or ==, which has no gradient.
+            scales, masks or classes that differ; data with other rows than their plate, or NaN; a
+            batch axis outside of plates; a latent that is neither in the guide nor enumerated;
+            under TraceMeanField_ELBO dependent sites in another order than in the model; a relaxed
+            value that is used as a class, by astype(int), argmax or ==, which has no gradient.
 
     Example:
         >>> import jax.numpy as jnp, numpyro

@@ -234,10 +234,11 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             with vectors, log-space with the simplex; a straight-through guide with Pyro's own
             OneHotCategorical, whose log_prob has no gradient; a discrete site of the guide if the
             loss has no gradient for it; a soft mass if the loss has no analytic divergence; plates,
-            rows, scales or masks that differ; data with other rows than their plate; a batch axis
-            outside of plates; a latent that is neither in the guide nor enumerated; under
-            TraceMeanField_ELBO dependent sites in another order than in the model; a relaxed value
-            that is used as a class, by long(), argmax, == or if, which has no gradient.
+            rows, scales, masks or classes that differ; data with other rows than their plate, or
+            NaN; a batch axis outside of plates; a latent that is neither in the guide nor
+            enumerated; under TraceMeanField_ELBO dependent sites in another order than in the
+            model; a relaxed value that is used as a class, by long(), argmax, == or if, which has
+            no gradient.
 
     Example:
         >>> import pyro, torch
