@@ -129,7 +129,7 @@ def test_a_schedule_that_becomes_negative(backend):
 
 @pytest.mark.only("numpyro")
 def test_a_negative_temperature_in_compiled_steps(backend):
-    """Nothing can be raised there: the loss is NaN from that step on."""
+    """Nothing can be raised there: the loss is NaN from that step on. `run` knows its steps."""
     model, elbo = plain(backend, by_name("mixture")), backend.infer.TraceMeanField_ELBO()
     guide = backend.gs.AutoGumbelSoftmax(model)
     svi = backend._annealed(backend.gs.relax(model), guide, elbo, lambda t: 1.5 - t)
@@ -138,6 +138,8 @@ def test_a_negative_temperature_in_compiled_steps(backend):
         state, loss = update(state)
         losses.append(float(loss))
     assert [bool(np.isnan(loss)) for loss in losses] == [False, False, True]
+    with pytest.raises(ValueError, match=r"the schedule gives -0\.5 at step 2"):
+        svi.run(backend.jax.random.key(0), 3, progress_bar=False)
 
 
 @pytest.mark.only("numpyro")

@@ -129,6 +129,15 @@ def test_sites_that_come_and_go():
             run(read, masses="a")
 
 
+def test_where_the_program_fails():
+    """A reading without axes: there is no value there, which is no change of the sites."""
+
+    def read(t):
+        return Reading(np.array(np.nan) if t < 0.2 else np.array([0.0, t]), float(t >= 0.2), SITES)
+
+    assert Edge(read).mismatch() is None
+
+
 def test_the_end_is_approached_from_itself():
     """A clipped log falls towards the end, where 1 - t would be rounded."""
 
