@@ -21,8 +21,8 @@ def check_data(site: str, node: Mapping[str, Any], missing: int) -> None:
         if rows not in (1, frame.size):
             raise ValueError(
                 f"site {site!r}: its data have {rows} rows along plate {frame.name!r}, which has"
-                f" {frame.size}: use one size for both; in a subsampled plate, give the data of its"
-                " rows, as in obs=x[rows]"
+                f" {frame.size}: use one size for both, as in plate({frame.name!r}, len(x)); in a"
+                " subsampled plate, give the data of its rows, as in obs=x[rows]"
             )
         if loose and rows < frame.size:
             axis, size = next(iter(loose.items()))
