@@ -109,7 +109,8 @@ def check_masks(site: str, guide: PairedSite, model: PairedSite) -> None:
 
 def has_auxiliary(site: str, auxiliary: Collection[str]) -> bool:
     """Whether automatic guides draw a site by an auxiliary one: its own, or one for all sites."""
-    return any(name == f"{site}_unconstrained" or name.endswith("_latent") for name in auxiliary)
+    joint = {name for name in auxiliary if name.startswith("_") and name.endswith("_latent")}
+    return bool(joint) or f"{site}_unconstrained" in auxiliary
 
 
 def number_of_classes(law: Any, kind: str | None) -> int | None:

@@ -124,13 +124,13 @@ class AnnealedSVI(SVI):
         for_programs = {k: v for k, v in kwargs.items() if k != "init_params"}
         try:
             state = super().init(rng_key, first, *args, **kwargs)
-        except Exception as error:
+        except Exception:
             try:
                 self._check(first, *args, **for_programs)  # it names the site of a wrong pair
             except (ValueError, TypeError):
                 raise
-            except Exception:
-                raise error from None
+            except Exception:  # it fails like the start, and says less
+                pass
             raise
         self._check(first, *args, **for_programs)
         return state
