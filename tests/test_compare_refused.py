@@ -150,6 +150,29 @@ def test_the_guide_alone_may_be_enumerated(backend):
     assert report.to_dataset()
 
 
+def test_a_subsampled_plate_inside_of_the_latents_is_noted(backend):
+    """The guide's latents have one scale; the data of the model have another."""
+    ppl, law, array = backend.ppl, backend.native.Categorical, backend.array
+
+    def model():
+        with ppl.plate("groups", 2, dim=-1):
+            z = ppl.sample("z", law(probs=array(PRIOR)))
+            with ppl.plate("rows", 6, subsample_size=3, dim=-2) as rows:
+                law_of_data = backend.native.Normal(array(LOCS)[z], 1.0)
+                ppl.sample("x", law_of_data, obs=array(np.zeros((6, 2)))[rows])
+
+    guide = backend.gs.AutoGumbelSoftmax(model)
+    report = backend.compare(model, guide, num_samples=3, temperature=0.5)
+    assert report.evidence is None
+    assert report.elbo is not None
+    (note,) = report.notes
+    assert note == (
+        "log evidence and exact marginals: not enumerated: the PPL needs one scale for all sites."
+        " A plate with subsample_size, or a handler `scale`, scales some of them. Give the plate"
+        " all rows"
+    )
+
+
 def test_joined_sites_are_noted(backend):
     ppl, gs = backend.ppl, backend.gs
 

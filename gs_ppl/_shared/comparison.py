@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -363,9 +364,19 @@ class _Exact:
         except (KeyError, ValueError, NotImplementedError) as error:
             if not isinstance(error, ValueError) and _is_own(error):
                 raise
-            is_name = isinstance(error, KeyError)
-            why = f"the PPL's enumeration found no {error}" if is_name else str(error)
-            self.notes.append(f"{what}: not enumerated: {why}")
+            self.notes.append(f"{what}: not enumerated: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    """Why enumeration was not possible; the PPL's words with a cure, where they have none."""
+    if isinstance(error, KeyError):
+        return f"the PPL's enumeration found no {error}"
+    if re.search("share a common .*scale", str(error)):
+        return (
+            "the PPL needs one scale for all sites. A plate with subsample_size, or a handler"
+            " `scale`, scales some of them. Give the plate all rows"
+        )
+    return str(error)
 
 
 def check_size(session: Session, side: str, limit: int) -> None:
