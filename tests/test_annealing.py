@@ -155,6 +155,65 @@ def test_a_schedule_of_numbers(backend, schedule):
         backend.recorded_temperatures(model, schedule, steps=7)
 
 
+def svi_of_classes(backend, kind):
+    """A start outside of jit takes seconds, since JAX compiles each operation by itself."""
+    jnp, ppl, gs, native = backend.jax.numpy, backend.ppl, backend.gs, backend.native
+
+    def model(x):
+        shift = ppl.sample("shift", native.Normal(0.0, 1.0)) if kind == "list" else 0.0
+        with ppl.plate("rows", len(x)):
+            z = ppl.sample("z", native.Categorical(probs=backend.array(PRIOR)))
+            ppl.sample("x", native.Poisson(jnp.exp(shift) * (1.0 + z)), obs=x)
+
+    def by_hand(x):
+        logits = ppl.param("logits", lambda key: backend.jax.random.normal(key, (len(x), 3)))
+        with ppl.plate("rows", len(x)):
+            ppl.sample("z", native.Categorical(logits=logits))
+
+    guides = {
+        "by hand": lambda: gs.relax(by_hand),
+        "one table": lambda: gs.AutoGumbelSoftmax(model),
+        "sparse": lambda: gs.AutoGumbelSoftmax(model, sparse=True),
+        "list": lambda: gs.auto_relaxed(model),
+    }
+    guide = guides[kind]()
+    elbo = backend.infer.TraceMeanField_ELBO()
+    return backend._annealed(gs.relax(model), guide, elbo, SCHEDULE), guide
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("kind", ["by hand", "one table", "sparse", "list"])
+def test_starts_inside_of_jit(backend, kind):
+    """The same parameters, and a guide that keeps no traced value."""
+    key, x = backend.jax.random.key(0), backend.array([0.0, 3.0, 1.0, 2.0])
+    (svi, guide), (outside, _) = (svi_of_classes(backend, kind) for _ in range(2))
+    state = backend.jax.jit(svi.init)(key, x)
+    expected = outside.get_params(outside.init(key, x))
+    for name, value in svi.get_params(state).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6)
+    result = svi.run(key, 3, x, init_state=state, progress_bar=False)
+    assert np.isfinite(result.losses).all()
+    if kind != "by hand":
+        assert guide.probs(result.params)["z"].shape == (4, 3)
+
+
+@pytest.mark.only("numpyro")
+def test_values_are_checked_when_they_come_outside_of_jit(backend):
+    ppl, native = backend.ppl, backend.native
+
+    def model(x):
+        with ppl.plate("rows", len(x)):
+            z = ppl.sample("z", native.Categorical(probs=backend.array(PRIOR)))
+            ppl.sample("x", native.Categorical(backend.array(np.eye(3) / 2 + 1 / 6)[z]), obs=x)
+
+    guide, elbo = backend.gs.AutoGumbelSoftmax(model), backend.infer.TraceMeanField_ELBO()
+    svi = backend._annealed(backend.gs.relax(model), guide, elbo, SCHEDULE)
+    key, x = backend.jax.random.key(0), backend.jax.numpy.array([0, 2, 3])
+    state = backend.jax.jit(svi.init)(key, x)
+    with pytest.raises(ValueError, match="site 'x': .*classes"):
+        svi.run(key, 3, x, init_state=state, progress_bar=False)
+
+
 @pytest.mark.parametrize("declared_by", ["model", "guide", "both", "neither"])
 def test_temperature_goes_to_who_declares_it(backend, declared_by):
     """Without relax, a program gets the temperature if it declares the argument, and else none."""

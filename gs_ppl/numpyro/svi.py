@@ -110,13 +110,23 @@ class AnnealedSVI(SVI):
         tau = jnp.asarray(self.schedule(svi_state.optim_state[0]), jnp.result_type(float))
         return jnp.where(tau > 0, tau, jnp.nan)  # jit cannot refuse it: the loss becomes NaN
 
-    def _check(self, temperature: Array, *args: Any, **kwargs: Any) -> None:
-        """Checks the pairing once for each combination of shapes of the arguments."""
+    def _check(self, state: Any, temperature: Array, *args: Any, **kwargs: Any) -> None:
+        """Checks the pairing once for each combination of shapes of the arguments.
+
+        Inside of jit their values are not known: those are checked when they come outside of it. A
+        guide that started inside keeps values of there, so that it gets its parameters.
+        """
         programs = kwargs | self.static_kwargs
         signature = shapes((args, programs))
-        if signature not in self._checked:
-            check(self.model, self.guide, self.loss, temperature, *args, **programs)
-            self._checked.add(signature)
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, programs)))
+        if (signature, traced) in self._checked:
+            return
+        pair = self.model, self.guide
+        if (signature, True) in self._checked and state is not None:
+            params = self.get_params(state)
+            pair = tuple(handlers.substitute(program, data=params) for program in pair)
+        check(*pair, self.loss, temperature, *args, **programs)
+        self._checked |= {(signature, True), (signature, traced)}
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
         check_argument("rng_key", not isinstance(rng_key, int), KEY, rng_key)
@@ -126,13 +136,13 @@ class AnnealedSVI(SVI):
             state = super().init(rng_key, first, *args, **kwargs)
         except Exception:
             try:
-                self._check(first, *args, **for_programs)  # it names the site of a wrong pair
+                self._check(None, first, *args, **for_programs)  # it names the site of a wrong pair
             except (ValueError, TypeError):
                 raise
             except Exception:  # it fails like the start, and says less
                 pass
             raise
-        self._check(first, *args, **for_programs)
+        self._check(None, first, *args, **for_programs)
         return state
 
     def run(
@@ -258,19 +268,19 @@ class AnnealedSVI(SVI):
 
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
-        self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
+        self._check(svi_state, temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
         with missing_site_named("numpyro"), self._rows(svi_state, args, kwargs):
             return super().update(svi_state, temperature, *args, **kwargs)
 
     def stable_update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
-        self._check(temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
+        self._check(svi_state, temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
         with missing_site_named("numpyro"), self._rows(svi_state, args, kwargs):
             return super().stable_update(svi_state, temperature, *args, **kwargs)
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Array:
         temperature = self.temperature(svi_state)
-        self._check(temperature, *args, **kwargs)
+        self._check(svi_state, temperature, *args, **kwargs)
         with missing_site_named("numpyro"):
             return super().evaluate(svi_state, temperature, *args, **kwargs)
 
