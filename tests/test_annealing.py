@@ -210,7 +210,7 @@ def test_values_are_checked_when_they_come_outside_of_jit(backend):
     svi = backend._annealed(backend.gs.relax(model), guide, elbo, SCHEDULE)
     key, x = backend.jax.random.key(0), backend.jax.numpy.array([0, 2, 3])
     state = backend.jax.jit(svi.init)(key, x)
-    with pytest.raises(ValueError, match="site 'x': .*classes"):
+    with pytest.raises(ValueError, match=r"site 'x': .*classes"):
         svi.run(key, 3, x, init_state=state, progress_bar=False)
 
 

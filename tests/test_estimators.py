@@ -191,7 +191,7 @@ def test_training_improves_the_exact_elbo(backend, name):
     case, elbo = LAYERED, ESTIMATORS[name](backend)
     model = plain(backend, "bernoulli_net")
     guide = case.guide(backend, model, case.parameters)
-    guide = elbo.wrap(guide) if name in ("NVIL", "REBAR") else guide
+    guide = elbo.wrap(guide) if name in ("NVIL", "REBAR", "MuProp") else guide
     schedule = temperature.exponential(rate=1e-2, minimum=0.5)
     losses, left = backend.train(elbo, model, guide, "Adam", 0.05, 150, schedule=schedule)
     start, end = case.elbo(case.parameters), case.elbo({n: left[n] for n in case.parameters})

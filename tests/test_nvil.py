@@ -1,4 +1,4 @@
-"""NVIL: running moments and learned baseline."""
+"""NVIL and MuProp: running moments and learned baseline."""
 
 import numpy as np
 import pytest
@@ -127,3 +127,59 @@ def test_nvil_refuses_a_baseline_of_another_shape(backend):
         ValueError, match=r"site 'z': the baseline must have the shape \(5,\) of .*"
     ):
         backend.gradients(elbo, model, elbo.wrap(guide), [0])
+
+
+# --- MuProp ---------------------------------------------------------------------------------------
+
+
+def by_hand(a, b):
+    """The signal of MuProp at a bit whose guide has the logit a, and its slope at the mean."""
+    pi = expit(a)
+    log_p, log_q = np.log([0.7, 0.3]), np.log([1 - pi, pi])
+
+    def r(m):
+        return m * np.diff(log_p - log_q) + (log_p - log_q)[0] + normal(0.6, 1.4 * m)
+
+    slope = np.diff(log_p - log_q) + 1.4 * (0.6 - 1.4 * pi)
+    return r(b) - r(pi) - slope * (b - pi), slope
+
+
+def moved_rows(backend, elbo, a, rate, steps):
+    """The sum of the first estimates of each row, and the state of the running mean."""
+    model, guide = one_site(backend, "bit", a, 200)
+    _, left = backend.train(elbo, model, elbo.wrap(guide), "SGD", rate, steps)
+    return (left["a"] - a) / rate, left["z_muprop"]
+
+
+def test_muprop_is_centered(backend):
+    """c is 0 in the first step, and in the second step the mean signal of the first."""
+    rate, a, b = 1e-8, 0.8, np.array([0.0, 1.0])
+    (signal, slope), pi = by_hand(a, b), expit(a)
+    pathwise = slope * pi * (1 - pi)
+
+    def check(found, c):
+        expected = (signal - c) * (b - pi) + pathwise
+        drawn = np.abs(found[:, None] - expected).argmin(-1)
+        np.testing.assert_allclose(found, expected[drawn], rtol=1e-6)
+        return signal[drawn].mean()
+
+    first, state = moved_rows(backend, backend.gs.MuProp_ELBO(decay=0.5), a, rate, 1)
+    c = check(first, 0.0)
+    np.testing.assert_allclose(state, [c, 1], rtol=1e-6)
+    both, state = moved_rows(backend, backend.gs.MuProp_ELBO(decay=0.5), a, rate, 2)
+    second = check(both - first, c)
+    np.testing.assert_allclose(state, [c / 3 + second * 2 / 3, 2], rtol=1e-6)
+    assert second != c
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["by turns", "vectorized"])
+def test_muprop_of_particles(backend, vectorized):
+    """The new c is the mean over particles."""
+    options = {"num_particles": 4, "vectorize_particles": vectorized}
+    elbo, a, b = backend.gs.MuProp_ELBO(decay=0.0, **options), 0.8, np.array([0.0, 1.0])
+    _, (c, steps) = moved_rows(backend, elbo, a, 1e-8, 3)
+    (signal, _), q = by_hand(a, b), np.array([1 - expit(a), expit(a)])
+    mean = q @ signal
+    error = np.sqrt(q @ (signal - mean) ** 2 / 800)
+    assert steps == 3
+    assert abs(c - mean) < stats.norm.isf(FAILURE_RATE / 2) * error

@@ -1,8 +1,18 @@
-"""The learned baseline of NVIL at a site of the guide."""
+"""The baselines of score-function estimators: a learned one, and running moments."""
 
 from typing import Any
 
 WANTED = {"nn_baseline", "nn_baseline_input"}
+
+
+def check_decay(estimator: str, decay: float) -> None:
+    if not 0 <= decay < 1:
+        raise ValueError(f"{estimator}: decay must be in [0, 1), got {decay}")
+
+
+def weight_of_step(decay: float, steps: Any) -> Any:
+    """The weight of a new value in a running mean of steps + 1 values, 1 for the first one."""
+    return (1 - decay) / (1 - decay ** (steps + 1))
 
 
 def check_baseline(site: str, given: Any) -> None:

@@ -30,6 +30,7 @@ class Run:
         self.sites: dict[str, DiscreteSite] = at.sites
         self.values: dict[str, Any] = at.values
         self.costs = costs
+        self.state: dict[str, Any] = {}  # the estimator's, for the next step
         self.log_p, self.log_q = (sum(site["log_prob"].sum() for site in t) for t in traces)
 
     @property

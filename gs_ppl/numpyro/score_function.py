@@ -20,7 +20,7 @@ from numpyro.util import check_model_guide_match
 
 from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.reprs import ShownELBO
-from gs_ppl._shared.score_function import check_baseline
+from gs_ppl._shared.score_function import check_baseline, check_decay, weight_of_step
 from gs_ppl._shared.wrappers import innermost, rewrap, unmasked
 from gs_ppl.numpyro._elbo import check_plates, costs_by_plates, is_scored, samples, with_state
 from gs_ppl.numpyro.distributions import SoftBernoulli
@@ -217,8 +217,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         normalize: bool = True,
         vectorize_particles: Any = True,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")
+        check_decay("NVIL_ELBO", decay)
         super().__init__(num_particles, vectorize_particles)
         self.decay, self.normalize = decay, normalize
 
@@ -250,7 +249,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         new = {}
         for name, x in r.items():
             mean, variance, steps = state[f"{name}_nvil"]
-            weight = (1 - self.decay) / (1 - self.decay ** (steps + 1))
+            weight = weight_of_step(self.decay, steps)
             change = x.mean() - mean
             spread = (1 - weight) * (variance + weight * change**2) + weight * x.var()
             new[f"{name}_nvil"] = jnp.stack([mean + weight * change, spread, steps + 1])

@@ -19,10 +19,11 @@ from jax.lax import stop_gradient
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import get_importance_trace
-from numpyro.primitives import Messenger
+from numpyro.primitives import Messenger, mutable
 
 from gs_ppl._shared.laws import refuse_undefined
 from gs_ppl._shared.reprs import ShownELBO
+from gs_ppl._shared.score_function import check_decay, weight_of_step
 from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.numpyro import functional as F
@@ -111,6 +112,7 @@ class Bit:
 
 
 Rule = Callable[[DiscreteSite], Array]
+Particle = tuple[Array, dict[str, Array]]
 
 
 class _AtValues(Messenger):
@@ -246,14 +248,14 @@ class SubstitutingELBO(ShownELBO, ELBO):
         """G by the logits of each site, from the run at the samples."""
         refuse_undefined(self, "estimate")
 
-    def particle(self, programs: Programs, shared: SharedNoise) -> Array:
-        """The ELBO at the samples, with the estimate as its gradient."""
+    def particle(self, programs: Programs, shared: SharedNoise) -> Particle:
+        """The ELBO at the samples, with the estimate as its gradient; the new state."""
         hard = programs.run(shared.b)
         estimates = self.estimate(programs.fixed(), shared, hard)
         surrogate = sum(_attach(estimates[n], site.a) for n, site in hard.sites.items())
-        return hard.log_p - stop_gradient(hard.log_q) + surrogate
+        return hard.log_p - stop_gradient(hard.log_q) + surrogate, hard.state
 
-    def loss(
+    def loss_with_mutable_state(
         self,
         rng_key: Array,
         param_map: dict[str, Any],
@@ -261,35 +263,52 @@ class SubstitutingELBO(ShownELBO, ELBO):
         guide: Callable,
         *args: Any,
         **kwargs: Any,
-    ) -> Array:
-        def particle(key: Array) -> Array:
+    ) -> dict[str, Any]:
+        def particle(key: Array) -> Particle:
             programs = Programs(type(self).__name__, key, param_map, model, guide, args, kwargs)
             return self.particle(programs, SharedNoise(jax.random.fold_in(key, 2)))
 
         if self.num_particles == 1:
-            return -particle(rng_key)
-        keys = jax.random.split(rng_key, self.num_particles)
-        return -self.vectorize_particles_fn(particle, keys).mean()
+            elbo, state = particle(rng_key)
+        else:
+            keys = jax.random.split(rng_key, self.num_particles)
+            found = self.vectorize_particles_fn(particle, keys)
+            elbo, state = jax.tree.map(lambda x: x.mean(0), found)
+        return {"loss": -elbo, "mutable_state": stop_gradient(state) or None}
 
 
 class MuProp_ELBO(SubstitutingELBO):
     """REINFORCE, with the Taylor expansion around the mean-field run as its baseline. Unbiased.
 
-    G = (r - r(m) - r'(m) (b - m)) (b - pi) + r'(m) d pi / d a
+    G = (r - r(m) - r'(m) (b - m) - c) (b - pi) + r'(m) d pi / d a
 
-    m: the values of a run in which each site takes its mean, given the values before it.
+    m: the values of a run in which each site takes its mean, given the values before it. If SVI
+    gets `elbo.wrap(guide)`, c is the running mean of the terms before it, for each site, which is
+    mutable state of the guide. Otherwise c is 0.
 
     Args:
         num_particles, vectorize_particles: as in numpyro.infer.Trace_ELBO.
+        decay: weight of the past in the running mean, in [0, 1).
 
     Raises:
         ValueError: naming the site: one that is not discrete, is relaxed, or has a batch axis in no
-            plate.
+            plate; for a decay outside of [0, 1).
 
-    Source: Gu, Levine, Sutskever, Mnih 2016.
+    Source: Gu, Levine, Sutskever, Mnih 2016; c is their centering.
 
-    Example: as RLOO_ELBO, with MuProp_ELBO() in its place.
+    Example: as NVIL_ELBO, with MuProp_ELBO() in its place.
     """
+
+    def __init__(
+        self, num_particles: int = 1, *, decay: float = 0.9, vectorize_particles: Any = True
+    ) -> None:
+        check_decay("MuProp_ELBO", decay)
+        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+        self.decay = decay
+
+    def wrap(self, guide: Callable) -> Callable:
+        """The guide, and for each discrete site a running mean and the number of steps."""
+        return with_state(guide, lambda name: mutable(f"{name}_muprop", jnp.zeros(2)))
 
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Array]:
         def mean_field(shift: dict[str, Array]) -> tuple:
@@ -302,6 +321,11 @@ class MuProp_ELBO(SubstitutingELBO):
         for name, site in hard.sites.items():
             b, pi, k = hard.values[name], site.kind.squash(site.a), slope[name]
             signal = hard.r(site) - r[name] - site.inner(k * (b - m[name]))
+            if (state := programs.params.get(f"{name}_muprop")) is not None:
+                c, steps = state
+                change = weight_of_step(self.decay, steps) * (signal.mean() - c)
+                hard.state[f"{name}_muprop"] = jnp.stack([c + change, steps + 1])
+                signal -= c
             result[name] = signal * (b - pi) + site.kind.pull(pi, k)
         return result
 
@@ -322,13 +346,13 @@ class DARN_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with DARN_ELBO() in its place.
     """
 
-    def particle(self, programs: Programs, shared: SharedNoise) -> Array:
+    def particle(self, programs: Programs, shared: SharedNoise) -> Particle:
         def value(site: DiscreteSite) -> Array:
             b = shared.b(site)
             log_q = site.kind.log_prob(site.a, b)
             return b + (b - site.kind.midpoint(site.a)) * (log_q - stop_gradient(log_q))
 
-        return programs.run(value, fixed_law=True).elbo
+        return programs.run(value, fixed_law=True).elbo, {}
 
 
 class REBAR_ELBO(SubstitutingELBO):
@@ -379,7 +403,7 @@ class REBAR_ELBO(SubstitutingELBO):
 
         return with_state(guide, register)
 
-    def particle(self, programs: Programs, shared: SharedNoise) -> Array:
+    def particle(self, programs: Programs, shared: SharedNoise) -> Particle:
         hard = programs.run(shared.b)
         fixed = programs.fixed()
         surrogate: Array | float = 0.0
@@ -390,7 +414,7 @@ class REBAR_ELBO(SubstitutingELBO):
             g = self.estimate_site(fixed, shared, hard, site, jnp.exp(log_tau), eta)
             spread = (g**2).sum()
             surrogate += _attach(g, site.a) - (spread - stop_gradient(spread))
-        return hard.log_p - stop_gradient(hard.log_q) + surrogate
+        return hard.log_p - stop_gradient(hard.log_q) + surrogate, {}
 
     def estimate_site(
         self,

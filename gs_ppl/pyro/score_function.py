@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from gs_ppl._shared.laws import refuse_undefined
-from gs_ppl._shared.score_function import check_baseline
+from gs_ppl._shared.score_function import check_baseline, check_decay, weight_of_step
 from gs_ppl._shared.wrappers import is_masked, unmasked
 from gs_ppl.pyro._elbo import (
     SameRows,
@@ -209,8 +209,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         vectorize_particles: bool = False,
         **options: Any,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"NVIL_ELBO: decay must be in [0, 1), got {decay}")
+        check_decay("NVIL_ELBO", decay)
         super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
         self.decay, self.normalize = decay, normalize
 
@@ -242,7 +241,7 @@ class NVIL_ELBO(ScoreFunctionELBO):
         new = {}
         for name, x in r.items():
             mean, variance, steps = state[f"{name}_nvil"].to(x)
-            weight = (1 - self.decay) / (1 - self.decay ** (steps + 1))
+            weight = weight_of_step(self.decay, steps)
             change = x.mean() - mean
             spread = (1 - weight) * (variance + weight * change**2) + weight * x.var(correction=0)
             new[f"{name}_nvil"] = torch.stack([mean + weight * change, spread, steps + 1])

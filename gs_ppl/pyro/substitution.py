@@ -21,6 +21,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from gs_ppl._shared.laws import refuse_undefined
+from gs_ppl._shared.score_function import check_decay, weight_of_step
 from gs_ppl._shared.substitution import DiscreteSite, Run, check_law, refuse_one_hot
 from gs_ppl._shared.wrappers import innermost, rewrap
 from gs_ppl.pyro import functional as F
@@ -111,6 +112,7 @@ class Bit:
 
 
 Rule = Callable[[DiscreteSite], Tensor]
+Particle = tuple[Tensor, Run]
 
 
 class _AtValues(Messenger):
@@ -226,12 +228,12 @@ class SubstitutingELBO(SurrogateELBO):
         """G by the logits of each site, from the run at the samples."""
         refuse_undefined(self, "estimate")
 
-    def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
-        """The ELBO at the samples, with the estimate as its gradient."""
+    def particle(self, programs: Programs, shared: SharedNoise) -> Particle:
+        """The ELBO at the samples, with the estimate as its gradient; the run, with new state."""
         hard = programs.run(shared.b)
         estimates = self.estimate(programs, shared, hard)
         surrogate = sum(_attach(estimates[n], site.a) for n, site in hard.sites.items())
-        return hard.log_p - hard.log_q.detach() + surrogate
+        return hard.log_p - hard.log_q.detach() + surrogate, hard
 
     def _programs(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
@@ -257,29 +259,52 @@ class SubstitutingELBO(SurrogateELBO):
         self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
     ) -> Tensor:
         particles = self._programs(model, guide, args, kwargs)
-        return (
-            -sum(self.particle(programs, SharedNoise()) for programs in particles)
-            / self.num_particles
-        )
+        pairs = [self.particle(programs, SharedNoise()) for programs in particles]
+        elbos, runs = zip(*pairs, strict=True)
+        with torch.no_grad():
+            for name in runs[0].state:
+                runs[0].params[name].copy_(sum(run.state[name] for run in runs) / len(runs))
+        return -sum(elbos) / self.num_particles
 
 
 class MuProp_ELBO(SubstitutingELBO):
     """REINFORCE, with the Taylor expansion around the mean-field run as its baseline. Unbiased.
 
-    G = (r - r(m) - r'(m) (b - m)) (b - pi) + r'(m) d pi / d a
+    G = (r - r(m) - r'(m) (b - m) - c) (b - pi) + r'(m) d pi / d a
 
-    m: the values of a run in which each site takes its mean, given the values before it.
+    m: the values of a run in which each site takes its mean, given the values before it. If SVI
+    gets `elbo.wrap(guide)`, c is the running mean of the terms before it, for each site, which is
+    a parameter of the guide without a gradient. Otherwise c is 0.
 
     Args:
-        num_particles, vectorize_particles, **options: as in pyro.infer.Trace_ELBO.
+        num_particles: as in pyro.infer.Trace_ELBO.
+        decay: weight of the past in the running mean, in [0, 1).
+        vectorize_particles, **options: as in pyro.infer.Trace_ELBO.
 
     Raises:
-        ValueError: naming the site: one that is not discrete, or is relaxed.
+        ValueError: naming the site: one that is not discrete, or is relaxed; for a decay outside of
+            [0, 1).
 
-    Source: Gu, Levine, Sutskever, Mnih 2016.
+    Source: Gu, Levine, Sutskever, Mnih 2016; c is their centering.
 
-    Example: as RLOO_ELBO, with MuProp_ELBO() in its place.
+    Example: as NVIL_ELBO, with MuProp_ELBO() in its place.
     """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        decay: float = 0.9,
+        vectorize_particles: bool = False,
+        **options: Any,
+    ) -> None:
+        check_decay("MuProp_ELBO", decay)
+        super().__init__(num_particles, vectorize_particles=vectorize_particles, **options)
+        self.decay = decay
+
+    def wrap(self, guide: Callable) -> Callable:
+        """The guide, and for each discrete site a running mean and the number of steps."""
+        return with_state(guide, lambda name: pyro.param(f"{name}_muprop", torch.zeros(2)))
 
     def estimate(self, programs: Programs, shared: SharedNoise, hard: Run) -> dict[str, Tensor]:
         shift = {n: torch.zeros_like(s.a).requires_grad_() for n, s in hard.sites.items()}
@@ -288,7 +313,12 @@ class MuProp_ELBO(SubstitutingELBO):
         result = {}
         for (name, site), k in zip(hard.sites.items(), slopes, strict=True):
             b, m, pi = hard.values[name], mean.values[name], site.kind.squash(site.a)
-            signal = hard.r(site) - mean.r(site) - site.inner(k * (b - m))
+            signal = (hard.r(site) - mean.r(site) - site.inner(k * (b - m))).detach()
+            if (state := hard.params.get(f"{name}_muprop")) is not None:
+                c, steps = state.detach().to(signal)
+                change = weight_of_step(self.decay, steps) * (signal.mean() - c)
+                hard.state[f"{name}_muprop"] = torch.stack([c + change, steps + 1])
+                signal = signal - c
             result[name] = signal * (b - pi) + site.kind.pull(pi, k)
         return result
 
@@ -309,13 +339,14 @@ class DARN_ELBO(SubstitutingELBO):
     Example: as RLOO_ELBO, with DARN_ELBO() in its place.
     """
 
-    def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
+    def particle(self, programs: Programs, shared: SharedNoise) -> Particle:
         def value(site: DiscreteSite) -> Tensor:
             b = shared.b(site)
             log_q = site.kind.log_prob(site.a, b)
             return b + (b - site.kind.midpoint(site.a)) * (log_q - log_q.detach())
 
-        return programs.run(value, fixed_law=True).elbo
+        run = programs.run(value, fixed_law=True)
+        return run.elbo, run
 
 
 class REBAR_ELBO(SubstitutingELBO):
@@ -369,7 +400,7 @@ class REBAR_ELBO(SubstitutingELBO):
 
         return with_state(guide, register)
 
-    def particle(self, programs: Programs, shared: SharedNoise) -> Tensor:
+    def particle(self, programs: Programs, shared: SharedNoise) -> Particle:
         hard = programs.run(shared.b)
         surrogate: Tensor | float = 0.0
         for name, site in hard.sites.items():
@@ -382,7 +413,7 @@ class REBAR_ELBO(SubstitutingELBO):
                 for x in (log_tau, eta):
                     (slope,) = torch.autograd.grad((g**2).sum(), x, retain_graph=True)
                     surrogate = surrogate - _attach(slope, x)
-        return hard.log_p - hard.log_q.detach() + surrogate
+        return hard.log_p - hard.log_q.detach() + surrogate, hard
 
     def estimate_site(
         self,
