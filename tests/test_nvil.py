@@ -183,3 +183,25 @@ def test_muprop_of_particles(backend, vectorized):
     error = np.sqrt(q @ (signal - mean) ** 2 / 800)
     assert steps == 3
     assert abs(c - mean) < stats.norm.isf(FAILURE_RATE / 2) * error
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("name", ["MuProp", "DARN", "REBAR"])
+def test_mutable_state_of_the_guide_is_kept(backend, name, particles):
+    """Of a network, for example; it counts the steps here."""
+    elbo = getattr(backend.gs, f"{name}_ELBO")(particles)
+    model, guide = one_site(backend, "bit", 0.8, 4)
+
+    def counting():
+        state = backend.ppl.primitives.mutable(
+            "steps", {"of the guide": backend.jax.numpy.zeros(())}
+        )
+        guide()
+        state["of the guide"] += 1
+
+    program = elbo.wrap(counting) if hasattr(elbo, "wrap") else counting
+    svi = backend.infer.SVI(model, program, backend.ppl.optim.Adam(0.01), elbo)
+    state = svi.run(backend.jax.random.key(0), 5, progress_bar=False).state
+    assert state.mutable_state["steps"]["of the guide"] == 6  # one of them is the start
+    assert ("z_muprop" in state.mutable_state) == (name == "MuProp")

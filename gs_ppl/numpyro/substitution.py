@@ -201,7 +201,10 @@ class Programs:
         pair = model_trace, guide_trace
         for trace in pair:
             check_plates(trace)
-        return Run(at, costs_by_plates(*pair), *map(samples, pair))
+        run = Run(at, costs_by_plates(*pair), *map(samples, pair))
+        sites = [site for trace in pair for site in trace.values()]
+        run.state |= {s["name"]: s["value"] for s in sites if s["type"] == "mutable"}
+        return run
 
 
 class SharedNoise:
@@ -273,7 +276,7 @@ class SubstitutingELBO(ShownELBO, ELBO):
         else:
             keys = jax.random.split(rng_key, self.num_particles)
             found = self.vectorize_particles_fn(particle, keys)
-            elbo, state = jax.tree.map(lambda x: x.mean(0), found)
+            elbo, state = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), found)
         return {"loss": -elbo, "mutable_state": stop_gradient(state) or None}
 
 
@@ -352,7 +355,8 @@ class DARN_ELBO(SubstitutingELBO):
             log_q = site.kind.log_prob(site.a, b)
             return b + (b - site.kind.midpoint(site.a)) * (log_q - stop_gradient(log_q))
 
-        return programs.run(value, fixed_law=True).elbo, {}
+        run = programs.run(value, fixed_law=True)
+        return run.elbo, run.state
 
 
 class REBAR_ELBO(SubstitutingELBO):
@@ -414,7 +418,7 @@ class REBAR_ELBO(SubstitutingELBO):
             g = self.estimate_site(fixed, shared, hard, site, jnp.exp(log_tau), eta)
             spread = (g**2).sum()
             surrogate += _attach(g, site.a) - (spread - stop_gradient(spread))
-        return hard.log_p - stop_gradient(hard.log_q) + surrogate, {}
+        return hard.log_p - stop_gradient(hard.log_q) + surrogate, hard.state
 
     def estimate_site(
         self,

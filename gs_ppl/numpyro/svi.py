@@ -114,7 +114,7 @@ class AnnealedSVI(SVI):
         """Checks the pairing once for each combination of shapes of the arguments.
 
         Inside of jit their values are not known: those are checked when they come outside of it. A
-        guide that started inside keeps values of there, so that it gets its parameters.
+        guide that started inside gets its parameters, since it may keep initial values of there.
         """
         programs = {k: v for k, v in kwargs.items() if k not in OPTIONS} | self.static_kwargs
         signature = shapes((args, programs))
@@ -268,17 +268,13 @@ class AnnealedSVI(SVI):
 
     def update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
-        self._check(
-            svi_state, temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS}
-        )
+        self._check(svi_state, temperature, *args, **kwargs)
         with missing_site_named("numpyro"), self._rows(svi_state, args, kwargs):
             return super().update(svi_state, temperature, *args, **kwargs)
 
     def stable_update(self, svi_state: Any, *args: Any, **kwargs: Any) -> tuple:
         temperature = self.temperature(svi_state)
-        self._check(
-            svi_state, temperature, *args, **{k: v for k, v in kwargs.items() if k not in OPTIONS}
-        )
+        self._check(svi_state, temperature, *args, **kwargs)
         with missing_site_named("numpyro"), self._rows(svi_state, args, kwargs):
             return super().stable_update(svi_state, temperature, *args, **kwargs)
 
