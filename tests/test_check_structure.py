@@ -271,3 +271,45 @@ def test_evaluation_of_other_shapes_is_checked_under_jit(backend):
     for run in (evaluate, svi.evaluate, svi.update, svi.stable_update):
         with pytest.raises(ValueError, match=OTHER_ROWS):
             run(state, one)
+
+
+# --- model and guide exchanged --------------------------------------------------------------------
+
+
+def mixture(backend):
+    ppl, native = backend.ppl, backend.native
+
+    def model():
+        with ppl.plate("rows", 4):
+            z = ppl.sample("z", native.Categorical(probs=backend.array(PRIOR)))
+            law = native.Normal(backend.array(np.arange(3.0))[z], 1.0)
+            ppl.sample("x", law, obs=backend.array(np.zeros(4)))
+
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")
+@pytest.mark.parametrize("door", ["check", "AnnealedSVI", "compare"])
+def test_exchanged_model_and_guide(backend, door):
+    model, elbo = mixture(backend), getattr(backend.infer, MEAN_FIELD)()
+    guide = backend.gs.AutoGumbelSoftmax(model, temperature=0.5)
+    pair, schedule = (guide, backend.gs.relax(model, 0.5)), temperature.constant(0.5)
+    calls = {
+        "check": lambda: backend.gs.check(*pair, elbo),
+        "AnnealedSVI": lambda: backend.anneal(*pair, elbo, schedule, steps=1),
+        "compare": lambda: backend.compare(*pair, num_samples=3),
+    }
+    with pytest.raises(ValueError, match="site 'x' is observed in the guide, and not in the model"):
+        calls[door]()
+
+
+def test_a_factor_in_the_guide_is_no_data(backend):
+    model, gs = mixture(backend), backend.gs
+    part = gs.AutoGumbelSoftmax(model, temperature=0.5)
+
+    def guide():
+        unit = backend.native.Unit(backend.array(0.3))
+        backend.ppl.sample("term", unit, obs=backend.array(np.zeros(0)))
+        return part()
+
+    gs.check(gs.relax(model, 0.5), guide, getattr(backend.infer, MEAN_FIELD)())

@@ -90,6 +90,26 @@ def test_loss_and_schedule_swapped(backend):
         backend.gs.AnnealedSVI(model, model, backend.optimizer(), SCHEDULE, elbo)
 
 
+@pytest.mark.parametrize("steps", ["x", 2.5], ids=repr)
+def test_number_of_steps(backend, steps):
+    """It comes before the arguments of the programs."""
+    model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()
+    svi = backend.gs.AnnealedSVI(model, model, backend.optimizer(), elbo, SCHEDULE)
+    key = [backend.jax.random.key(0)] if hasattr(backend, "jax") else []
+    with pytest.raises(TypeError, match=r"num_steps must be an integer, before the arg.*, got "):
+        svi.run(*key, steps, 20)
+
+
+@pytest.mark.only("numpyro")
+@pytest.mark.parametrize("kind", ["seed", "data", "nothing"])
+def test_key_of_the_start(backend, kind):
+    model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()
+    svi = backend.gs.AnnealedSVI(model, model, backend.optimizer(), elbo, SCHEDULE)
+    given = {"seed": 0, "data": backend.array(0.5), "nothing": None}[kind]
+    with pytest.raises(TypeError, match=r"rng_key must be a key, such as jax.random.key.*, got "):
+        svi.init(given)
+
+
 @pytest.mark.parametrize("schedule", [SCHEDULE, lambda step: 0.5], ids=["ours", "plain"])
 def test_fitting_arguments(backend, schedule):
     model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()

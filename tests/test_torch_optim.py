@@ -127,6 +127,8 @@ def test_an_optimizer_may_have_other_parameters(backend):
 def test_what_is_no_optimizer_is_refused(backend):
     with pytest.raises(TypeError, match=r"optim must be an optimizer .*, got \{"):
         Program(backend).run({"lr": 0.05})
+    with pytest.raises(TypeError, match=r"optim must be an optimizer .*, got <function"):
+        Program(backend).run(backend.ppl.optim.Adam)  # without its options
 
 
 def test_an_optimizer_must_have_every_parameter(backend):

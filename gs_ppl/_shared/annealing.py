@@ -116,4 +116,5 @@ def check_argument(argument: str, fits: bool, wanted: str, got: Any) -> None:
 
 
 LOSS = "an ELBO"
+STEPS = "an integer, before the arguments of the programs"
 SCHEDULE = "a function from step to temperature, such as temperature.constant(0.5)"

@@ -239,13 +239,13 @@ def refuse_reparameterization(site: str, got: str) -> None:
     )
 
 
-def check_sites(wanted: set[str], discrete: set[str]) -> None:
-    """Refuses names in sites= or family= that no discrete latent site of the program has."""
+def check_sites(wanted: set[str], discrete: set[str], argument: str = "") -> None:
+    """Refuses names in sites=, family= or parents= that no discrete latent of the program has."""
     missing = sorted(wanted - discrete)
     if missing:
         raise ValueError(
-            f"no discrete latent site is called {', '.join(map(repr, missing))}; the program has"
-            f" {', '.join(map(repr, sorted(discrete))) or 'none'}"
+            f"{argument}no discrete latent site is called {', '.join(map(repr, missing))}; the"
+            f" program has {', '.join(map(repr, sorted(discrete))) or 'none'}"
         )
 
 

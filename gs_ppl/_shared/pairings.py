@@ -295,6 +295,16 @@ def refuse_temperatures(p: Any, q: Any) -> NoReturn:
     )
 
 
+def refuse_swapped(observed: Collection[str], model: Collection[str]) -> None:
+    """Refuses a guide with data that the model does not have."""
+    for site in observed:
+        if site not in model:
+            raise ValueError(
+                f"site {site!r} is observed in the guide, and not in the model: are model and guide"
+                " exchanged? The model comes first"
+            )
+
+
 def check_order(
     parents: Mapping[str, set[str]], guide_parents: Mapping[str, set[str]], elbo: str
 ) -> None:

@@ -35,7 +35,7 @@ def find_parents(
     """
     order = list(plates)
     if isinstance(parents, Mapping):
-        check_sites({*parents}.union(*parents.values()), {*order})
+        check_sites({*parents}.union(*parents.values()), {*order}, "parents=: ")
         wanted: Mapping[str, Collection[str]] = parents
     elif parents == "model":
         found = upstream()

@@ -17,7 +17,7 @@ from numpyro.optim import Adam
 
 from gs_ppl._shared import assignment
 from gs_ppl._shared.assignment import FIT_DRAWS
-from gs_ppl.numpyro.autoguide import AutoGumbelSoftmax
+from gs_ppl.numpyro.autoguide import AutoGumbelSoftmax, has_latents
 from gs_ppl.numpyro.comparison import Program, SeedBySite, Session
 from gs_ppl.numpyro.enumeration import config_enumerate
 from gs_ppl.numpyro.handlers import discretize
@@ -133,7 +133,7 @@ def _median(session: Session, guide: Callable, num_samples: int) -> dict[str, Ar
     """The median of the guide, or else of its draws, in unconstrained space."""
     found: dict[str, Array] = {}
     for part in _parts(guide):
-        if isinstance(part, AutoGuide):
+        if isinstance(part, AutoGuide) and has_latents(part):
             with suppress(NotImplementedError):  # the guide has no median: the draws below are used
                 found |= part.median(session.values)
     names = [name for name in session.model.continuous if name not in found]

@@ -162,6 +162,11 @@ class AutoGumbelSoftmax(ReadLogits):
         return result
 
 
+def has_latents(part: Any) -> bool:
+    """NumPyro's own guides have no median if a program leaves them no continuous latent."""
+    return not isinstance(part, autoguide.AutoGuide) or bool(getattr(part, "_init_locs", True))
+
+
 class AutoGuideList(Follows, autoguide.AutoGuideList):
     """NumPyro's AutoGuideList; all its parts use the same rows of a subsampled plate.
 
@@ -194,7 +199,8 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
             refuse_unless_without_arguments(self.model)
             with handlers.block():
                 handlers.seed(discretize(self), 0)()
-        return super().median(params)
+        parts = (part for part in self._guides if has_latents(part))
+        return {name: x for part in parts for name, x in part.median(params).items()}
 
     def probs(self, params: dict[str, Array]) -> dict[str, Array]:
         """Class probabilities of the discrete latents, as AutoGumbelSoftmax.probs."""

@@ -15,6 +15,7 @@ from numpyro.distributions import (
     CategoricalProbs,
     Normal,
     TransformedDistribution,
+    Unit,
     biject_to,
     kl_divergence,
 )
@@ -36,6 +37,7 @@ from gs_ppl._shared.pairings import (
     has_auxiliary,
     number_of_classes,
     refuse_pairs,
+    refuse_swapped,
     to_probe,
 )
 from gs_ppl._shared.starting import are_equal, warn_of_equal
@@ -179,7 +181,8 @@ def check_observed(site: str, msg: dict[str, Any]) -> None:
     law, value = innermost(msg["fn"]), msg["value"]
     if isinstance(value, list | tuple):
         raise TypeError(
-            f"site {site!r}: NumPyro takes an array for obs, got {type(value).__name__}"
+            f"site {site!r}: NumPyro takes an array for obs, got {type(value).__name__}: write"
+            " jnp.asarray(x)"
         )
     if isinstance(law, CATEGORIES) and jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise TypeError(
@@ -196,6 +199,16 @@ def check_observed(site: str, msg: dict[str, Any]) -> None:
             f"site {site!r}: {type(law).__name__} has the classes 0 to {largest}, but its data have"
             f" values from {values.min():g} to {values.max():g}"
         )
+
+
+def check_exchanged(guide_trace: dict[str, Any], model_trace: dict[str, Any]) -> None:
+    """Refuses data in the guide alone; terms by numpyro.factor are no data."""
+    observed = [
+        name
+        for name, msg in guide_trace.items()
+        if msg["type"] == "sample" and msg["is_observed"] and not isinstance(msg["fn"], Unit)
+    ]
+    refuse_swapped(observed, model_trace)
 
 
 def check_masks_of(guide_trace: dict[str, Any], model_trace: dict[str, Any]) -> None:
@@ -319,6 +332,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
     """
     scans = _TakenApart(guide)
     guide_trace, model_trace, given = _run(model, scans, args, kwargs)
+    check_exchanged(guide_trace, model_trace)
     for plate, rows in given.items():
         own = read(guide_trace[plate]["value"]) if plate in guide_trace else None
         wanted = read(rows)

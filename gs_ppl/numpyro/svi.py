@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from numpyro import handlers
 from numpyro.infer import ELBO, SVI, TraceEnum_ELBO, TraceGraph_ELBO
 from numpyro.infer.svi import SVIRunResult
 
-from gs_ppl._shared.annealing import LOSS, SCHEDULE, Annealed, check_argument, takes
+from gs_ppl._shared.annealing import LOSS, SCHEDULE, STEPS, Annealed, check_argument, takes
 from gs_ppl._shared.following import missing_site_named
 from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import call, program_name
@@ -129,7 +130,7 @@ class AnnealedSVI(SVI):
         self._checked |= {(signature, True), (signature, traced)}
 
     def init(self, rng_key: Array, *args: Any, **kwargs: Any) -> Any:
-        check_argument("rng_key", not isinstance(rng_key, int), KEY, rng_key)
+        check_argument("rng_key", _is_key(rng_key), KEY, rng_key)
         first = jnp.asarray(self.schedule(0), jnp.result_type(float))
         for_programs = {k: v for k, v in kwargs.items() if k != "init_params"}
         try:
@@ -174,6 +175,7 @@ class AnnealedSVI(SVI):
                 stable_update=True, which skips such steps. If the loss of all steps is infinite,
                 naming the sites.
         """
+        check_argument("num_steps", isinstance(num_steps, Integral), STEPS, num_steps)
         names = "init_state", "init_params", "stable_update"
         start, init_params, stable = (kwargs.pop(name, None) for name in names)
         for_step = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
@@ -283,6 +285,11 @@ class AnnealedSVI(SVI):
         self._check(svi_state, temperature, *args, **kwargs)
         with missing_site_named("numpyro"):
             return super().evaluate(svi_state, temperature, *args, **kwargs)
+
+
+def _is_key(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32)
 
 
 def _check_traced(schedule: Callable[[Any], Any]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import RenyiELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from pyro.infer.inspect import site_is_deterministic
@@ -35,6 +36,7 @@ from gs_ppl._shared.pairings import (
     has_auxiliary,
     number_of_classes,
     refuse_pairs,
+    refuse_swapped,
     to_probe,
 )
 from gs_ppl._shared.starting import are_equal, warn_of_equal
@@ -150,10 +152,24 @@ def check_observed(site: str, node: dict[str, Any]) -> None:
     """
     value = node["value"]
     if not isinstance(value, Tensor):
-        raise TypeError(f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}")
+        raise TypeError(
+            f"site {site!r}: Pyro takes a tensor for obs, got {type(value).__name__}: write"
+            " torch.as_tensor(x)"
+        )
     if not site_is_deterministic(node):
         found = read(value.isnan().sum())
         check_data(site, node, int(found[0]) if found else 0)
+
+
+def check_exchanged(guide_trace: Any, model_trace: Any) -> None:
+    """Refuses data in the guide alone; terms by pyro.factor are no data."""
+    observed = [
+        name
+        for name in guide_trace.observation_nodes
+        for node in [guide_trace.nodes[name]]
+        if not (isinstance(node["fn"], Unit) or site_is_deterministic(node))
+    ]
+    refuse_swapped(observed, model_trace.nodes)
 
 
 def check_masks_of(guide_trace: Any, model_trace: Any) -> None:
@@ -261,6 +277,7 @@ def check(model: Callable, guide: Callable, loss: Any, *args: Any, **kwargs: Any
             alone = poutine.trace(model).get_trace(*args, **kwargs)
             refuse_pairs(_latents(guide_trace), _latents(alone), error)
             raise
+    check_exchanged(guide_trace, model_trace)
     for plate, rows in given.rows.items():
         if plate in guide_trace.nodes:
             drawn = torch.as_tensor(guide_trace.nodes[plate]["value"])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -18,7 +19,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gs_ppl._shared.annealing import LOSS, SCHEDULE, check_argument, takes
+from gs_ppl._shared.annealing import LOSS, SCHEDULE, STEPS, check_argument, takes
 from gs_ppl._shared.following import missing_site_named
 from gs_ppl._shared.pairings import shapes
 from gs_ppl._shared.reprs import ShownELBO, call, program_name
@@ -43,7 +44,11 @@ class TorchOptim(PyroOptim):
     """
 
     def __init__(self, optim: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
-        makes_one = issubclass(optim, Optimizer) if isinstance(optim, type) else callable(optim)
+        if isinstance(optim, type):
+            makes_one = issubclass(optim, Optimizer)
+        else:  # pyro.optim.Adam is a function, too, but of options
+            of_options = getattr(optim, "__module__", "").startswith("pyro.optim")
+            makes_one = callable(optim) and not of_options
         is_optim = isinstance(optim, Optimizer) or (makes_one and not isinstance(optim, infer.ELBO))
         check_argument("optim", is_optim, OPTIMIZER, optim)
         super().__init__(optim, {})
@@ -274,6 +279,7 @@ class AnnealedSVI(SVI):
             ValueError: if the loss is NaN, naming the step and the first site; if the loss of all
                 steps is infinite, naming the sites.
         """
+        check_argument("num_steps", isinstance(num_steps, Integral), STEPS, num_steps)
         first = self.num_steps
         watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)
         losses, temperatures = [], []
