@@ -115,3 +115,31 @@ def test_fitting_arguments(backend, schedule):
     model, elbo = plain(backend, by_name("factorial")), backend.infer.Trace_ELBO()
     svi = backend.gs.AnnealedSVI(model, model, backend.optimizer(), elbo, schedule)
     assert svi.schedule is schedule
+
+
+@pytest.mark.parametrize("door", ["relax", "AutoGumbelSoftmax"])
+def test_a_string_is_no_collection_of_sites(backend, door):
+    with pytest.raises(TypeError, match=r"sites must be a collection of names, such as \['z'\]"):
+        getattr(backend.gs, door)(plain(backend, by_name("factorial")), sites="z")
+
+
+@pytest.mark.parametrize("kind", ["guide", "nothing"])
+def test_continuous_guides_are_made_by_auto_relaxed(backend, kind):
+    model = plain(backend, by_name("factorial"))
+    given = backend.infer.autoguide.AutoNormal(model) if kind == "guide" else None
+    with pytest.raises(TypeError, match="continuous must be a class of guides, such as AutoNormal"):
+        backend.gs.auto_relaxed(model, given)
+
+
+@pytest.mark.only("numpyro")
+def test_a_run_goes_on_from_a_state(backend):
+    model, elbo = plain(backend, by_name("factorial")), backend.infer.TraceMeanField_ELBO()
+    guide, key = backend.gs.AutoGumbelSoftmax(model), backend.jax.random.key(0)
+    svi = backend.gs.AnnealedSVI(
+        backend.gs.relax(model), guide, backend.optimizer(), elbo, SCHEDULE
+    )
+    result = svi.run(key, 2, progress_bar=False)
+    further = svi.run(key, 3, init_state=result.state, progress_bar=False)
+    assert int(further.state.optim_state[0]) == 5
+    with pytest.raises(TypeError, match=r"init_state must be the state of a run, .*, got \{"):
+        svi.run(key, 2, init_state=result.params)

@@ -239,6 +239,13 @@ def refuse_reparameterization(site: str, got: str) -> None:
     )
 
 
+def names_of(sites: Any) -> frozenset[str] | None:
+    """The names in sites=; a string would be taken letter by letter."""
+    if isinstance(sites, str):
+        raise TypeError(f"sites must be a collection of names, such as [{sites!r}], got {sites!r}")
+    return None if sites is None else frozenset(sites)
+
+
 def check_sites(wanted: set[str], discrete: set[str], argument: str = "") -> None:
     """Refuses names in sites=, family= or parents= that no discrete latent of the program has."""
     missing = sorted(wanted - discrete)

@@ -67,6 +67,15 @@ NEED_THE_WHOLE = {
 }
 
 
+def check_makes_guides(continuous: Any, guide_class: type) -> None:
+    """Refuses a guide in place of its class: auto_relaxed makes it, for a part of the program."""
+    if isinstance(continuous, guide_class) or not callable(continuous):
+        raise TypeError(
+            "auto_relaxed: continuous must be a class of guides, such as AutoNormal, or a function"
+            f" that makes a guide of a program, got {continuous!r}"
+        )
+
+
 def check_continuous(part: Any) -> None:
     """Refuses guides that would see only the prior: a part runs without the discrete latents."""
     for cls in type(part).__mro__:

@@ -16,7 +16,7 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
 )
-from gs_ppl._shared.following import check_continuous, check_logits_of
+from gs_ppl._shared.following import check_continuous, check_logits_of, check_makes_guides
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.structure import (
     Parents,
@@ -252,6 +252,7 @@ def auto_relaxed(
         ...     sorted(guide())
         ['w', 'z']
     """
+    check_makes_guides(continuous, autoguide.AutoGuide)
     guide = AutoGuideList(model, create_plates=create_plates)
     plain = discretize(model)
     part = continuous(handlers.block(plain, hide_fn=_is_not_continuous))

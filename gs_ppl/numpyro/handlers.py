@@ -22,6 +22,7 @@ from gs_ppl._shared.families import (
     Family,
     Relaxation,
     check_sites,
+    names_of,
     refuse_choice,
     refuse_class_indices,
     refuse_integer,
@@ -148,7 +149,7 @@ class RelaxMessenger(carry_log_values):
         self.reads = fn is not None  # whether the program may compute with soft indices
         self.relaxation = relaxation
         self.truncate, self.max_tail = truncate, max_tail
-        self.sites = None if sites is None else frozenset(sites)
+        self.sites = names_of(sites)
 
     def __repr__(self) -> str:
         options = {"sites": self.sites, "truncate": self.truncate or None}

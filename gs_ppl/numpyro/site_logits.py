@@ -17,7 +17,13 @@ from numpyro.infer.inspect import get_dependencies
 
 from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
-from gs_ppl._shared.families import check_sites, named, refuse_sure_rows, refuse_without_latents
+from gs_ppl._shared.families import (
+    check_sites,
+    named,
+    names_of,
+    refuse_sure_rows,
+    refuse_without_latents,
+)
 from gs_ppl._shared.following import check_broadcast, check_logits_of
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import (
@@ -206,7 +212,7 @@ class SiteLogits(Follows):
         self.sparse = sparse
         self._structure = parents
         self._init_logits = init_logits
-        self._wanted = None if sites is None else frozenset(sites)
+        self._wanted = names_of(sites)
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

@@ -33,6 +33,7 @@ NOT_KNOWN = (  # what JAX raises where a program needs the number in a traced va
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+STATE = "the state of a run, such as result.state"
 OPTIMIZER = "an optimizer of NumPyro, optax or jax.example_libraries"
 
 
@@ -181,6 +182,7 @@ class AnnealedSVI(SVI):
         for_step = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         if start is None:
             start = self.init(rng_key, *args, init_params=init_params, **kwargs)
+        check_argument("init_state", hasattr(start, "optim_state"), STATE, start)
         first = int(start.optim_state[0])
         temperatures = self._temperatures(first, num_steps)
         watch = Watch(first, num_steps, progress_bar, callback, callback_every, evaluate_every)

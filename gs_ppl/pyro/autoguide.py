@@ -16,7 +16,7 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
 )
-from gs_ppl._shared.following import check_continuous
+from gs_ppl._shared.following import check_continuous, check_makes_guides
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.structure import Parents
 from gs_ppl._shared.wrappers import innermost, rewrap
@@ -211,6 +211,7 @@ def auto_relaxed(
         >>> sorted(guide())
         ['w', 'z']
     """
+    check_makes_guides(continuous, autoguide.AutoGuide)
     guide = AutoGuideList(model, create_plates=create_plates)
     plain = Unrolled()(discretize(model))
     part = continuous(poutine.block(plain, hide_fn=_is_discrete))

@@ -29,6 +29,7 @@ from gs_ppl._shared.families import (
     Family,
     Relaxation,
     check_sites,
+    names_of,
     refuse_integer,
     refuse_soft_value,
     refuse_straight_through,
@@ -187,7 +188,7 @@ class RelaxMessenger(Messenger):
         super().__init__()
         self.relaxation, self.reads = relaxation, reads
         self.truncate, self.max_tail = truncate, max_tail
-        self.sites = None if sites is None else frozenset(sites)
+        self.sites = names_of(sites)
 
     def shown(self, fn: Callable | None) -> str:
         options = {"sites": self.sites, "truncate": self.truncate or None}

@@ -20,7 +20,13 @@ from torch.distributions import Bernoulli, constraints
 
 from gs_ppl._shared import structure
 from gs_ppl._shared.annealing import refuse_before_first_run
-from gs_ppl._shared.families import check_sites, named, refuse_sure_rows, refuse_without_latents
+from gs_ppl._shared.families import (
+    check_sites,
+    named,
+    names_of,
+    refuse_sure_rows,
+    refuse_without_latents,
+)
 from gs_ppl._shared.following import check_broadcast, check_logits_of
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import Law, Parents, check_parents, find_parents, refuse_joined
@@ -184,7 +190,7 @@ class SiteLogits(Follows):
         self.sparse = sparse
         self._structure = parents
         self._init_logits = init_logits
-        self._wanted = None if sites is None else frozenset(sites)
+        self._wanted = names_of(sites)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
