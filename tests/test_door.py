@@ -143,3 +143,17 @@ def test_a_run_goes_on_from_a_state(backend):
     assert int(further.state.optim_state[0]) == 5
     with pytest.raises(TypeError, match=r"init_state must be the state of a run, .*, got \{"):
         svi.run(key, 2, init_state=result.params)
+
+
+@pytest.mark.parametrize("value", [None, 3.0], ids=repr)
+def test_a_guide_needs_a_program(backend, value):
+    with pytest.raises(TypeError, match="AutoGumbelSoftmax takes a program, which is a function"):
+        backend.gs.AutoGumbelSoftmax(value)
+
+
+@pytest.mark.only("pyro")
+def test_a_handler_needs_a_program(backend):
+    """NumPyro's handlers refuse it themselves."""
+    for handler in ("relax", "discretize", "config_enumerate"):
+        with pytest.raises(TypeError, match=r"this handler takes a program, .*, got tensor"):
+            getattr(backend.gs, handler)(backend.array(3.0))

@@ -84,6 +84,13 @@ def test_all_rows_in_another_order_are_refused(backend):
         drawn([1, 0, *range(2, 8)])
 
 
+def test_a_mask_is_no_rows(backend):
+    guide = backend.gs.discretize(auto(backend, of_rows(backend)))
+    mask = backend.array([True] * 4 + [False] * 4, "bool")
+    with pytest.raises(TypeError, match=r"plate 'data': its rows must be integers, got .*nonzero"):
+        backend.trace(lambda: guide(mask), 0)
+
+
 def test_plates_that_the_user_creates(backend):
     """Plates with the program's rows are right; plates with other rows are refused."""
 

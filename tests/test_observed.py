@@ -107,6 +107,14 @@ def test_obs_mask_of_a_continuous_site(backend, continuous):
         backend.to_inference_data(model, guide, num_samples=2)
 
 
+def test_obs_mask_beside_a_guide_of_discrete_latents(backend):
+    model, _ = imputed(backend, "AutoNormal", X < 1)
+    guide, elbo = backend.gs.AutoGumbelSoftmax(model, 0.5), backend.infer.TraceMeanField_ELBO()
+    message = "site 'x_unobserved': Normal in .* neither in the guide .* write fn.mask"
+    with pytest.raises(ValueError, match=message):
+        backend.gs.check(backend.gs.relax(model, 0.5), guide, elbo)
+
+
 def test_the_cure_of_obs_mask(backend):
     known = X < 1
     found = score(backend, "compare", backend.array(X), backend.array(known) > 0)

@@ -50,6 +50,20 @@ def check_full_size(plate: str, known: int, size: int) -> None:
         )
 
 
+def check_program(door: str, fn: Any) -> None:
+    """Refuses a value of a program, and nothing, in place of the program."""
+    if not callable(fn):
+        raise TypeError(f"{door} takes a program, which is a function, got {fn!r}")
+
+
+def refuse_rows_of_type(plate: str, dtype: Any) -> NoReturn:
+    """Refuses a mask, and numbers that are no indices."""
+    raise TypeError(
+        f"plate {plate!r}: its rows must be integers, got {dtype}; the rows of a mask are"
+        " is_chosen.nonzero()"
+    )
+
+
 def refuse_order(plate: str) -> NoReturn:
     """Refuses all rows in another order: a plate selects rows only if it has some of them."""
     raise ValueError(

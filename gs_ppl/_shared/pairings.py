@@ -221,6 +221,8 @@ def check_unpaired(site: str, model: PairedSite, *, loss_enumerates: bool) -> No
         cure = f"Add it to the guide, or {cure_unbounded(site)}"
     else:
         cure = "Add it to the guide; auto_relaxed makes a guide for all latents"
+    if site.endswith("_unobserved"):
+        cure = "In place of obs_mask=, write fn.mask(is_known) for data that are missing"
     raise ValueError(
         f"site {site!r}: {model.name} in the model is neither in the guide nor enumerated: it would"
         f" be drawn from the prior. {cure}"

@@ -20,6 +20,7 @@ from gs_ppl._shared.following import (
     check_same_sites,
     refuse_mask_of_latent,
     refuse_order,
+    refuse_rows_of_type,
     signature,
 )
 from gs_ppl._shared.wrappers import is_masked, masks
@@ -45,6 +46,10 @@ class SameRows(Messenger):
         if name in self.rows:
             msg["value"], subsample_size = self.rows[name], len(self.rows[name])
             msg["args"] = size, subsample_size
+        elif msg["value"] is not None and not jnp.issubdtype(
+            jnp.result_type(msg["value"]), jnp.integer
+        ):
+            refuse_rows_of_type(name, jnp.result_type(msg["value"]))
         elif msg["value"] is not None and subsample_size not in (None, size):
             self.given[name] = msg["value"]
             subsample_size = len(msg["value"])

@@ -24,7 +24,7 @@ from gs_ppl._shared.families import (
     refuse_sure_rows,
     refuse_without_latents,
 )
-from gs_ppl._shared.following import check_broadcast, check_logits_of
+from gs_ppl._shared.following import check_broadcast, check_logits_of, check_program
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import (
     Law,
@@ -213,6 +213,7 @@ class SiteLogits(Follows):
         self._structure = parents
         self._init_logits = init_logits
         self._wanted = names_of(sites)
+        check_program(type(self).__name__, model)
         super().__init__(model, prefix=prefix, create_plates=create_plates)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

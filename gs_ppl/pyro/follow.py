@@ -19,6 +19,7 @@ from gs_ppl._shared.following import (
     check_same_sites,
     refuse_mask_of_latent,
     refuse_order,
+    refuse_rows_of_type,
     signature,
 )
 from gs_ppl._shared.wrappers import is_masked, masks
@@ -42,7 +43,9 @@ class SameRows(Messenger):
         if not site_is_subsample(msg):
             return
         if msg["value"] is not None:
-            self.given[name] = torch.as_tensor(msg["value"])
+            self.given[name] = rows = torch.as_tensor(msg["value"])
+            if rows.is_floating_point() or rows.dtype == torch.bool:
+                refuse_rows_of_type(name, rows.dtype)
             self.sizes[name] = fn.size, len(msg["value"])
             return
         self.sizes[name] = fn.size, fn.subsample_size or fn.size

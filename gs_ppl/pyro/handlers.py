@@ -35,6 +35,7 @@ from gs_ppl._shared.families import (
     refuse_straight_through,
     refuse_weights,
 )
+from gs_ppl._shared.following import check_program
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.wrappers import innermost, masks, refuse_composed, rewrap
 from gs_ppl.pyro import functional as F
@@ -164,6 +165,7 @@ def _wrap(messenger: Any, fn: Callable | None, run: Callable = _as_is) -> Any:
     """
     if fn is None:
         return messenger
+    check_program("this handler", fn)
     if isinstance(fn, nn.Module):
         return HandledModule(messenger, fn, run)
     inside = partial(_context_wrap, messenger, run(fn))

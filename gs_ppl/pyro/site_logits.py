@@ -27,7 +27,7 @@ from gs_ppl._shared.families import (
     refuse_sure_rows,
     refuse_without_latents,
 )
-from gs_ppl._shared.following import check_broadcast, check_logits_of
+from gs_ppl._shared.following import check_broadcast, check_logits_of, check_program
 from gs_ppl._shared.sparse import plate_of_rows, refuse_without_rows
 from gs_ppl._shared.structure import Law, Parents, check_parents, find_parents, refuse_joined
 from gs_ppl._shared.wrappers import innermost, rewrap
@@ -185,6 +185,7 @@ class SiteLogits(Follows):
         sparse: bool,
         create_plates: Callable | None,
     ) -> None:
+        check_program(type(self).__name__, model)
         super().__init__(model, create_plates=create_plates)
         check_parents(parents)
         self.sparse = sparse
