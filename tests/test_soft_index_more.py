@@ -258,3 +258,17 @@ def test_modes_of_the_program(backend, whole):
         table.exp()
         assert seen == [torch.Tensor.exp]
     assert _get_current_function_mode_stack() == []
+
+
+@pytest.mark.only("pyro")
+def test_a_table_with_too_few_rows(backend):
+    """NumPyro reads the last row, as JAX does for an integer."""
+
+    def program():
+        z = backend.ppl.sample(
+            "z", backend.native.Categorical(probs=backend.array([0.2, 0.3, 0.5]))
+        )
+        return backend.array([-2.0, 2.0])[z]
+
+    with pytest.raises(IndexError, match=r"^site 'z': a class has no row in the table: index 2"):
+        backend.gs.relax(program, 0.5)()

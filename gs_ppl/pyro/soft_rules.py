@@ -25,9 +25,11 @@ from gs_ppl.pyro.soft_value import (
     draw_ids,
     mean,
     name_of,
+    named,
     padded,
     refusal,
     shape_of,
+    sites_of,
     soft_in,
     weighted,
 )
@@ -307,7 +309,13 @@ def _indexed(t: Any, index: Any) -> Any:
     following = iter(tables)
     found = [next(following) if isinstance(x, SoftIndex) else x for x in columns]
     axes = [padded(axis, 0, len(rest)) for axis in axes]
-    value = _read(Form(t[tuple(found)], tuple(axes), shape + t.shape[len(dims) :]))
+    try:
+        table = t[tuple(found)]
+    except IndexError as error:
+        raise IndexError(
+            f"{named(sites_of(soft))}: a class has no row in the table: {error}"
+        ) from None
+    value = _read(Form(table, tuple(axes), shape + t.shape[len(dims) :]))
     return value.movedim(tuple(range(n)), tuple(range(before, before + n))) if before else value
 
 
