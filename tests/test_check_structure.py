@@ -313,3 +313,46 @@ def test_a_factor_in_the_guide_is_no_data(backend):
         return part()
 
     gs.check(gs.relax(model, 0.5), guide, getattr(backend.infer, MEAN_FIELD)())
+
+
+# --- automatic guides in the order of the model ---------------------------------------------------
+
+
+def interleaved(backend):
+    """A discrete latent between two continuous ones, one of which depends on it."""
+    ppl, native, array = backend.ppl, backend.native, backend.array
+
+    def model():
+        z = ppl.sample("z", native.Categorical(probs=array(PRIOR)))
+        mu = ppl.sample("mu", native.Normal(array(np.arange(3.0))[z], 1.0))
+        b = ppl.sample("b", native.Bernoulli(probs=array(0.3)))
+        nu = ppl.sample("nu", native.Normal(mu + b, 1.0))
+        ppl.sample("x", native.Normal(nu, 1.0), obs=array(0.5))
+
+    return model
+
+
+def test_auto_relaxed_has_the_order_of_the_model(backend):
+    """The warning of the ELBO would be an error here."""
+    model, elbo = interleaved(backend), getattr(backend.infer, MEAN_FIELD)()
+    guide = backend.gs.auto_relaxed(model)
+    relaxed, schedule = backend.gs.relax(model), temperature.constant(0.5)
+    losses, _ = backend.anneal(relaxed, guide, elbo, schedule, steps=2)
+    assert np.isfinite(losses).all()
+    trace = backend.trace(backend.gs.discretize(guide), 0)
+    assert [name for name in trace if name in ("z", "mu", "b", "nu")] == ["z", "mu", "b", "nu"]
+
+
+def test_a_part_by_hand_keeps_its_order(backend):
+    """It may depend on the order that it has: check must see it."""
+    model, ppl, native, array = interleaved(backend), backend.ppl, backend.native, backend.array
+    guide = backend.gs.AutoGuideList(model)
+
+    def by_hand():
+        nu = ppl.sample("nu", native.Normal(array(0.0), 1.0))
+        return {"nu": nu, "mu": ppl.sample("mu", native.Normal(nu, 1.0))}
+
+    guide.append(by_hand)
+    guide.append(backend.gs.AutoGumbelSoftmax(backend.bare_block(model, expose=["z", "b"]), 0.5))
+    with pytest.raises(ValueError, match="'nu'"):
+        backend.gs.check(backend.gs.relax(model, 0.5), guide, getattr(backend.infer, MEAN_FIELD)())

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from programs import by_name, plain
 
@@ -157,3 +158,20 @@ def test_a_handler_needs_a_program(backend):
     for handler in ("relax", "discretize", "config_enumerate"):
         with pytest.raises(TypeError, match=r"this handler takes a program, .*, got tensor"):
             getattr(backend.gs, handler)(backend.array(3.0))
+
+
+@pytest.mark.parametrize("tau", [0, -1.0, np.inf, np.nan], ids=str)
+def test_temperature_of_a_handler(backend, tau):
+    model = plain(backend, by_name("factorial"))
+    for door in (backend.gs.relax, backend.gs.AutoGumbelSoftmax):
+        with pytest.raises(ValueError, match="temperature must be positive and finite, got"):
+            door(model, tau)
+
+
+@pytest.mark.parametrize("name", ["RLOO_ELBO", "NVIL_ELBO"])
+def test_relaxed_programs_under_a_score_function(backend, name):
+    model, elbo = plain(backend, by_name("factorial")), getattr(backend.gs, name)()
+    guide = elbo.wrap(backend.gs.AutoGumbelSoftmax(model, 0.5)) if name == "NVIL_ELBO" else None
+    guide = guide or backend.gs.AutoGumbelSoftmax(model, 0.5)
+    with pytest.raises(ValueError, match=r"or discretize\(model\) and discretize\(guide\)"):
+        backend.gs.check(backend.gs.relax(model, 0.5), guide, elbo)

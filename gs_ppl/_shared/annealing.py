@@ -43,8 +43,8 @@ def temperature_in_force(explicit: Any) -> Any:
 def refuse_without_temperature(site: str) -> NoReturn:
     """The error of a draw or score without a temperature; discretize needs none."""
     raise ValueError(
-        f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI;"
-        " after training use discretize(guide), which needs none"
+        f"site {site!r} has no temperature: pass temperature=, or train with AnnealedSVI; after"
+        " training, and for estimators such as MuProp_ELBO, use discretize(guide), which needs none"
     )
 
 

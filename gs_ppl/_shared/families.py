@@ -1,5 +1,6 @@
 """Which class relaxes a site, and the errors if there is none."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,9 @@ class Relaxation:
         if self.objective not in OBJECTIVES:
             wanted = ", ".join(OBJECTIVES)
             raise ValueError(f"objective must be one of {wanted}, got {self.objective!r}")
+        tau = self.temperature
+        if isinstance(tau, int | float) and not 0 < tau < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {tau}")
         families = self.family.values() if isinstance(self.family, Mapping) else [self.family]
         for family in families:
             check_family("family", family)

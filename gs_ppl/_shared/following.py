@@ -1,6 +1,6 @@
 """Checks and errors of automatic guides of both sides: sizes, rows and masks."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any, NoReturn
@@ -79,6 +79,14 @@ NEED_THE_WHOLE = {
     "AutoSemiDAIS",
     "AutoSurrogateLikelihoodDAIS",
 }
+
+
+def in_order(traces: Iterable[Any], names: Sequence[str]) -> None:
+    """Puts these sites into this order. The mean-field ELBOs of the PPLs want that of the model."""
+    for trace in traces:
+        for name in names:
+            if name in trace:
+                trace.move_to_end(name)
 
 
 def check_makes_guides(continuous: Any, guide_class: type) -> None:

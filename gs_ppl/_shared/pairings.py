@@ -263,12 +263,14 @@ def check_divergence(
             " and 1, or mask the site there"
         )
     if guide.is_soft_mass and not analytic:
+        takes_discrete = elbo in ("RLOO_ELBO", "NVIL_ELBO")
+        more = "; or discretize(model) and discretize(guide)" if takes_discrete else ""
         raise ValueError(
             f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide."
             " Its soft values are scored by a mass, so that without data the optimum of this ELBO"
             " is not the prior. Use TraceMeanField_ELBO (with enumerated sites, gs_ppl's"
             " TraceEnum_ELBO) and the same event dimensions in guide and model; or a"
-            " straight-through family such as STGumbelSoftmax; or objective='relaxed'"
+            f" straight-through family such as STGumbelSoftmax; or objective='relaxed'{more}"
         )
 
 

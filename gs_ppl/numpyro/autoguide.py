@@ -10,13 +10,14 @@ import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.infer import autoguide
+from numpyro.primitives import _PYRO_STACK
 
 from gs_ppl._shared.families import (
     Family,
     Relaxation,
     check_sites,
 )
-from gs_ppl._shared.following import check_continuous, check_logits_of, check_makes_guides
+from gs_ppl._shared.following import check_continuous, check_logits_of, check_makes_guides, in_order
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.structure import (
     Parents,
@@ -167,10 +168,18 @@ def has_latents(part: Any) -> bool:
     return not isinstance(part, autoguide.AutoGuide) or bool(getattr(part, "_init_locs", True))
 
 
+def _is_independent(part: Any) -> bool:
+    """Whether no part of a list depends on another one; a part by hand may have any order."""
+    if isinstance(part, autoguide.AutoGuideList):
+        return all(map(_is_independent, part))
+    return isinstance(part, autoguide.AutoGuide)
+
+
 class AutoGuideList(Follows, autoguide.AutoGuideList):
     """NumPyro's AutoGuideList; all its parts use the same rows of a subsampled plate.
 
-    NumPyro's own class draws other indices for each part, and does not take discrete latents.
+    NumPyro's own class draws other indices for each part, and does not take discrete latents. The
+    parts draw one after the other, but the traces around have the order of the model.
     """
 
     def __repr__(self) -> str:
@@ -191,6 +200,9 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
                 if isinstance(part, autoguide.AutoGuide):  # the part may not see the plates
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
+        if _is_independent(self):
+            traces = [h.trace for h in _PYRO_STACK if isinstance(h, handlers.trace)]
+            in_order(traces, [name for name in self.prototype_trace if name in result])
         return result
 
     def median(self, params: dict[str, Array]) -> dict[str, Array]:

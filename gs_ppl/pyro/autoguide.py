@@ -9,6 +9,8 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.infer import autoguide
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from gs_ppl._shared.families import (
@@ -16,7 +18,7 @@ from gs_ppl._shared.families import (
     Relaxation,
     check_sites,
 )
-from gs_ppl._shared.following import check_continuous, check_makes_guides
+from gs_ppl._shared.following import check_continuous, check_makes_guides, in_order
 from gs_ppl._shared.reprs import handled
 from gs_ppl._shared.structure import Parents
 from gs_ppl._shared.wrappers import innermost, rewrap
@@ -145,12 +147,27 @@ class AutoGumbelSoftmax(ReadLogits):
         return result
 
 
+def _is_independent(part: Any) -> bool:
+    """Whether no part of a list depends on another one; a part by hand may have any order."""
+    if isinstance(part, autoguide.AutoGuideList):
+        return all(map(_is_independent, part))
+    return isinstance(part, autoguide.AutoGuide) and not isinstance(part, autoguide.AutoCallable)
+
+
 class AutoGuideList(Follows, autoguide.AutoGuideList):
     """Pyro's AutoGuideList, which uses the rows that the program is given."""
 
     def __repr__(self) -> str:
         parts = (repr(part) if isinstance(part, Follows) else type(part).__name__ for part in self)
         return f"AutoGuideList({', '.join(parts)})"
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The parts draw one after the other; the traces around have the order of the model."""
+        result = super().forward(*args, **kwargs)
+        if _is_independent(self):
+            traces = [m.trace.nodes for m in _PYRO_STACK if isinstance(m, TraceMessenger)]
+            in_order(traces, [name for name in self.prototype_trace.nodes if name in result])
+        return result
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Medians of the continuous latents, and the mode of the discrete ones."""
