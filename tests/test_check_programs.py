@@ -558,7 +558,7 @@ def test_bad_parameters_name_the_site(backend):
     with ppl.validation_enabled(), pytest.raises(ValueError, match=r"site 'bad': .*logits"):
         backend.trace(guide, 0)
     with pytest.raises(ValueError, match=r"site 'bad': .*temperature"):
-        backend.trace(gs.relax(model, -1.0), 0)
+        backend.trace(gs.relax(model, backend.array(-1.0)), 0)
     backend.trace(gs.relax(model, 1.0), 0)
 
 
