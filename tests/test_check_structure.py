@@ -289,7 +289,7 @@ def mixture(backend):
 
 
 @pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")
-@pytest.mark.parametrize("door", ["check", "AnnealedSVI", "compare"])
+@pytest.mark.parametrize("door", ["check", "AnnealedSVI", "compare", "to_inference_data"])
 def test_exchanged_model_and_guide(backend, door):
     model, elbo = mixture(backend), getattr(backend.infer, MEAN_FIELD)()
     guide = backend.gs.AutoGumbelSoftmax(model, temperature=0.5)
@@ -298,6 +298,7 @@ def test_exchanged_model_and_guide(backend, door):
         "check": lambda: backend.gs.check(*pair, elbo),
         "AnnealedSVI": lambda: backend.anneal(*pair, elbo, schedule, steps=1),
         "compare": lambda: backend.compare(*pair, num_samples=3),
+        "to_inference_data": lambda: backend.to_inference_data(guide, model, num_samples=3),
     }
     with pytest.raises(ValueError, match="site 'x' is observed in the guide, and not in the model"):
         calls[door]()

@@ -299,7 +299,7 @@ def refuse_temperatures(p: Any, q: Any) -> NoReturn:
     )
 
 
-def refuse_swapped(observed: Collection[str], model: Collection[str]) -> None:
+def refuse_exchanged(observed: Collection[str], model: Collection[str]) -> None:
     """Refuses a guide with data that the model does not have."""
     for site in observed:
         if site not in model:

@@ -164,7 +164,7 @@ class AutoGumbelSoftmax(ReadLogits):
 
 
 def has_latents(part: Any) -> bool:
-    """NumPyro's own guides have no median if a program leaves them no continuous latent."""
+    """NumPyro's own guides have no median and no draws if no latent is left to them."""
     return not isinstance(part, autoguide.AutoGuide) or bool(getattr(part, "_init_locs", True))
 
 
@@ -200,6 +200,7 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
                 if isinstance(part, autoguide.AutoGuide):  # the part may not see the plates
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
+        self._guides = [part for part in self._guides if has_latents(part)]
         if _is_independent(self):
             traces = [h.trace for h in _PYRO_STACK if isinstance(h, handlers.trace)]
             in_order(traces, [name for name in self.prototype_trace if name in result])
@@ -211,8 +212,7 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
             refuse_unless_without_arguments(self.model)
             with handlers.block():
                 handlers.seed(discretize(self), 0)()
-        parts = (part for part in self._guides if has_latents(part))
-        return {name: x for part in parts for name, x in part.median(params).items()}
+        return super().median(params)
 
     def probs(self, params: dict[str, Array]) -> dict[str, Array]:
         """Class probabilities of the discrete latents, as AutoGumbelSoftmax.probs."""

@@ -36,8 +36,8 @@ from gs_ppl._shared.pairings import (
     divergence,
     has_auxiliary,
     number_of_classes,
+    refuse_exchanged,
     refuse_pairs,
-    refuse_swapped,
     to_probe,
 )
 from gs_ppl._shared.starting import are_equal, warn_of_equal
@@ -208,11 +208,14 @@ def check_exchanged(guide_trace: dict[str, Any], model_trace: dict[str, Any]) ->
         for name, msg in guide_trace.items()
         if msg["type"] == "sample" and msg["is_observed"] and not isinstance(msg["fn"], Unit)
     ]
-    refuse_swapped(observed, model_trace)
+    refuse_exchanged(observed, model_trace)
 
 
-def check_masks_of(guide_trace: dict[str, Any], model_trace: dict[str, Any]) -> None:
-    """Refuses continuous latents that are masked in the model only: q would have terms for free."""
+def check_traces(guide_trace: dict[str, Any], model_trace: dict[str, Any]) -> None:
+    """Refuses exchanged programs, and continuous latents that are masked in the model only: the
+    guide would have terms for free. No loss is needed to see these.
+    """
+    check_exchanged(guide_trace, model_trace)
     in_guide, in_model = _latents(guide_trace), _latents(model_trace)
     for name in in_guide.keys() & in_model.keys():
         check_masks(name, in_guide[name], in_model[name])

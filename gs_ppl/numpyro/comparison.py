@@ -25,7 +25,7 @@ from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.numpyro.checks import check, check_exchanged, check_masks_of, check_observed
+from gs_ppl.numpyro.checks import check, check_observed, check_traces
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.distributions import GumbelSoftmax
 from gs_ppl.numpyro.enumeration import OneHotIndex, config_enumerate
@@ -299,9 +299,8 @@ class Session(comparison.Session):
         first = jax.random.fold_in(key, 0)
         self.guide.run(params, first)
         self.model.run({**params, **self.guide.values}, first, self.guide.trace)
-        check_exchanged(self.guide.trace, self.model.trace)
         comparison.refuse_unbounded(self.model, self.guide)
-        check_masks_of(self.guide.trace, self.model.trace)
+        check_traces(self.guide.trace, self.model.trace)
         self.values = {**params, **self.model.values, **self.guide.values}
         if missing := [*self.guide.initial, *self.model.initial]:
             self.notes = (initial_values(missing),)

@@ -20,7 +20,7 @@ from gs_ppl._shared import inference_data
 from gs_ppl._shared.annealing import Annealed
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.numpyro.checks import check_masks_of, check_observed
+from gs_ppl.numpyro.checks import check_observed, check_traces
 from gs_ppl.numpyro.comparison import initial_values
 from gs_ppl.numpyro.control_flow import reach_into_bodies
 from gs_ppl.numpyro.enumeration import config_enumerate, has_one_class
@@ -140,7 +140,7 @@ class _Sampler:
         self._trace = _run(model, key)
         self.layout = _layout(self._trace)
         guide_trace = _run(self._guide, key)
-        check_masks_of(guide_trace, self._trace)
+        check_traces(guide_trace, self._trace)
         self._fixed: dict[str, Array] = {}  # the latents with only one class
         self._enumerated = self._find_enumerated(key) if infer_discrete else []
         in_guide = _layout(guide_trace).named("latent") if guide else None

@@ -35,8 +35,8 @@ from gs_ppl._shared.pairings import (
     divergence,
     has_auxiliary,
     number_of_classes,
+    refuse_exchanged,
     refuse_pairs,
-    refuse_swapped,
     to_probe,
 )
 from gs_ppl._shared.starting import are_equal, warn_of_equal
@@ -169,11 +169,14 @@ def check_exchanged(guide_trace: Any, model_trace: Any) -> None:
         for node in [guide_trace.nodes[name]]
         if not (isinstance(node["fn"], Unit) or site_is_deterministic(node))
     ]
-    refuse_swapped(observed, model_trace.nodes)
+    refuse_exchanged(observed, model_trace.nodes)
 
 
-def check_masks_of(guide_trace: Any, model_trace: Any) -> None:
-    """Refuses continuous latents that are masked in the model only: q would have terms for free."""
+def check_traces(guide_trace: Any, model_trace: Any) -> None:
+    """Refuses exchanged programs, and continuous latents that are masked in the model only: the
+    guide would have terms for free. No loss is needed to see these.
+    """
+    check_exchanged(guide_trace, model_trace)
     in_guide, in_model = _latents(guide_trace), _latents(model_trace)
     for name in in_guide.keys() & in_model.keys():
         check_masks(name, in_guide[name], in_model[name])

@@ -23,7 +23,7 @@ from gs_ppl._shared import comparison
 from gs_ppl._shared.comparison import Gradients, Options
 from gs_ppl._shared.families import Family
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.pyro.checks import check, check_exchanged, check_masks_of, check_observed
+from gs_ppl.pyro.checks import check, check_observed, check_traces
 from gs_ppl.pyro.distributions import GumbelSoftmax
 from gs_ppl.pyro.enumeration import OneHotIndex, config_enumerate
 from gs_ppl.pyro.handlers import (
@@ -264,9 +264,8 @@ class Session(comparison.Session):
         with SeedBySite(seed, 0):
             self.guide.run()
             self.model.run(self.guide.trace)
-        check_exchanged(self.guide.trace, self.model.trace)
         comparison.refuse_unbounded(self.model, self.guide)
-        check_masks_of(self.guide.trace, self.model.trace)
+        check_traces(self.guide.trace, self.model.trace)
         frames = [f for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         subsampled = any(frame.size != (frame.full_size or frame.size) for frame in frames)
         self.stochastic = bool(self.model.continuous) or subsampled

@@ -20,7 +20,7 @@ from torch import Tensor
 from gs_ppl._shared import inference_data
 from gs_ppl._shared.inference_data import Layout, Names, Site
 from gs_ppl._shared.wrappers import innermost
-from gs_ppl.pyro.checks import check_masks_of, check_observed
+from gs_ppl.pyro.checks import check_observed, check_traces
 from gs_ppl.pyro.enumeration import config_enumerate
 from gs_ppl.pyro.handlers import annealed, discretize, random_state
 from gs_ppl.pyro.integers import event_dims
@@ -137,7 +137,7 @@ class _Sampler:
         self._guide = _bound(guide, args, kwargs) if guide else lambda: None
         self._trace = poutine.trace(self._model).get_trace()
         guide_trace = poutine.trace(self._guide).get_trace()
-        check_masks_of(guide_trace, self._trace)
+        check_traces(guide_trace, self._trace)
         self.layout = _layout(self._trace)
         enumerated = self._setup_enumeration() if infer_discrete else []
         in_guide = _layout(guide_trace).named("latent") if guide else None
