@@ -217,8 +217,7 @@ def test_parameters_that_are_not_given(backend):
     np.testing.assert_allclose(probs["z"], posterior(0.0), rtol=1e-5)
 
 
-def test_guide_of_discrete_latents_alone(backend):
-    """The part for continuous latents is empty, and has no median."""
+def without_shift(backend):
     ppl, array = backend.ppl, backend.array
 
     def model(x):
@@ -227,20 +226,19 @@ def test_guide_of_discrete_latents_alone(backend):
             loc = backend.gs.select(array(LOCS), z)
             ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
 
+    return model
+
+
+def test_guide_of_discrete_latents_alone(backend):
+    """The part for continuous latents is empty, and has no median."""
+    model, array = without_shift(backend), backend.array
     guide = backend.gs.auto_relaxed(model, temperature=0.5)
     probs, _ = backend.assign(model, guide, [array(ROWS)], array(ROWS))
     np.testing.assert_allclose(probs["z"], posterior(0.0), rtol=1e-5)
 
 
 def test_masked_rows(backend):
-    ppl, array = backend.ppl, backend.array
-
-    def model(x):
-        with ppl.plate("data", len(x)):
-            z = drawn(backend, "one_hot", array(PRIOR))
-            loc = backend.gs.select(array(LOCS), z)
-            ppl.sample("x", backend.native.Normal(loc, 1.0), obs=x)
-
+    model, array = without_shift(backend), backend.array
     mask = np.array([True, False, True, True])
     probs, _ = backend.assign(backend.masked(model, mask), lambda x: None, None, array(ROWS))
     np.testing.assert_allclose(probs["z"][mask], posterior(0.0)[mask], rtol=1e-5)

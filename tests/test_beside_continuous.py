@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from programs import by_name, plain
 from scipy import stats
 
 from gs_ppl import temperature
@@ -71,12 +72,12 @@ def test_in_one_line(backend, continuous, family):
 @pytest.mark.parametrize("relaxed", [False, True], ids=["as_written", "relaxed"])
 def test_by_parts(backend, relaxed):
     """Parts that see the plate, and parts that do not; with and without a relaxed program."""
-    gs, plain = backend.gs, shifted(backend)
-    model = gs.relax(plain) if relaxed else plain
+    gs, written = backend.gs, shifted(backend)
+    model = gs.relax(written) if relaxed else written
     guide = gs.AutoGuideList(model)
     guide.append(backend.infer.autoguide.AutoNormal(backend.bare_block(model, hide=["z"])))
     guide.append(gs.AutoGumbelSoftmax(backend.bare_block(model, expose=["z"])))
-    params = check_fit(backend, guide, plain, gs.GumbelSoftmax)
+    params = check_fit(backend, guide, written, gs.GumbelSoftmax)
     quantiles = backend.guide_quantiles(guide, params, [0.1, 0.9])
     assert set(quantiles) == {"shift"}
     assert quantiles["shift"][0] < mean_of_shift() < quantiles["shift"][1]
@@ -102,3 +103,14 @@ def test_guides_that_need_the_whole_program(backend):
     laplace = partial(backend.infer.autoguide.AutoLaplaceApproximation)
     with pytest.raises(ValueError, match="AutoLaplaceApproximation needs the density of the whole"):
         backend.gs.auto_relaxed(shifted(backend), laplace)
+
+
+def test_no_continuous_latent_is_left(backend):
+    """The part for them is empty: the list reads the other parts."""
+    model = plain(backend, by_name("factorial"))
+    guide = backend.gs.auto_relaxed(model)
+    elbo, schedule = backend.infer.TraceMeanField_ELBO(), temperature.constant(0.5)
+    _, params = backend.anneal(backend.gs.relax(model), guide, elbo, schedule, steps=1)
+    assert backend.guide_quantiles(guide, params, [0.5]) == {}
+    assert set(backend.guide_probs(guide, params)) == set("abc")
+    assert set(backend.guide_mode(guide, params)) == set("abc")

@@ -8,6 +8,8 @@ import numpy as np
 
 from gs_ppl._shared.families import cure_unbounded, is_unbounded
 
+SCORE_FUNCTIONS = ("RLOO_ELBO", "NVIL_ELBO")  # they take any discrete program
+
 
 @dataclass(frozen=True)
 class PairedSite:
@@ -263,8 +265,7 @@ def check_divergence(
             " and 1, or mask the site there"
         )
     if guide.is_soft_mass and not analytic:
-        takes_discrete = elbo in ("RLOO_ELBO", "NVIL_ELBO")
-        more = "; or discretize(model) and discretize(guide)" if takes_discrete else ""
+        more = "; or discretize(model) and discretize(guide)" if elbo in SCORE_FUNCTIONS else ""
         raise ValueError(
             f"site {site!r}: {elbo} has no analytic divergence for {guide.name} in the guide."
             " Its soft values are scored by a mass, so that without data the optimum of this ELBO"

@@ -45,9 +45,8 @@ class Run:
 
 def check_law(site: str, law: Any, estimator: str, *, relaxed: bool, discrete: bool) -> None:
     """Refuses a law that is not discrete."""
-    name = type(law).__name__
-    if name.endswith("WithoutTemperature"):
-        name = "the law of an automatic guide"
+    has_none = getattr(law, "has_temperature", True) is False
+    name = "a law without a temperature" if relaxed and has_none else type(law).__name__
     if relaxed:
         raise ValueError(
             f"site {site!r}: {estimator} takes discrete programs, but {name} is relaxed: use"

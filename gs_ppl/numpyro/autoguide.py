@@ -182,6 +182,8 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
     parts draw one after the other, but the traces around have the order of the model.
     """
 
+    _guides: list[Any]
+
     def __repr__(self) -> str:
         parts = (repr(part) if isinstance(part, Follows) else type(part).__name__ for part in self)
         return f"AutoGuideList({', '.join(parts)})"
@@ -201,7 +203,7 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
                     part._prototype_frame_full_sizes.update(self._prototype_frame_full_sizes)
                 result.update(part(*args, **kwargs))
         self._guides = [part for part in self._guides if has_latents(part)]
-        if _is_independent(self):
+        if _is_independent(self):  # the PPL has no public way to the traces around
             traces = [h.trace for h in _PYRO_STACK if isinstance(h, handlers.trace)]
             in_order(traces, [name for name in self.prototype_trace if name in result])
         return result

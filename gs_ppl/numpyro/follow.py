@@ -46,15 +46,13 @@ class SameRows(Messenger):
         if name in self.rows:
             msg["value"], subsample_size = self.rows[name], len(self.rows[name])
             msg["args"] = size, subsample_size
-        elif msg["value"] is not None and not jnp.issubdtype(
-            jnp.result_type(msg["value"]), jnp.integer
-        ):
-            refuse_rows_of_type(name, jnp.result_type(msg["value"]))
-        elif msg["value"] is not None and subsample_size not in (None, size):
-            self.given[name] = msg["value"]
-            subsample_size = len(msg["value"])
-        elif msg["value"] is not None:
-            check_order(name, msg["value"])
+        elif (rows := msg["value"]) is not None:
+            if not jnp.issubdtype(dtype := jnp.result_type(rows), jnp.integer):
+                refuse_rows_of_type(name, dtype)
+            if subsample_size in (None, size):
+                check_order(name, rows)
+            else:
+                self.given[name], subsample_size = rows, len(rows)
         self.sizes[name] = size, subsample_size or size
 
 

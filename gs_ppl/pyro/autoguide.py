@@ -164,7 +164,7 @@ class AutoGuideList(Follows, autoguide.AutoGuideList):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parts draw one after the other; the traces around have the order of the model."""
         result = super().forward(*args, **kwargs)
-        if _is_independent(self):
+        if _is_independent(self):  # the PPL has no public way to the traces around
             traces = [m.trace.nodes for m in _PYRO_STACK if isinstance(m, TraceMessenger)]
             in_order(traces, [name for name in self.prototype_trace.nodes if name in result])
         return result

@@ -112,4 +112,4 @@ def config_enumerate(fn: Callable | None = None) -> Any:
         >>> round(elbo.loss(config_enumerate(model), lambda: None), 4)
         1.4189
     """
-    return _wrap(EnumerateMessenger(), fn)
+    return _wrap("config_enumerate", EnumerateMessenger(), fn)

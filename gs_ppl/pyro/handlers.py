@@ -155,17 +155,18 @@ def _as_is(fn: Callable) -> Callable:
     return fn
 
 
-def _wrap(messenger: Any, fn: Callable | None, run: Callable = _as_is) -> Any:
+def _wrap(name: str, messenger: Any, fn: Callable | None, run: Callable = _as_is) -> Any:
     """The wrapped program, or the context manager if there is no program, as in Pyro's handlers.
 
     Args:
+        name: of the handler, for errors.
         messenger: in whose context the program runs.
         fn: the program.
         run: what is done to the program inside of the context.
     """
     if fn is None:
         return messenger
-    check_program("this handler", fn)
+    check_program(name, fn)
     if isinstance(fn, nn.Module):
         return HandledModule(messenger, fn, run)
     inside = partial(_context_wrap, messenger, run(fn))
@@ -400,7 +401,7 @@ def relax(
     laws = BitWithoutTemperature, WithoutTemperature
     relaxation = Relaxation(temperature, family, objective, GumbelSoftmax, laws)
     messenger = RelaxMessenger(relaxation, sites, truncate or {}, max_tail, reads=fn is not None)
-    return _wrap(messenger, fn, _interpreted)
+    return _wrap("relax", messenger, fn, _interpreted)
 
 
 def _interpreted(fn: Callable) -> Callable:
@@ -477,4 +478,4 @@ def discretize(fn: Callable | None = None) -> Any:
         >>> discretize(guide)().sum()
         tensor(1.)
     """
-    return _wrap(DiscretizeMessenger(), fn)
+    return _wrap("discretize", DiscretizeMessenger(), fn)
