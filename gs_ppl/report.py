@@ -197,6 +197,7 @@ class Comparison:
         budget: CPU time to spend on a gradient, in estimates by the unit.
         unit: the family whose estimate costs 1: STGumbelSoftmax, or the cheapest family if
             STGumbelSoftmax is not compared.
+        is_bound: whether `evidence` is a bound, because of continuous latents.
     """
 
     evidence: Value | None
@@ -207,12 +208,15 @@ class Comparison:
     notes: tuple[str, ...] = field(default=())
     budget: float = 100.0
     unit: str = UNIT
+    is_bound: bool = False
 
     @property
     def evidence_name(self) -> str:
-        """What `evidence` is: without draws of the guide it is exact, otherwise a bound."""
+        """What `evidence` is: exact, a bound, or a mean over the rows that were drawn."""
+        if self.is_bound:
+            return "bound on the log evidence"
         drawn = self.evidence is not None and self.evidence.error > 0
-        return "bound on the log evidence" if drawn else "log evidence"
+        return "estimate of the log evidence" if drawn else "log evidence"
 
     @property
     def best(self) -> tuple[Estimate, ...]:

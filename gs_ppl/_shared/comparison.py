@@ -95,6 +95,7 @@ class Session(ABC):
     model: Program
     guide: Program
     sizes: Mapping[str, int]  # rows of each plate that a draw sees
+    continuous: bool = False  # has continuous latents: the evidence is a bound
     stochastic: bool  # has continuous latents or subsampled rows: exact numbers need draws too
     seconds: float  # CPU time of one draw of the last estimate
     notes: Sequence[str] = ()
@@ -264,6 +265,7 @@ def run(session: Session, options: Options) -> Comparison:
         ),
         options.budget,
         unit,
+        session.continuous,
     )
 
 

@@ -307,7 +307,8 @@ class Session(comparison.Session):
         rows = {**self.model.rows, **self.guide.rows}
         self.sizes = {name: size for name, (_, size) in rows.items()}
         subsampled = any(size != full for full, size in rows.values())
-        self.stochastic = bool(self.model.continuous) or subsampled
+        self.continuous = bool(self.model.continuous)
+        self.stochastic = self.continuous or subsampled
         frames = [f.dim for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         self.exact = TraceEnum_ELBO(max_plate_nesting=-min(frames, default=0))
         self._relaxed: dict[tuple[Family, str], Callable] = {}

@@ -268,7 +268,8 @@ class Session(comparison.Session):
         check_traces(self.guide.trace, self.model.trace)
         frames = [f for p in (self.model, self.guide) for s in p.sites for f in p.frames(s)]
         subsampled = any(frame.size != (frame.full_size or frame.size) for frame in frames)
-        self.stochastic = bool(self.model.continuous) or subsampled
+        self.continuous = bool(self.model.continuous)
+        self.stochastic = self.continuous or subsampled
         self.sizes = {frame.name: frame.size for frame in frames}
         self.exact = TraceEnum_ELBO(
             max_plate_nesting=-min((frame.dim for frame in frames), default=0)
