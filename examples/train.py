@@ -24,6 +24,7 @@ from tqdm import tqdm
 from gs_ppl.models.data import binarize, load_digits, load_mnist, split_labels
 from gs_ppl.models.training import (
     MODELS,
+    OPTIMIZERS,
     RunError,
     SemiSupervisedSettings,
     Settings,
@@ -56,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     of_run.add_argument("--rate", type=float, help="tau = exp(-rate t)")
     of_run.add_argument("--minimum", type=float, help="of tau")
     of_run.add_argument("--every", type=int, help="steps for each tau")
+    of_run.add_argument("--optimizer", choices=OPTIMIZERS)
     of_run.add_argument("--learning-rate", type=float)
     of_run.add_argument("--batch", type=int)
     of_run.add_argument("--channels", type=int, help="semi-supervised: of the first convolution")

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -90,10 +90,9 @@ def make_loss_module(settings: Settings, images: np.ndarray) -> Loss:
     return loss
 
 
-def make_optimizer(settings: Settings, loss: Loss) -> tuple[AdamW, LambdaLR]:
-    optimizer = AdamW(
-        loss.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+def make_optimizer(settings: Settings, loss: Loss) -> tuple[Optimizer, LambdaLR]:
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizer = getattr(torch.optim, settings.optimizer)(loss.parameters(), **options)
     return optimizer, LambdaLR(optimizer, lambda step: decay(step, settings))
 
 

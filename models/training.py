@@ -31,6 +31,7 @@ __all__ = [
     "BACKENDS",
     "FAMILIES",
     "MODELS",
+    "OPTIMIZERS",
     "RunError",
     "SemiSupervisedSettings",
     "Settings",
@@ -63,6 +64,7 @@ HARD = (
 )
 DISCRETE = ("RLOO_ELBO", "NVIL_ELBO", "MuProp_ELBO", "DARN_ELBO", "REBAR_ELBO", "DisARM_ELBO")
 FAMILIES = (*SOFT, *HARD, *DISCRETE, "enumerated")
+OPTIMIZERS = ("AdamW", "Adam", "RAdam")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class Settings:
         objective: "categorical" or, of soft families, "relaxed".
         rate, minimum, every, start: the temperature is max(minimum, start exp(-rate t)), set every
             `every` steps; rate 0: constant.
-        learning_rate: of AdamW at the first step; falls by a cosine to 0 at the last.
-        weight_decay: of AdamW, relative to the learning rate; 0: Adam.
+        optimizer: "AdamW", whose learning rate falls by a cosine to 0 at the last step; "Adam" or
+            "RAdam", at a constant rate.
+        learning_rate: at the first step.
+        weight_decay: of AdamW, relative to the learning rate.
         steps, batch: number and size of minibatches, drawn with replacement.
         grey: whether the VAE's pixels are grey levels, compared by cross-entropy.
         baseline: units in the hidden layer of NVIL_ELBO's learned baseline; 0: none.
@@ -94,6 +98,7 @@ class Settings:
     minimum: float = 0.5
     every: int = 500
     start: float = 1.0
+    optimizer: str = "AdamW"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     steps: int = 100_000
@@ -106,6 +111,7 @@ class Settings:
         check_choice("model", self.model, MODELS)
         check_choice("family", self.family, FAMILIES)
         check_choice("objective", self.objective, ("categorical", "relaxed"))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_counts(variables=self.variables, steps=self.steps, batch=self.batch)
         check_counts(**{} if self.classes is None else {"classes": self.classes})
         check_counts(**{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
@@ -119,6 +125,8 @@ class Settings:
             raise ValueError(f"the model structured_output has no hidden layers, got {self.hidden}")
         if self.grey and self.model != "vae":
             raise ValueError(f"grey levels are for the model vae alone, got {self.model!r}")
+        if self.weight_decay and self.optimizer != "AdamW":
+            raise ValueError(f"weight decay is for the optimizer AdamW, got {self.optimizer!r}")
         if self.baseline and self.family != "NVIL_ELBO":
             raise ValueError(f"a baseline is for the family NVIL_ELBO alone, got {self.family!r}")
         if self.family == "DisARM_ELBO" and self.classes is not None:

@@ -31,7 +31,6 @@ class Trainer:
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_numpyro")
         network = getattr(program, MODELS[settings.model])
         self.network = network(**settings.network(images), rngs=nnx.Rngs(settings.seed))
-        decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
         guide, loss = self._handle(self.network.guide), make_loss(settings)
         if settings.baseline:
             widths = self.images.shape[-1], settings.baseline, 1
@@ -39,7 +38,7 @@ class Trainer:
         self.svi = gs.AnnealedSVI(
             self._handle(self.network.model),
             loss.wrap(guide) if hasattr(loss, "wrap") else guide,
-            optax.adamw(decay, weight_decay=settings.weight_decay),
+            make_optimizer(settings),
             loss,
             settings.schedule,
         )
@@ -125,6 +124,13 @@ class Trainer:
         batches = np.array_split(images, max(1, len(images) // 1000))
         traces = (handlers.trace(seeded).get_trace(jnp.asarray(batch)) for batch in batches)
         return np.concatenate([trace["y"]["fn"].probs for trace in traces])
+
+
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+    if settings.optimizer != "AdamW":
+        return getattr(optax, settings.optimizer.lower())(settings.learning_rate)
+    decay = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    return optax.adamw(decay, weight_decay=settings.weight_decay)
 
 
 def make_loss(settings: Settings) -> ELBO:

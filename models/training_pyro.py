@@ -31,20 +31,13 @@ class Trainer:
         pyro.set_rng_seed(settings.seed)
         program = importlib.import_module(f"gs_ppl.models.{settings.model}_pyro")
         self.network = getattr(program, MODELS[settings.model])(**settings.network(images))
-        options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         guide, loss = handle(self.network.guide, settings), make_loss(settings)
         if settings.baseline:
             guide = with_baseline(guide, make_mlp(images.shape[-1], settings.baseline, 1))
         self.svi = gs.AnnealedSVI(
             handle(self.network.model, settings),
             loss.wrap(guide) if hasattr(loss, "wrap") else guide,
-            pyro.optim.LambdaLR(
-                {
-                    "optimizer": torch.optim.AdamW,
-                    "optim_args": {**options, "fused": True},
-                    "lr_lambda": partial(decay, settings=settings),
-                }
-            ),
+            make_optimizer(settings),
             loss,
             settings.schedule,
         )
@@ -146,8 +139,23 @@ def handle(program: Callable, settings: Settings) -> Callable:
     return gs.relax(program, family=family, objective=settings.objective)
 
 
+def make_optimizer(settings: Settings) -> pyro.optim.PyroLRScheduler:
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer != "RAdam":  # which has no fused form
+        options["fused"] = True
+    return pyro.optim.LambdaLR(
+        {
+            "optimizer": getattr(torch.optim, settings.optimizer),
+            "optim_args": options,
+            "lr_lambda": partial(decay, settings=settings),
+        }
+    )
+
+
 def decay(step: int, settings: Settings) -> float:
-    """Of the learning rate."""
+    """Of the learning rate: a cosine, for AdamW."""
+    if settings.optimizer != "AdamW":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1, step / settings.steps)))
 
 

@@ -1,6 +1,7 @@
 """Training runs of the models: resumed after a kill, stopped at a NaN, evaluated equally."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -148,6 +149,8 @@ REFUSED = {
         for value in (0, -0.1, float("inf"), float("nan"))
     },
     "decay": ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0, got -0.1"),
+    "optimizer": ({"optimizer": "SGD"}, "optimizer must be one of AdamW, Adam, RAdam, got 'SGD'"),
+    "no decay": ({"optimizer": "RAdam", "weight_decay": 0.1}, "for the optimizer AdamW, got 'RAd"),
     "rate": ({"rate": -1e-3}, "rate must be finite and at least 0, got -0.001"),
     "minimum": ({"minimum": 0.0}, "minimum must be .*positive.*, got 0.0"),
     "minimum above start": ({"minimum": 2.0}, "minimum must be at most start, 1.0, got 2.0"),
@@ -195,6 +198,51 @@ def test_settings_that_are_no_integers(name, value):
 def test_settings_that_are_no_numbers(name, value):
     with pytest.raises(TypeError, match=rf"{name} must be a number, got {value!r}"):
         Settings(**{name: value})
+
+
+def take_steps(side, settings, gradients):
+    """The path of one parameter from 1, with these gradients."""
+    module = importlib.import_module(f"gs_ppl.models.training_{side}")
+    optimizer, path = module.make_optimizer(settings), []
+    if side == "numpyro":
+        optax, x = pytest.importorskip("optax"), np.float32(1.0)
+        state = optimizer.init(x)
+        for g in gradients:
+            update, state = optimizer.update(np.float32(g), state, x)
+            path.append(x := optax.apply_updates(x, update))
+    else:
+        torch = pytest.importorskip("torch")
+        x = torch.nn.Parameter(torch.tensor(1.0))
+        for g in gradients:
+            x.grad = torch.tensor(float(g))
+            optimizer([x])
+            optimizer.step()  # of the learning rate
+            path.append(x.item())
+    return np.array(path, float)
+
+
+def test_steps_of_the_optimizers(side):
+    """At a constant gradient g Adam's step is the learning rate, and the first five of RAdam's are
+    plain ones, rate * g, since the variance is not known yet; AdamW has a cosine and a decay."""
+    options, constant, count = {"learning_rate": 0.01, "steps": 20}, np.full(20, -0.5), np.arange(20)
+    adam = take_steps(side, Settings(**options, optimizer="Adam"), constant)
+    np.testing.assert_allclose(adam, 1 + 0.01 * (count + 1), rtol=1e-5)
+    radam = take_steps(side, Settings(**options, optimizer="RAdam"), constant[:5])
+    np.testing.assert_allclose(radam, 1 + 0.005 * (count[:5] + 1), rtol=1e-5)
+    adamw, x = [], 1.0
+    for rate in 0.01 * (1 + np.cos(np.pi * count / 20)) / 2:
+        adamw.append(x := x + rate * (1 - 0.3 * x))
+    found = take_steps(side, Settings(**options, weight_decay=0.3), constant)
+    np.testing.assert_allclose(found, adamw, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_optimizers_agree(optimizer):
+    """Both sides have the same path."""
+    settings = Settings(steps=100, learning_rate=0.01, optimizer=optimizer)
+    gradients = np.random.default_rng(1).normal(size=100)
+    pyro, numpyro = (take_steps(side, settings, gradients) for side in SIDES)
+    np.testing.assert_allclose(pyro, numpyro, rtol=1e-5)
 
 
 FEW = IMAGES[:20]
