@@ -33,8 +33,7 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
 
     All run on one CPU with one thread.
     """
-    if not quick and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    use_one_thread(quick)
     settings = SemiSupervisedSettings(variables=STYLE, hidden=(WIDTH,), batch=BATCH, seed=seed)
     rounds, turn, classes = 7, TURN, CLASSES
     if quick:
@@ -55,6 +54,12 @@ def measure_step_cost(backends: list[str], quick: bool, seed: int) -> list[dict[
                 for m, s in medians.items()
             ]
     return rows
+
+
+def use_one_thread(quick: bool) -> None:
+    """Keeps the process on one CPU, if it measures."""
+    if not quick and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def time_in_turns(

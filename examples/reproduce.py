@@ -3,12 +3,14 @@
     python examples/reproduce.py tune --data-dir MNIST
     python examples/reproduce.py table1 --data-dir MNIST
     python examples/reproduce.py table2 --data-dir MNIST
+    python examples/reproduce.py costs
     python examples/reproduce.py figure5
 
 `tune` searches for the settings of each estimator of Table 1; `table1` then has the long runs with
-these settings. A cell with a result in models/results is not run again. An interrupted cell goes on
-from its checkpoint in the output folder. `--only` selects cells by their name. `--recorded` runs no
-cell and shows the results that exist. `--quick` tests with a few steps of each on bundled digits.
+these settings. `costs` measures a step of each, for the picture of Table 1. A cell with a result in
+models/results is not run again. An interrupted cell goes on from its checkpoint in the output
+folder. `--only` selects cells by their name. `--recorded` runs no cell and shows the results that
+exist. `--quick` tests with a few steps of each on bundled digits.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from _cells import EPOCH, TABLES, Cell, list_tuned, path_of_search, rates_of, read_search
+from _costs import measure_costs, show_costs
 from _pictures import draw_curves
 from _report import TITLES, find_versions, in_words, make_parser, parse, write_report
 from _step_cost import draw_step_cost, measure_step_cost
@@ -250,14 +253,14 @@ def show_searches(searches: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     parser = make_parser(__doc__, output="results/reproduce")
-    parser.add_argument("table", choices=(*TABLES, "figure5"))
+    parser.add_argument("table", choices=(*TABLES, *MEASURED))
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of MNIST's files")
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name has it")
     parser.add_argument("--recorded", action="store_true", help="no runs: show what there is")
     parser.add_argument("--results", type=Path, metavar="DIR", help="default models/results")
     arguments = parse(parser)
-    if arguments.table == "figure5" and (arguments.only or arguments.data_dir):
-        parser.error("--only and --data-dir have no effect with figure5")
+    if arguments.table in MEASURED and (arguments.only or arguments.data_dir):
+        parser.error(f"--only and --data-dir have no effect with {arguments.table}")
     with in_words(arguments.output):
         reproduce(arguments)
 
@@ -265,18 +268,19 @@ def main() -> None:
 def reproduce(arguments: argparse.Namespace) -> None:
     results = arguments.results or (arguments.output if arguments.quick else RESULTS)
     results.mkdir(parents=True, exist_ok=True)
-    picture = arguments.output / f"{arguments.table}.png"
+    pictures = [arguments.output / f"{arguments.table}.png"]
     found = find_rows(arguments, results)
     if not found:
         raise RunError(f"nothing of {arguments.table} is recorded in {results}")
     if arguments.table == "figure5":
-        shown = draw_step_cost(found, picture)
-    elif arguments.table == "tune":
-        shown = show_searches(found)
+        shown = draw_step_cost(found, *pictures)
+    elif arguments.table in SHOWN:
+        shown, pictures = SHOWN[arguments.table](found), []
     else:
         shown = show_table(found)
-        draw_curves(found, picture)
-    pictures = [] if arguments.table == "tune" else [picture]
+        costs = read_measured("costs", results) if arguments.table == "table1" else []
+        draw_curves(found, *pictures, costs)
+        found = found + costs
     target = write_report(arguments, pictures, found)
     Console().print(shown)
     Console().print(*pictures, target, sep="\n")
@@ -286,13 +290,22 @@ def find_rows(arguments: argparse.Namespace, results: Path) -> list[dict[str, An
     """The rows to show, measured or read from the records."""
     if arguments.table == "tune":
         return run_searches(arguments, results)
-    if arguments.table != "figure5":
+    if arguments.table not in MEASURED:
         return run_cells(arguments, results)
-    path = results / "figure5.json"
     if arguments.recorded:
-        return json.loads(path.read_text())["rows"] if path.exists() else []
-    arguments.json = arguments.json or path
-    return measure_step_cost(arguments.backends, quick=arguments.quick, seed=arguments.seed)
+        return read_measured(arguments.table, results)
+    arguments.json = arguments.json or results / f"{arguments.table}.json"
+    measure = MEASURED[arguments.table]
+    return measure(arguments.backends, quick=arguments.quick, seed=arguments.seed)
+
+
+def read_measured(table: str, results: Path) -> list[dict[str, Any]]:
+    path = results / f"{table}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+MEASURED = {"figure5": measure_step_cost, "costs": measure_costs}  # these train nothing
+SHOWN = {"tune": show_searches, "costs": show_costs}  # in a table alone
 
 
 if __name__ == "__main__":

@@ -130,16 +130,21 @@ def table2() -> str:
 
 
 def grey() -> str:
+    """By classes and latents; over the seeds."""
     cells = read_cells("grey")
+    lines: dict = {}
+    for cell in cells:
+        size = tuple(map(int, cell["row"].split(" x ")))
+        lines.setdefault((size, cell["column"], cell["paper"]), []).append(cell)
     shown = [
         [
-            cell["row"],
-            cell["column"],
-            f"{cell['paper']:.1f}",
-            in_bold(cell["train"]["nats"], cell["paper"]),
-            f"{cell['test']['nats']:.1f}",
+            "{} x {}".format(*size),
+            column,
+            f"{paper:.1f}",
+            over_seeds([run["train"]["nats"] for run in runs], paper),
+            over_seeds([run["test"]["nats"] for run in runs], None),
         ]
-        for cell in cells
+        for (size, column, paper), runs in sorted(lines.items())
     ]
     header = ["classes x latents", "estimator", "published", "here", "test images"]
     return f"{table(header, shown)}\n\n{versions_of(cells)}"
@@ -158,6 +163,20 @@ def figure5() -> str:
     return f"{table(header, rows)}\n\n{versions_of([record])}"
 
 
+def costs() -> str:
+    """A line for each model and side: CPU time of a step of each estimator."""
+    path = MODELS / "costs.json"
+    record = json.loads(path.read_text())
+    lines: dict = {}
+    for row in record["rows"]:
+        lines.setdefault((row["row"], TITLES[row["backend"]]), {})[row["column"]] = row["ms"]
+    shown = [
+        [*key, *(f"{line[name]:.1f}" if name in line else "" for name in ESTIMATORS)]
+        for key, line in lines.items()
+    ]
+    return f"{table(['model', 'PPL', *ESTIMATORS], shown)}\n\n{versions_of([record])}"
+
+
 def find_cell(row: str, column: str) -> dict:
     """The result of a cell of the paper's Table 1 on NumPyro."""
     cells = read_cells("table1")
@@ -168,6 +187,7 @@ def find_cell(row: str, column: str) -> dict:
 PAPER = {
     "table1": table1,
     "one_sample": one_sample,
+    "costs": costs,
     "searches": searches,
     "table2": table2,
     "grey": grey,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ EXAMPLES = {
     "reproduce.py table2": ["--only", "_gumbel-s_numpyro_seed0"],
     "reproduce.py grey": ["--only", "8_x_16_st"],
     "reproduce.py figure5": [],
+    "reproduce.py costs": [],
     "temperature_sweep.py": [],
     "train.py": ["--variables", "8"],
     "train_distributed.py": [],
@@ -86,6 +88,7 @@ def check_picture(path, rows):
 
 
 PICTURES = {
+    # the record, or the records, that it shows
     "examples/results/curves.png": "comparison.json",
     "examples/results/means.png": "comparison.json",
     "examples/results/estimators/estimators.png": "report.json",
@@ -95,7 +98,7 @@ PICTURES = {
     "examples/results/which_causes/cases.png": "report.json",
     "models/results/figure5.png": "figure5.json",
     "models/results/grey.png": "grey_*.json",
-    "models/results/table1.png": "table1_*.json",
+    "models/results/table1.png": ("table1_*.json", "costs.json"),
     "tests/benchmarks/speed.png": "speed.json",
 }
 
@@ -103,8 +106,9 @@ PICTURES = {
 @pytest.mark.parametrize("picture", PICTURES)
 def test_recorded_picture(picture):
     """The picture has the digest of the committed record."""
-    path, rows = ROOT / picture, []
-    for record in sorted(path.parent.glob(PICTURES[picture])):
+    path, rows, names = ROOT / picture, [], PICTURES[picture]
+    names = [names] if isinstance(names, str) else names
+    for record in sorted(record for name in names for record in path.parent.glob(name)):
         content = json.loads(record.read_text())
         rows += content.get("rows", [content.get("speed", content)])
     check_picture(path, rows)
@@ -396,6 +400,28 @@ def test_recorded_cells(reproduce, table):
         assert record["test"]["images"] == 10_000
 
 
+def test_curves_over_cpu_time(reproduce, monkeypatch, tmp_path):
+    """A point is at steps * ms; a tuned cell has the cost of its model and side."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    cell = {"row": "VAE, bits, tuned", "backend": "numpyro", "seed": 0}
+    curves = {"ST": [[1000, 130.0], [2000, 120.0]], "RLOO": [[1000, 140.0], [3000, 125.0]]}
+    results = [cell | {"column": name, "evaluations": curve} for name, curve in curves.items()]
+    costs = [
+        {"row": row, "backend": side, "column": name, "ms": ms}
+        for row, side, ms in [
+            ("VAE, categorical", "numpyro", 1.0),
+            ("VAE, bits", "pyro", 2.0),
+            ("VAE, bits", "numpyro", 6.0),
+        ]
+        for name in curves
+    ]
+    for known, times in ((costs, [[0.1, 0.2], [0.1, 0.3]]), ((), [[1, 2], [1, 3]])):
+        importlib.import_module("_pictures").draw_curves(results, tmp_path / "x.png", known)
+        lines = sorted(figures.pop().axes[0].lines, key=lambda line: max(line.get_xdata()))
+        np.testing.assert_allclose([line.get_xdata() for line in lines], times)
+
+
 def test_recorded_ranks():
     """As models/README.md says: at 60,000 steps Gumbel-Softmax is best by 1,000 samples, and
     another by one sample."""
@@ -406,6 +432,28 @@ def test_recorded_ranks():
         by_many = min(cells, key=lambda cell: cell["test"]["nats"])
         by_one = min(cells, key=lambda cell: cell["evaluations"][-1][1])
         assert (by_many["column"], by_one["column"] == "Gumbel-S.") == ("Gumbel-S.", False)
+
+
+def test_recorded_curves_over_time(reproduce):
+    """As models/README.md says of what to take: the lowest curve after so many CPU minutes."""
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("table1_*_numpyro_seed0.json")]
+    cells = importlib.import_module("_pictures").choose_cells(records)
+    costs = json.loads((RESULTS / "costs.json").read_text())["rows"]
+    ms = {(r["row"], r["column"]): r["ms"] for r in costs if r["backend"] == "numpyro"}
+
+    def lowest(model, minutes):
+        found = {}
+        for name, cell in cells[model].items():
+            steps, nats = np.array(cell["evaluations"]).T
+            time = steps * ms[model, name] / 60_000
+            if time[0] <= minutes <= 1.02 * time[-1]:
+                found[name] = np.interp(minutes, time, nats)
+        return min(found, key=found.get)
+
+    for model in ("SBN, bits", "SBN, categorical"):
+        assert {lowest(model, t) for t in (0.5, 1, 2)} <= {"ST Gumbel-S.", "GappedST"}
+    assert (lowest("VAE, bits", 1), lowest("VAE, bits", 5)) == ("DARN", "Gumbel-S.")
+    assert {lowest("VAE, categorical", t) for t in (1.8, 5)} == {"RLOO", "Gumbel-S."}
 
 
 def test_recorded_rows_of_pyro():

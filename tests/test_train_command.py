@@ -120,6 +120,8 @@ REFUSED_CELLS = {
     ("table1", "--only", "vae_bits_st", "--data-dir", "nowhere"): "train-images-idx3-ubyte: no su",
     ("tune", "--recorded"): "nothing of tune is recorded in here",
     ("figure5", "--recorded"): "nothing of figure5 is recorded in here",
+    ("costs", "--recorded"): "nothing of costs is recorded in here",
+    ("costs", "--only", "vae"): "--only and --data-dir have no effect with costs",
     ("figure5", "--only", "vae"): "--only and --data-dir have no effect with figure5",
     ("figure5", "--data-dir", "."): "--only and --data-dir have no effect with figure5",
 }

@@ -224,7 +224,8 @@ def take_steps(side, settings, gradients):
 def test_steps_of_the_optimizers(side):
     """At a constant gradient g Adam's step is the learning rate, and the first five of RAdam's are
     plain ones, rate * g, since the variance is not known yet; AdamW has a cosine and a decay."""
-    options, constant, count = {"learning_rate": 0.01, "steps": 20}, np.full(20, -0.5), np.arange(20)
+    options, constant = {"learning_rate": 0.01, "steps": 20}, np.full(20, -0.5)
+    count = np.arange(20)
     adam = take_steps(side, Settings(**options, optimizer="Adam"), constant)
     np.testing.assert_allclose(adam, 1 + 0.01 * (count + 1), rtol=1e-5)
     radam = take_steps(side, Settings(**options, optimizer="RAdam"), constant[:5])
