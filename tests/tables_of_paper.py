@@ -134,17 +134,19 @@ def grey() -> str:
     cells = read_cells("grey")
     lines: dict = {}
     for cell in cells:
-        size = tuple(map(int, cell["row"].split(" x ")))
-        lines.setdefault((size, cell["column"], cell["paper"]), []).append(cell)
+        size, _, optimizer = cell["row"].partition(", ")
+        order = tuple(map(int, size.split(" x ")))
+        line = order, optimizer, cell["row"], cell["column"], cell["paper"]
+        lines.setdefault(line, []).append(cell)
     shown = [
         [
-            "{} x {}".format(*size),
+            row,
             column,
             f"{paper:.1f}",
             over_seeds([run["train"]["nats"] for run in runs], paper),
             over_seeds([run["test"]["nats"] for run in runs], None),
         ]
-        for (size, column, paper), runs in sorted(lines.items())
+        for (_, _, row, column, paper), runs in sorted(lines.items())
     ]
     header = ["classes x latents", "estimator", "published", "here", "test images"]
     return f"{table(header, shown)}\n\n{versions_of(cells)}"
