@@ -202,7 +202,7 @@ COLUMNS_OF_GREY = {
         "GappedST": (98.7, "GappedST", 0.5, 5e-4),
     },
 }
-WITH = {  # the columns that have been run with each optimizer
+RUN_WITH = {  # the columns that have been run with each optimizer
     "AdamW": ("ST Gumbel-S.", "ReinMax", "Gumbel-Rao"),
     "RAdam": ("ST Gumbel-S.", "ReinMax", "GappedST"),
 }
@@ -218,7 +218,7 @@ def list_grey() -> list[Cell]:
             backend,
         )
         for backend in TITLES
-        for optimizer, columns in WITH.items()
+        for optimizer, columns in RUN_WITH.items()
         for row, size in SIZES.items()
         for column in columns
         for figure, family, tau, rate in [COLUMNS_OF_GREY[row][column]]

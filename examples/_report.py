@@ -96,6 +96,14 @@ def find_versions(backends: list[str]) -> dict[str, str]:
     return {"python": platform.python_version(), "gs-ppl": gs_ppl.__version__, **versions}
 
 
+def command_line() -> str:
+    """The command of this run, with the last part of absolute paths, which are of this machine."""
+    script, *options = sys.argv
+    options = [Path(x).name if Path(x).is_absolute() else x for x in options]
+    script = f"examples/{Path(script).name}" if Path(script).is_absolute() else script
+    return " ".join([script, *options])
+
+
 def digest(rows: list[Any]) -> str:
     """A checksum of the content of a record, in any layout and order."""
     lines = sorted(json.dumps(row, sort_keys=True) for row in rows)
@@ -118,7 +126,7 @@ def write_report(
     for picture in pictures:
         stamp(picture, rows)
     report = {
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "seed": arguments.seed,
         **({"steps": arguments.steps} if arguments.steps else {}),
         "versions": find_versions(arguments.backends),
